@@ -1,0 +1,1 @@
+"""The built-in backbones: one module for each library's diffusion transformer."""

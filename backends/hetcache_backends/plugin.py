@@ -1,0 +1,22 @@
+"""Entry point of the built-in backbones. Imports no model library."""
+
+from __future__ import annotations
+
+from hetcache_core.hookspecs import Registration, hookimpl
+
+
+@hookimpl
+def hetcache_register_backbones() -> list[Registration]:
+    """Name the backbones; each is imported when it is first asked for."""
+    return [
+        Registration(
+            name="tiny-vace",
+            target="hetcache_backends.tiny_vace.backbone:TinyVace",
+            summary="Wan-VACE at a small size, embedded (DiffSynth)",
+        ),
+        Registration(
+            name="wan-vace",
+            target="hetcache_backends.wan_vace:WanVace",
+            summary="Wan2.1-VACE video editing (DiffSynth)",
+        ),
+    ]

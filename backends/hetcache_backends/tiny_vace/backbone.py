@@ -1,0 +1,99 @@
+"""The embedded backbone: the classes and the path of ``wan-vace`` at a size for a laptop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from attrs import frozen
+from hetcache_core.backbone import Backbone, EditRequest, Features, Geometry, LoadRequest
+from hetcache_core.errors import UnsupportedBackboneError
+
+from hetcache_backends import wan_vace
+
+if TYPE_CHECKING:
+    import numpy as np
+    from hetcache_core.engine import Engine
+    from hetcache_core.steps import ModelInfo
+    from numpy.typing import NDArray
+
+RANDOM_WEIGHTS_NOTICE = (
+    "tiny-vace runs on random weights: speed and traces mean something, the picture does not."
+)
+SEED_OF_RANDOM_WEIGHTS = 0
+
+
+@final
+@frozen
+class TinyVace(Backbone):
+    """A small Wan-VACE that comes with the package."""
+
+    name: ClassVar[str] = "tiny-vace"
+    summary: ClassVar[str] = "Wan-VACE at a small size, embedded (DiffSynth)"
+    library: ClassVar[str] = "diffsynth"
+    features: ClassVar[Features] = wan_vace.WanVace.features
+    geometry: ClassVar[Geometry] = Geometry(
+        size_multiple=16,
+        frame_stride=wan_vace.TEMPORAL_STRIDE,
+        default_size=(384, 384),
+        default_frames=17,
+    )
+
+    def accepts(self, pipeline: object) -> bool:
+        """Whether this backbone built the pipeline."""
+        return wan_vace.is_wan_pipeline(pipeline) and wan_vace.owner(pipeline) == self.name
+
+    def describe(self, pipeline: Any) -> ModelInfo:
+        """Describe the pipeline's DiT."""
+        return wan_vace.describe(pipeline, self.name)
+
+    @contextmanager
+    def attach(self, pipeline: Any, engine: Engine) -> Iterator[None]:
+        """Attach as ``wan-vace`` does."""
+        with wan_vace.attached(pipeline, engine, self.name):
+            yield
+
+    def load(self, request: LoadRequest) -> Any:
+        """Build the pipeline; ``model`` may name another safetensors file of the same shape."""
+        import torch
+
+        wan_vace.import_diffsynth()
+        from hetcache_backends.tiny_vace.pipeline import WEIGHTS_PATH, build_pipeline
+
+        weights = WEIGHTS_PATH if request.model is None else Path(request.model).expanduser()
+        dtype = getattr(torch, request.dtype)
+        if weights.is_file():
+            pipeline = build_pipeline(device=request.device, dtype=dtype, weights=weights)
+        elif request.model is None:
+            pipeline = build_pipeline(
+                device=request.device, dtype=dtype, seed=SEED_OF_RANDOM_WEIGHTS
+            )
+            pipeline.hetcache_notice = RANDOM_WEIGHTS_NOTICE
+        else:
+            raise UnsupportedBackboneError(
+                f"{weights} is not a file. tiny-vace takes a safetensors file of its own shape, or no "
+                "--model at all for the weights in the package."
+            )
+        pipeline.hetcache_backbone = self.name
+        return pipeline
+
+    def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
+        """Run one masked edit, untiled: the codec has no seams to hide."""
+        from attrs import evolve
+
+        untiled = evolve(request, options={"tiled": False, **request.options})
+        return wan_vace.edit(pipeline, untiled)
+
+    def notice(self, pipeline: Any) -> str | None:
+        """Say so where the weights are random."""
+        notice = getattr(pipeline, "hetcache_notice", None)
+        return str(notice) if notice else None
+
+    def sample(self) -> EditRequest:
+        """Return the embedded demonstration clip."""
+        from hetcache_backends.tiny_vace.clips import demo_clip
+
+        clip = demo_clip()
+        return EditRequest(video=clip.video, mask=clip.mask > 0, prompt=clip.prompt)

@@ -1,0 +1,262 @@
+"""One pass over the trunk's blocks: hints on demand, sub-layers reused, keys stored, FLOPs counted."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from attrs import define, field
+from torch import Tensor
+
+from hetcache_core.active import attention_scores
+from hetcache_core.policy import RUN_BLOCK, RUN_PART, BlockAction, BlockDecider, Predictor, Use
+from hetcache_core.steps import ALL_SUB_LAYERS, BlockKey, Stack, StepInfo, SubLayer
+from hetcache_core.store import CacheStore, Kind, Slot
+from hetcache_core.trunk import Attend, Compute, TrunkCall, TrunkView
+
+
+class KeysUse(Enum):
+    """What a pass does with the keys and values of self-attention."""
+
+    OWN = "own"
+    """Attend over the view's own rows; keep nothing."""
+    STORE = "store"
+    """Attend over the view's own rows (all tokens) and keep them."""
+    CACHED = "cached"
+    """Write the view's rows into the kept ones and attend over all tokens."""
+
+
+@define(eq=False, kw_only=True)
+class ScoreRequest:
+    """Which attention to score while a full pass runs.
+
+    Attributes:
+        layers: main blocks, by index from the front.
+        queries: (m,) token indices.
+        batch_rows: rows of the deciding branch.
+        total: (N,) fp32 sum over layers, filled by the pass.
+    """
+
+    layers: frozenset[int]
+    queries: Tensor
+    batch_rows: slice
+    total: Tensor | None = None
+
+    def add(self, q: Tensor, k: Tensor, heads: int) -> None:
+        """Score one layer; q and k are (B, N, D)."""
+        rows = self.batch_rows
+        scores = attention_scores(q[rows].index_select(1, self.queries), k[rows], heads)
+        self.total = scores if self.total is None else self.total + scores
+
+
+@define(eq=False, kw_only=True)
+class Pass:
+    """Runs blocks of one view in order, from wherever the last call stopped.
+
+    Attributes:
+        trunk: the call.
+        rows: (n,) active rows, or None for all.
+        branch: key under which state is kept.
+        step: the step.
+        store: where things are kept.
+        predictor: what stands in for sub-layers that are not run.
+        blocks: decides blocks and sub-layers, or None to run all.
+        keys: what to do with keys and values.
+        stored_hints: take control hints from the store instead of running control blocks.
+        keep_hints: remember the hints, for storing them afterwards.
+        score: attention to score on the way, or None.
+        keep_at: block indices before which the state is kept in ``marks``.
+        hidden: (B, n, D) state after the blocks that have run.
+    """
+
+    trunk: TrunkCall
+    rows: Tensor | None
+    branch: str
+    step: StepInfo
+    store: CacheStore
+    predictor: Predictor
+    blocks: BlockDecider | None = None
+    keys: KeysUse = KeysUse.OWN
+    stored_hints: bool = False
+    keep_hints: bool = False
+    score: ScoreRequest | None = None
+    keep_at: frozenset[int] = frozenset()
+    marks: dict[int, Tensor] = field(factory=dict, init=False)
+    view: TrunkView = field(init=False)
+    hidden: Tensor = field(init=False)
+    hints: list[Tensor] = field(factory=list, init=False)
+    flops: int = field(default=0, init=False)
+    blocks_run: int = field(default=0, init=False)
+    control_run: int = field(default=0, init=False)
+    parts_reused: int = field(default=0, init=False)
+    next: int = field(default=0, init=False)
+    _hint_at: dict[int, int] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Gather the rows."""
+        self.view = self.trunk.view(self.rows)
+        self.hidden = self.view.x
+        self._hint_at = {layer: i for i, layer in enumerate(self.trunk.control_layers)}
+
+    @property
+    def row_count(self) -> int:
+        """Rows ``n`` of the view."""
+        return self.view.x.shape[1]
+
+    @property
+    def key_count(self) -> int:
+        """Keys that self-attention sees."""
+        return self.trunk.x.shape[1] if self.keys is KeysUse.CACHED else self.row_count
+
+    def advance(self, stop: int) -> Tensor:
+        """Run blocks up to, not including, ``stop``; return the state (B, n, D)."""
+        while self.next < stop:
+            if self.next in self.keep_at:
+                self.marks[self.next] = self.hidden
+            self._block(BlockKey(Stack.MAIN, self.next))
+            self.next += 1
+        return self.hidden
+
+    def _block(self, key: BlockKey) -> None:
+        action = RUN_BLOCK
+        if self.blocks is not None:
+            action = self.blocks.block(self.step, self.branch, key, self.hidden)
+        slot = Slot(Kind.BLOCK, key)
+        if action.use is Use.REUSE and self.store.has(self.branch, slot):
+            # The stored residual holds the control hint of its step, so no control block runs.
+            self.hidden = self.hidden + self._predict(slot)
+            return
+        before = self.hidden
+        hint = self._hint(key.index)
+        self.hidden = self.view.block(key.index, before, hint, self._hooks(key, action))
+        self.blocks_run += 1
+        if action.store:
+            self.store.put_difference(
+                self.branch, slot, self.hidden, before,
+                step=self.step.index, history=self.predictor.history,
+            )
+        if action.observe_block and self.blocks is not None:
+            self.blocks.observe(self.step, self.branch, key, None, self.hidden)
+
+    def _hint(self, layer: int) -> Tensor | None:
+        wanted = self._hint_at.get(layer)
+        if wanted is None:
+            return None
+        if self.stored_hints:
+            return self.store.get(self.branch, Slot(Kind.HINT, wanted), like=self.hidden)[-1].value
+        hint = None
+        # Control blocks feed each other, so those whose hints a reused block did not need are
+        # caught up on here.
+        while self.control_run <= wanted:
+            hint = self._control(BlockKey(Stack.CONTROL, self.control_run))
+        return hint
+
+    def _control(self, key: BlockKey) -> Tensor:
+        action = RUN_BLOCK
+        if self.blocks is not None:
+            action = self.blocks.control(self.step, self.branch, key)
+        hint = self.view.control(key.index, self._hooks(key, action))
+        self.control_run += 1
+        self.flops += self.trunk.flops.control_extra(key.index, rows=self.row_count)
+        if self.keep_hints:
+            self.hints.append(hint)
+        return hint
+
+    def _hooks(self, key: BlockKey, action: BlockAction) -> _Hooks | None:
+        parts = action.observe | frozenset(
+            part for part, act in action.parts.items() if act != RUN_PART or act.rows is not None
+        )
+        scored = (
+            self.score is not None
+            and key.stack is Stack.MAIN
+            and key.index in self.score.layers
+        )
+        attends = self.keys is not KeysUse.OWN or scored
+        for part in ALL_SUB_LAYERS - parts:
+            self._count(key, part)
+        if not parts and not attends:
+            return None
+        return _Hooks(owner=self, key=key, action=action, parts=parts, attends=attends, scored=scored)
+
+    def _count(self, key: BlockKey, part: SubLayer, rows: int | None = None) -> None:
+        self.flops += self.trunk.flops.sub_layer(
+            key.stack, part, rows=self.row_count if rows is None else rows, keys=self.key_count
+        )
+
+    def _predict(self, slot: Slot) -> Tensor:
+        values = self.store.get(self.branch, slot, like=self.hidden)
+        return self.predictor.predict(values, step=self.step.index, gain=None)
+
+    def sub_layer(self, key: BlockKey, part: SubLayer, action: BlockAction, compute: Compute) -> Tensor:
+        """Run, reuse or partly recompute one sub-layer (called by the hooks)."""
+        act = action.parts.get(part, RUN_PART)
+        slot = Slot(Kind.SUB_LAYER, key, part)
+        if act.use is Use.REUSE and self.store.has(self.branch, slot):
+            output = self._predict(slot)
+            self.parts_reused += 1
+            if act.rows is not None:
+                fresh = compute(act.rows)
+                self._count(key, part, act.rows.numel())
+                output = output.index_copy(1, act.rows, fresh)
+                self.store.write_rows(self.branch, slot, act.rows, fresh, step=self.step.index)
+        else:
+            output = compute()
+            self._count(key, part)
+            if act.store:
+                self.store.put(
+                    self.branch, slot, output,
+                    step=self.step.index, history=self.predictor.history,
+                )
+        if part in action.observe and self.blocks is not None:
+            self.blocks.observe(self.step, self.branch, key, part, output)
+        return output
+
+    def attend(
+        self, key: BlockKey, scored: bool, q: Tensor, k: Tensor, v: Tensor, attend: Attend
+    ) -> Tensor:
+        """Attend over the keys of this pass (called by the hooks); q, k, v are (B, n, D)."""
+        keys, values = Slot(Kind.KEYS, key), Slot(Kind.VALUES, key)
+        if scored and self.score is not None:
+            self.score.add(q, k, self.trunk.heads)
+            m = self.score.queries.numel()
+            self.flops += 2 * q[self.score.batch_rows].shape[0] * m * k.shape[1] * k.shape[2]
+        if self.keys is KeysUse.STORE:
+            self.store.put(self.branch, keys, k, step=self.step.index)
+            self.store.put(self.branch, values, v, step=self.step.index)
+        elif self.keys is KeysUse.CACHED and self.rows is not None:
+            self.store.write_rows(self.branch, keys, self.rows, k, step=self.step.index)
+            self.store.write_rows(self.branch, values, self.rows, v, step=self.step.index)
+            k = self.store.get(self.branch, keys, like=k)[-1].value
+            v = self.store.get(self.branch, values, like=v)[-1].value
+        return attend(q, k, v)
+
+
+@define(eq=False, kw_only=True)
+class _Hooks:
+    """Hands one block's sub-layers to its pass (``trunk.BlockHooks``)."""
+
+    owner: Pass
+    key: BlockKey
+    action: BlockAction
+    parts: frozenset[SubLayer]
+    attends: bool
+    scored: bool
+
+    def sub_layer(self, part: SubLayer, compute: Compute) -> Tensor:
+        return self.owner.sub_layer(self.key, part, self.action, compute)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
+        return self.owner.attend(self.key, self.scored, q, k, v, attend)
+
+
+def full_flops(trunk: TrunkCall) -> int:
+    """FLOPs of the trunk when nothing is left out; counts, runs nothing."""
+    tokens, flops = trunk.x.shape[1], 0
+    for stack, count in ((Stack.MAIN, trunk.layers), (Stack.CONTROL, len(trunk.control_layers))):
+        per_block = sum(
+            trunk.flops.sub_layer(stack, part, rows=tokens, keys=tokens) for part in SubLayer
+        )
+        flops += count * per_block
+    return flops + sum(
+        trunk.flops.control_extra(i, rows=tokens) for i in range(len(trunk.control_layers))
+    )
+

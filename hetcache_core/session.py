@@ -1,0 +1,232 @@
+"""One policy bound to one pipeline for as long as a ``with`` block lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from attrs import asdict, define, field
+
+from hetcache_core.discovery import Registry, discover
+from hetcache_core.engine import Engine
+from hetcache_core.errors import CacheStateError, ConfigError, UnsupportedBackboneError
+from hetcache_core.policy import CachePolicy, PolicyRecipe, combine
+from hetcache_core.settings import build
+from hetcache_core.steps import ModelInfo, StepInfo
+from hetcache_core.store import StoreSettings
+from hetcache_core.trace import CallRecord, Trace
+
+if TYPE_CHECKING:
+    from hetcache_core.backbone import Backbone
+
+StepCallback = Callable[[StepInfo, Sequence[CallRecord]], None]
+
+
+@define(eq=False)
+class Session:
+    """A policy on a pipeline; enter it, call the pipeline as usual, leave it.
+
+    Leaving restores the pipeline exactly, also after an exception.
+
+    Attributes:
+        pipeline: the user's pipeline.
+        backbone: the adapter that carries it.
+        policy: what is done.
+        traces: one for every run that reached its last step, oldest first.
+    """
+
+    pipeline: Any
+    backbone: Backbone
+    policy: CachePolicy
+    _engine: Engine
+    traces: list[Trace] = field(factory=list, init=False)
+    _stack: ExitStack | None = field(default=None, init=False)
+
+    @property
+    def trace(self) -> Trace:
+        """The trace of the last finished run.
+
+        Raises:
+            CacheStateError: no run has finished yet.
+        """
+        if not self.traces:
+            raise CacheStateError("No run has finished in this session; call the pipeline first.")
+        return self.traces[-1]
+
+    def __enter__(self) -> Session:
+        """Route the pipeline through the engine."""
+        if self._stack is not None:
+            raise CacheStateError("This session is already active; make another with accelerate().")
+        stack = ExitStack()
+        stack.enter_context(self.backbone.attach(self.pipeline, self._engine))
+        self._stack = stack
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Restore the pipeline and free everything kept."""
+        stack, self._stack = self._stack, None
+        try:
+            self._engine.abort_run()
+        finally:
+            if stack is not None:
+                stack.close()
+
+
+def accelerate(
+    pipeline: Any,
+    policy: str | PolicyRecipe | CachePolicy = "hetcache",
+    *,
+    settings: Mapping[str, object] | None = None,
+    preset: str | None = None,
+    backbone: str | Backbone | None = None,
+    store: StoreSettings | None = None,
+    registry: Registry | None = None,
+    on_step: StepCallback | None = None,
+    on_run: Callable[[Trace], None] | None = None,
+) -> Session:
+    """Make a session that runs a pipeline with a caching policy.
+
+    Args:
+        pipeline: a pipeline of a known backbone.
+        policy: registered name, names joined by "+", a recipe, or a ready composition.
+        settings: the policy's settings by name; with "+" prefixed ("teacache.threshold").
+        preset: "quality", "balanced" or "fast"; ``settings`` go on top of it.
+        backbone: registered name or adapter; None finds the one that accepts the pipeline.
+        store: dtype, device and byte limit of what is kept.
+        registry: plugins to use; None discovers the installed ones.
+        on_step: called after every step with its records.
+        on_run: called with the trace of every finished run.
+
+    Returns:
+        A context manager; nothing is changed before it is entered.
+
+    Raises:
+        ConfigError: unknown names, bad settings, or pieces in each other's way.
+        UnsupportedBackboneError: no adapter takes the pipeline, or the adapter lacks a feature
+            that the policy needs.
+
+    Example:
+        ``with accelerate(pipe, "hetcache") as run: video = pipe(...)``, then ``run.trace``.
+    """
+    registry = discover() if registry is None else registry
+    adapter = _find_backbone(pipeline, backbone, registry)
+    model = adapter.describe(pipeline)
+    composed, used = resolve_policy(policy, settings or {}, preset, model, registry)
+    missing = adapter.features.missing(composed.needs())
+    if missing:
+        raise UnsupportedBackboneError(
+            f"Policy {composed.name!r} cannot run on backbone {adapter.name!r}, which lacks: "
+            f"{', '.join(missing)}. `hetcache backbones` shows what each can carry."
+        )
+    traces: list[Trace] = []
+
+    def finished(trace: Trace) -> None:
+        notice = adapter.notice(pipeline)
+        if notice:
+            trace.notes.append(notice)
+        traces.append(trace)
+        if on_run is not None:
+            on_run(trace)
+        registry.observe_run(trace)
+
+    engine = Engine(
+        policy=composed,
+        settings=used,
+        store_settings=store or StoreSettings(),
+        on_step=on_step,
+        on_run=finished,
+    )
+    session = Session(pipeline, adapter, composed, engine)
+    session.traces = traces
+    return session
+
+
+def resolve_policy(
+    policy: str | PolicyRecipe | CachePolicy,
+    settings: Mapping[str, object],
+    preset: str | None,
+    model: ModelInfo,
+    registry: Registry,
+) -> tuple[CachePolicy, dict[str, Any]]:
+    """Turn a policy's name and settings into a composition for a model.
+
+    Returns:
+        The composition and the settings that it was made with, for the trace.
+
+    Raises:
+        ConfigError: as in ``accelerate``.
+    """
+    if isinstance(policy, CachePolicy | PolicyRecipe):
+        if settings or preset:
+            raise ConfigError(
+                "settings and preset go with a policy's name; give them to the policy object itself."
+            )
+        if isinstance(policy, CachePolicy):
+            return policy, {}
+        return policy.compose(model), _plain_settings(policy)
+    names = [name.strip() for name in policy.split("+")]
+    composed: CachePolicy | None = None
+    used: dict[str, Any] = {}
+    for name in names:
+        recipe = _recipe(name, names, settings, preset, model, registry)
+        made = recipe.compose(model)
+        composed = made if composed is None else combine(composed, made)
+        prefix = f"{name}." if len(names) > 1 else ""
+        used |= {f"{prefix}{k}": v for k, v in _plain_settings(recipe).items()}
+    if composed is None:
+        raise ConfigError("The policy name is empty; `hetcache policies` lists the known ones.")
+    stray = [k for k in settings if len(names) > 1 and k.partition(".")[0] not in names]
+    if stray:
+        raise ConfigError(
+            f"Setting {stray[0]!r} does not say which of {', '.join(names)} it is for; write "
+            f"{names[0]}.{stray[0]}."
+        )
+    return composed, used
+
+
+def _recipe(
+    name: str,
+    names: Sequence[str],
+    settings: Mapping[str, object],
+    preset: str | None,
+    model: ModelInfo,
+    registry: Registry,
+) -> PolicyRecipe:
+    kind = registry.policy(name)
+    own = dict(settings)
+    if len(names) > 1:
+        own = {k[len(name) + 1 :]: v for k, v in settings.items() if k.startswith(f"{name}.")}
+    base = dict(kind.preset(preset, model)) if preset is not None else {}
+    recipe = build(kind, {**base, **own}, where=f"policy {name}")
+    return recipe
+
+
+def _plain_settings(recipe: PolicyRecipe) -> dict[str, Any]:
+    plain: dict[str, Any] = asdict(recipe)  # type: ignore[call-overload]  # recipes are attrs
+    return plain
+
+
+def _find_backbone(pipeline: Any, wanted: str | Backbone | None, registry: Registry) -> Backbone:
+    if isinstance(wanted, str):
+        made: Backbone = registry.backbone(wanted)()
+        return made
+    if wanted is not None:
+        return wanted
+    for name in registry.backbone_names:
+        candidate: Backbone = registry.backbone(name)()
+        if candidate.accepts(pipeline):
+            return candidate
+    raise UnsupportedBackboneError(
+        f"No installed backbone takes a {type(pipeline).__module__}.{type(pipeline).__qualname__}. "
+        f"Known backbones: {', '.join(registry.backbone_names) or 'none'}."
+    )
+
+
+__all__ = ["Session", "accelerate", "resolve_policy"]

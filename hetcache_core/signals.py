@@ -1,0 +1,116 @@
+"""What a step policy may look at, computed on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from hetcache_core.errors import ContractError
+from hetcache_core.steps import StepInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hetcache_core.backbone import ModelCall
+    from hetcache_core.trunk import TrunkCall
+
+
+def relative_l1(new: Tensor, old: Tensor) -> Tensor:
+    """Return ``mean|new - old| / mean|old|`` as an fp32 scalar tensor; no wait for the device."""
+    old = old.float()
+    return (new.float() - old).abs().mean() / old.abs().mean().clamp_min(1e-12)
+
+
+@define(eq=False)
+class Signals:
+    """Signals of one step, taken from the branch that is run first.
+
+    Where one call holds several branches, only the rows of the first are looked at, so merged and
+    separate guidance decide alike. A signal that was not asked for costs nothing.
+
+    Attributes:
+        step: the step.
+        timesteps: unrounded timesteps of the whole run.
+        reads: numbers brought to the host so far.
+    """
+
+    step: StepInfo
+    timesteps: tuple[float, ...]
+    _call: ModelCall
+    _trunk: TrunkCall | None
+    _probe: Callable[[int], Tensor]
+    _tables: dict[str, Tensor]
+    _modulated: Tensor | None = field(default=None, init=False)
+    reads: int = field(default=0, init=False)
+
+    def timestep_embedding(self, index: int | None = None) -> Tensor:
+        """Embedding of a step's unrounded timestep: (D,) fp32.
+
+        Args:
+            index: the step, which may lie ahead; None for the current one.
+        """
+        trunk = self._need_trunk("timestep_embedding")
+        return self._row("embedding", trunk.timestep_embeddings, index)
+
+    def timestep_modulation(self, index: int | None = None) -> Tensor:
+        """Block modulation of a step's unrounded timestep: (6 * D,) fp32; ``index`` as above."""
+        trunk = self._need_trunk("timestep_modulation")
+        return self._row("modulation", trunk.timestep_modulations, index)
+
+    def modulated_input(self) -> Tensor:
+        """First block's modulated input (b, N, D) in fp32, rows of the deciding branch."""
+        if self._modulated is None:
+            trunk = self._need_trunk("modulated_input")
+            self._modulated = trunk.modulated_input(self.timestep_modulation())[self._rows]
+        return self._modulated
+
+    def hidden(self) -> Tensor:
+        """Trunk input (b, N, D), rows of the deciding branch."""
+        return self._need_trunk("hidden").x[self._rows]
+
+    def latent(self) -> Tensor:
+        """Noisy latents that the model was called with; shape as in the library, b rows or 1."""
+        latents = self._call.latents
+        return latents[self._rows] if latents.shape[0] > 1 else latents
+
+    def probe(self, blocks: int = 1) -> Tensor:
+        """Output (b, N, D) of the first blocks; a step that then runs does not run them again.
+
+        Args:
+            blocks: how many, at least 1.
+        """
+        self._need_trunk("probe")
+        return self._probe(blocks)[self._rows]
+
+    def read(self, value: Tensor) -> float:
+        """Bring one number to the host. Only here and below does a decision wait for the device."""
+        self.reads += 1
+        return float(value.item())
+
+    def read_many(self, values: Tensor) -> list[float]:
+        """Bring several numbers (k,) to the host at once; counts as one read."""
+        self.reads += 1
+        return [float(v) for v in values.tolist()]
+
+    @property
+    def _rows(self) -> slice:
+        return self._call.branches[0].rows
+
+    def _row(
+        self, name: str, compute: Callable[[Sequence[float]], Tensor], index: int | None
+    ) -> Tensor:
+        # All steps at once, once a run: fp32 copies of the weights live only for this call.
+        if name not in self._tables:
+            self._tables[name] = compute(self.timesteps)
+        return self._tables[name][self.step.index if index is None else index]
+
+    def _need_trunk(self, name: str) -> TrunkCall:
+        if self._trunk is None:
+            raise ContractError(
+                f"The signal {name!r} needs the model's embedding, but this policy reuses whole model "
+                "outputs and decides before the embedding runs. Use signals.latent(), or set "
+                "reuse_point to TRUNK."
+            )
+        return self._trunk

@@ -1,0 +1,198 @@
+"""What is kept between steps: tensors by branch and slot, within a byte budget."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor
+
+from hetcache_core.errors import CacheBudgetError, CacheStateError, ConfigError
+from hetcache_core.steps import BlockKey, Span, SubLayer
+
+
+class Kind(str, Enum):
+    """What a stored tensor is."""
+
+    RESIDUAL = "residual"
+    """Output minus input of a span of the trunk."""
+    OUTPUT = "output"
+    """Model output minus its latent input."""
+    BLOCK = "block"
+    """Output minus input of one block, its control hint included."""
+    SUB_LAYER = "sub_layer"
+    """Output of a sub-layer before its gate."""
+    KEYS = "keys"
+    VALUES = "values"
+    HINT = "hint"
+    """A control hint at the active rows."""
+
+
+@frozen
+class Slot:
+    """Names one stored tensor within a branch.
+
+    ``where`` is a ``Span`` for RESIDUAL, a ``BlockKey`` for BLOCK, SUB_LAYER, KEYS and VALUES,
+    the hint's index for HINT and None for OUTPUT.
+    """
+
+    kind: Kind
+    where: Span | BlockKey | int | None = None
+    part: SubLayer | None = None
+
+
+@frozen(eq=False)
+class Stored:
+    """One kept value and the step at which it was computed."""
+
+    value: Tensor
+    step: int
+
+
+@frozen(kw_only=True)
+class StoreSettings:
+    """How a store keeps its tensors.
+
+    Attributes:
+        dtype: name of a floating dtype ("bfloat16") to keep them in, or None for the model's own.
+        device: device to keep them on ("cpu" spills to host memory), or None for the model's own.
+        max_bytes: hard limit for one run, or None.
+    """
+
+    dtype: str | None = None
+    device: str | None = None
+    max_bytes: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Check the names, so that a bad one is an error before the run and not inside it."""
+        kept = getattr(torch, self.dtype, None) if self.dtype is not None else torch.float32
+        if not isinstance(kept, torch.dtype) or not kept.is_floating_point:
+            raise ConfigError(
+                f"Cache dtype {self.dtype!r} is not a floating torch dtype; "
+                "use float32, bfloat16 or float16."
+            )
+        if self.device is not None:
+            try:
+                torch.device(self.device)
+            except RuntimeError as error:
+                raise ConfigError(f"Cache device {self.device!r} is unknown: use cpu or cuda.") from error
+        if self.max_bytes is not None and self.max_bytes <= 0:
+            raise ConfigError(f"max_bytes is {self.max_bytes}; it must be a positive byte count.")
+
+
+@define(eq=False)
+class CacheStore:
+    """Tensors of one run, keyed by branch and slot.
+
+    Values are kept oldest first, at most ``history`` of them a slot. The store owns what it is
+    given: callers hand over fresh tensors and write into them again only through the store.
+    """
+
+    settings: StoreSettings = field(factory=StoreSettings)
+    _values: dict[tuple[str, Slot], list[Stored]] = field(factory=dict, init=False)
+    _bytes: int = field(default=0, init=False)
+    _peak: int = field(default=0, init=False)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held now."""
+        return self._bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes held at any time in this run."""
+        return self._peak
+
+    def has(self, branch: str, slot: Slot) -> bool:
+        """Whether a value is held."""
+        return (branch, slot) in self._values
+
+    def put(self, branch: str, slot: Slot, value: Tensor, *, step: int, history: int = 1) -> None:
+        """Keep a value; the oldest beyond ``history`` is dropped.
+
+        Raises:
+            CacheBudgetError: the store would pass ``max_bytes``.
+        """
+        entries = self._values.setdefault((branch, slot), [])
+        while len(entries) >= history:
+            self._bytes -= _size(entries.pop(0).value)
+        kept = value.detach().to(
+            dtype=getattr(torch, self.settings.dtype) if self.settings.dtype else value.dtype,
+            device=self.settings.device or value.device,
+        )
+        # A view would keep its whole base alive and the byte count would be a lie.
+        if kept.untyped_storage().nbytes() > _size(kept):
+            kept = kept.clone()
+        self._reserve(_size(kept), slot)
+        entries.append(Stored(kept, step))
+
+    def put_difference(
+        self, branch: str, slot: Slot, after: Tensor, before: Tensor, *, step: int, history: int = 1
+    ) -> None:
+        """Keep ``after - before``, into the buffer already held where there is a matching one."""
+        entries = self._values.get((branch, slot), [])
+        if history == 1 and entries and _matches(entries[0].value, after):
+            torch.sub(after, before, out=entries[0].value)
+            entries[0] = Stored(entries[0].value, step)
+            return
+        self.put(branch, slot, after - before, step=step, history=history)
+
+    def get(self, branch: str, slot: Slot, *, like: Tensor) -> tuple[Stored, ...]:
+        """Return the kept values, oldest first, in the dtype and on the device of ``like``.
+
+        Raises:
+            CacheStateError: nothing is held under this branch and slot.
+        """
+        entries = self._values.get((branch, slot))
+        if not entries:
+            raise CacheStateError(
+                f"Branch {branch!r} asks for {slot.kind.value} {slot.where}, which no computed step "
+                "has stored. A step that stores it must run first."
+            )
+        return tuple(Stored(e.value.to(like.dtype).to(like.device), e.step) for e in entries)
+
+    def write_rows(self, branch: str, slot: Slot, rows: Tensor, value: Tensor, *, step: int) -> None:
+        """Overwrite rows of the newest kept value in place.
+
+        Args:
+            branch: the branch.
+            slot: the slot; it must hold a value (B, N, D).
+            rows: (n,) token indices.
+            value: (B, n, D) new rows.
+            step: the step that computed them.
+        """
+        entries = self._values[(branch, slot)]
+        kept = entries[-1].value
+        kept.index_copy_(1, rows.to(kept.device), value.to(dtype=kept.dtype, device=kept.device))
+        entries[-1] = Stored(kept, step)
+
+    def drop(self, kind: Kind) -> None:
+        """Forget every value of one kind, in all branches."""
+        for key in [k for k in self._values if k[1].kind is kind]:
+            for entry in self._values.pop(key):
+                self._bytes -= _size(entry.value)
+
+    def clear(self) -> None:
+        """Forget everything; the peak is kept for the trace."""
+        self._values.clear()
+        self._bytes = 0
+
+    def _reserve(self, size: int, slot: Slot) -> None:
+        limit = self.settings.max_bytes
+        if limit is not None and self._bytes + size > limit:
+            raise CacheBudgetError(
+                f"Storing {slot.kind.value} needs {size:,} bytes on top of {self._bytes:,} held; the "
+                f"limit is {limit:,}. Raise the limit, keep the cache in bfloat16 or on the CPU, or "
+                "choose a policy or setting that stores less (kv_mode=pruned)."
+            )
+        self._bytes += size
+        self._peak = max(self._peak, self._bytes)
+
+
+def _size(value: Tensor) -> int:
+    return value.numel() * value.element_size()
+
+
+def _matches(kept: Tensor, fresh: Tensor) -> bool:
+    return kept.shape == fresh.shape and kept.dtype == fresh.dtype and kept.device == fresh.device

@@ -1,0 +1,201 @@
+"""Tokens of a masked edit: the grid, their roles, and the pieces that choose among them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from enum import IntEnum
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+from hetcache_core.errors import ConfigError
+
+
+class Role(IntEnum):
+    """What a token is to the edit (HetCache, CVPR 2026, section 3)."""
+
+    CONTEXT = 0
+    """Outside the mask and its margin."""
+    MARGIN = 1
+    """Next to the mask."""
+    GENERATIVE = 2
+    """Touched by the mask in any of its pixels or frames."""
+    PINNED = 3
+    """Not part of the video (reference images): always active."""
+
+
+@frozen(kw_only=True)
+class Grid:
+    """How the tokens of one batch row lie in the video.
+
+    Attributes:
+        frames: latent frames ``T`` of the video.
+        height: token rows ``h``.
+        width: token columns ``w``.
+        prefix: tokens before the video's (reference images).
+        pixel_height: pixels a token covers vertically.
+        pixel_width: pixels a token covers horizontally.
+        frame_stride: pixel frames that one latent frame covers.
+        first_frame_alone: whether latent frame 0 covers pixel frame 0 only.
+    """
+
+    frames: int
+    height: int
+    width: int
+    prefix: int = 0
+    pixel_height: int
+    pixel_width: int
+    frame_stride: int
+    first_frame_alone: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens ``N``, prefix included."""
+        return self.prefix + self.frames * self.height * self.width
+
+    @property
+    def pixel_frames(self) -> int:
+        """Pixel frames that the latent frames stand for."""
+        if self.first_frame_alone:
+            return 1 + (self.frames - 1) * self.frame_stride
+        return self.frames * self.frame_stride
+
+
+def mask_to_tokens(mask: Tensor, grid: Grid) -> Tensor:
+    """Mark every video token that a masked pixel touches.
+
+    The union over all pixel frames of a latent frame is taken, so a moving mask is covered whole.
+
+    Args:
+        mask: (F, H, W) bool, any device; ``True`` means "edit".
+        grid: the token grid; ``F`` must be ``grid.pixel_frames``, ``H`` and ``W`` its size in
+            pixels.
+
+    Returns:
+        (T, h, w) bool on the mask's device.
+
+    Raises:
+        ConfigError: the mask has another size than the grid.
+    """
+    expected = (
+        grid.pixel_frames,
+        grid.height * grid.pixel_height,
+        grid.width * grid.pixel_width,
+    )
+    if tuple(mask.shape) != expected:
+        raise ConfigError(
+            f"The mask is {tuple(mask.shape)} (frames, height, width) but the model's grid covers "
+            f"{expected}. Pass a mask of the video's own size and length."
+        )
+    pooled = torch.nn.functional.max_pool2d(
+        mask.float()[:, None], (grid.pixel_height, grid.pixel_width)
+    )[:, 0]  # (F, h, w)
+    if not grid.first_frame_alone:
+        return pooled.unflatten(0, (grid.frames, grid.frame_stride)).amax(1) > 0  # (T, h, w)
+    head, tail = pooled[:1], pooled[1:]
+    if grid.frames > 1:
+        tail = tail.unflatten(0, (grid.frames - 1, grid.frame_stride)).amax(1)  # (T-1, h, w)
+    return torch.cat([head, tail]) > 0  # (T, h, w)
+
+
+@frozen(eq=False)
+class Partition:
+    """The role of every token of one batch row.
+
+    Attributes:
+        roles: (N,) uint8 values of ``Role``, on the trunk's device.
+        grid: the grid they lie on.
+    """
+
+    roles: Tensor
+    grid: Grid
+    indices: tuple[Tensor, ...] = field(init=False)
+
+    @indices.default
+    def _split(self) -> tuple[Tensor, ...]:
+        # nonzero waits for the device; it runs once a run, never inside a step.
+        return tuple((self.roles == int(role)).nonzero().flatten() for role in Role)
+
+    def of(self, role: Role) -> Tensor:
+        """Return the sorted token indices (k,) of one role."""
+        return self.indices[int(role)]
+
+    def count(self, role: Role) -> int:
+        """Return how many tokens have a role."""
+        return self.of(role).numel()
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens ``N``."""
+        return self.roles.numel()
+
+
+class TokenPartitioner(ABC):
+    """Decides which tokens are generative, margin, context or pinned. Called once a run."""
+
+    @abstractmethod
+    def partition(self, mask: Tensor, grid: Grid) -> Partition:
+        """Give every token a role.
+
+        Args:
+            mask: (F, H, W) bool pixel mask on the trunk's device; ``True`` means "edit".
+            grid: the token grid.
+
+        Returns:
+            The roles of all ``grid.tokens`` tokens; prefix tokens are PINNED.
+        """
+
+
+@frozen(eq=False)
+class Selection:
+    """Context tokens in the order in which they should be kept.
+
+    Attributes:
+        order: (|C|,) permutation of positions in ``partition.of(CONTEXT)``, best first. The
+            engine keeps the first ``count`` and takes the next ones where it pads.
+        centroids: (K, d) cluster centres for a warm start of the next selection, or None.
+    """
+
+    order: Tensor
+    centroids: Tensor | None = None
+
+
+@frozen(eq=False, kw_only=True)
+class SelectionRequest:
+    """What a selector may look at; the callables compute on first use.
+
+    Attributes:
+        partition: roles of the tokens.
+        count: how many context tokens will be kept, ``1 <= count < |C|``.
+        scores: returns (|C|,) fp32 attention that generative queries pay to each context token.
+        features: returns (|C|, D) hidden states of the context tokens.
+        seed: seed of any random choice.
+        previous: the selection that this one replaces, or None.
+    """
+
+    partition: Partition
+    count: int
+    scores: Callable[[], Tensor]
+    features: Callable[[], Tensor]
+    seed: int
+    previous: Selection | None = None
+
+
+class ContextSelector(ABC):
+    """Chooses the context tokens that stay active in a partial step."""
+
+    @property
+    @abstractmethod
+    def needs_scores(self) -> bool:
+        """Whether ``select`` asks for attention scores; they are captured only then."""
+
+    @property
+    @abstractmethod
+    def needs_features(self) -> bool:
+        """Whether ``select`` asks for hidden states; they are kept only then."""
+
+    @abstractmethod
+    def select(self, request: SelectionRequest) -> Selection:
+        """Order the context tokens, best first, on the partition's own device."""

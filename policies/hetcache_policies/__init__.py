@@ -1,0 +1,1 @@
+"""The built-in caching policies: one module for each, citing its paper."""

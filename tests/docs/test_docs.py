@@ -1,0 +1,162 @@
+"""What README.md and docs/ show is true: code runs, commands parse, links lead somewhere."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hetcache_core
+from hetcache_core import hookspecs
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "changelog.d" / "README.md", *DOCS.glob("*.md")]
+FENCE = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, *languages: str) -> Iterator[tuple[int, str]]:
+    """The fenced blocks of a page in some languages, each with the line it begins on."""
+    text = page.read_text(encoding="utf-8")
+    for match in FENCE.finditer(text):
+        if match["language"] in languages:
+            yield text.count("\n", 0, match.start("text")), match["text"]
+
+
+def shown_commands(page: Path) -> list[list[str]]:
+    """The shell commands of a page, split into words, with continued lines joined."""
+    text = "".join(block for _, block in blocks(page, "bash", "console", "sh"))
+    lines = text.replace("\\\n", " ").splitlines()
+    return [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
+
+
+PAGES_WITH_CODE = [page for page in PAGES if any(blocks(page, "python"))]
+HETCACHE_COMMANDS = [
+    pytest.param(words[1:], id=f"{page_id(page)}: {shlex.join(words)}")
+    for page in PAGES
+    for words in shown_commands(page)
+    if words[:1] == ["hetcache"]
+]
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=page_id)
+def test_the_python_blocks_of_a_page_run_in_order(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks share one namespace, as a reader does who types them in from top to bottom."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for line, code in blocks(page, "python"):
+        # The empty lines put the page's own line numbers into a traceback.
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+
+
+def the_command_line() -> Any:
+    typer_main = pytest.importorskip("typer.main")
+    cli = pytest.importorskip("hetcache_app.cli")
+    return typer_main.get_command(cli.app)
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The commands that do something, each with the words that lead to it."""
+    below = getattr(command, "commands", {})
+    if not below:
+        yield path, command
+    for name, child in below.items():
+        yield from leaves(child, (*path, name))
+
+
+def options(command: Any) -> set[str]:
+    named = {opt for param in command.params for opt in (*param.opts, *param.secondary_opts)}
+    return {opt for opt in named if opt.startswith("-")} | {"--help"}
+
+
+@pytest.mark.parametrize("words", HETCACHE_COMMANDS)
+def test_a_command_shown_exists_with_the_options_it_is_shown_with(words: list[str]) -> None:
+    command = the_command_line()
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words[0]]
+        words = words[1:]
+    shown = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+    assert shown <= options(command)
+    assert not getattr(command, "commands", {}) or shown, f"no such sub-command: {words}"
+
+
+def test_the_page_on_the_command_line_names_every_command_and_option() -> None:
+    text = (DOCS / "cli.md").read_text(encoding="utf-8")
+    missing = [
+        f"{' '.join(path)} {name}".strip()
+        for path, command in leaves(the_command_line())
+        for name in (f"hetcache {' '.join(path)}", *(options(command) - {"--help"}))
+        if not re.search(rf"`{re.escape(name)}\b", text)
+    ]
+    assert not missing
+
+
+def hooks() -> list[tuple[str, str]]:
+    return [
+        (name, f"{name}({', '.join(inspect.signature(spec).parameters)})")
+        for name, spec in inspect.getmembers(hookspecs, inspect.isfunction)
+        if name.startswith("hetcache_")
+    ]
+
+
+@pytest.mark.parametrize(("name", "signature"), hooks())
+def test_every_hook_is_documented_with_its_arguments(name: str, signature: str) -> None:
+    text = (DOCS / "plugins.md").read_text(encoding="utf-8")
+    assert f"`{signature}`" in text
+
+
+@pytest.mark.parametrize("name", sorted(hetcache_core.__all__))
+def test_every_public_name_is_in_the_docs(name: str) -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
+    assert re.search(rf"\b{name}\b", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    targets = {m["target"].split("#")[0] for m in LINK.finditer(prose)}
+    local = {target for target in targets if target and "://" not in target}
+    assert not {target for target in local if not (page.parent / target).exists()}
+
+
+def test_the_legend_of_notation_is_the_one_in_the_code() -> None:
+    """``docs/notation.md`` and the docstring of ``hetcache_core.steps`` say the same, row by row."""
+    steps = inspect.getdoc(hetcache_core.steps) or ""
+    _, legend, _ = re.split(r"^=+ +=+$", steps, maxsplit=2, flags=re.MULTILINE)
+    rows = [re.split(r" {2,}", line, maxsplit=1) for line in legend.strip().splitlines()]
+    page = (DOCS / "notation.md").read_text(encoding="utf-8").replace("`", "")
+    assert not [row for row in rows if f"| {row[0]} | {row[1]} |" not in page]
+
+
+def test_the_readme_sets_up_with_two_commands() -> None:
+    """``.ci/run`` runs what this section shows; a third command would be one more to get wrong."""
+    section = README.read_text(encoding="utf-8").split("\n## Set up\n")[1].split("\n## ")[0]
+    commands = [line for match in FENCE.finditer(section) for line in match["text"].splitlines()]
+    assert len(commands) == 2
+    assert commands[0].split(" && ")[-1].split("/")[-1].startswith("hetcache demo")
+    assert commands[1].split(" && ")[-1].split("/")[-1].startswith("tox")
+
+
+def test_every_tox_environment_named_in_the_pages_exists() -> None:
+    tox = ConfigParser()
+    tox.read(ROOT / "tox.ini")
+    described = tox["testenv"]["description"].strip().splitlines()
+    known = {line.split(":")[0].strip() for line in described}
+    known |= {section.split(":")[1] for section in tox.sections() if ":" in section}
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = {env for envs in re.findall(r"\btox(?: run)? -e ([\w,]+)", text) for env in envs.split(",")}
+    assert named <= known

@@ -1,0 +1,229 @@
+"""Train the tiny Wan-VACE model from scratch on clips made on the fly.
+
+One command reproduces the shipped weights (see `README.md` beside this file):
+
+    python training/train_tiny_vace.py --out training/checkpoints
+
+Flow matching in Wan's convention: `x = (1 - sigma) * x0 + sigma * noise`, the model is asked for
+`noise - x0` at `timestep = 1000 * sigma`, and sigmas are spread as the pipeline's scheduler spreads
+them (shift 5). A run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from data import Batch, Batches
+from export import export_weights, plot_loss
+from hetcache_backends.tiny_vace.pipeline import random_models
+
+log = logging.getLogger("training")
+
+TIMESTEPS: Final = 1000.0
+KNOWN_WEIGHT: Final = 0.3
+"""Weight of a latent outside the mask, where the answer is given and only has to be passed on."""
+EMA_DECAY: Final = 0.999
+WARMUP_STEPS: Final = 100
+MAX_GRADIENT_NORM: Final = 1.0
+MUON_FACTOR: Final = 2.0
+"""Learning rate of Muon's matrices over that of the rest."""
+FIELDS: Final = ("step", "seconds", "tokens", "learning_rate", "loss", "loss_masked", "loss_known")
+
+
+def velocity(models: nn.ModuleDict, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Run the model on a noised batch; return its answer and the right one, `(B, C, T, h, w)`."""
+    from diffsynth.pipelines.wan_video import model_fn_wan_video
+
+    x0, noise = batch.latents.to(device), batch.noise.to(device)
+    sigma = batch.sigma.to(device)
+    level = sigma.view(-1, 1, 1, 1, 1)
+    answer = model_fn_wan_video(
+        dit=models["dit"],
+        vace=models["vace"],
+        latents=(1 - level) * x0 + level * noise,
+        timestep=sigma * TIMESTEPS,
+        context=batch.context.to(device),
+        vace_context=batch.control.to(device),
+    )
+    return answer, noise - x0
+
+
+def losses(answer: Tensor, truth: Tensor, masked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the weighted loss and the mean squared errors inside and outside the mask."""
+    error = (answer - truth).square().mean(1, keepdim=True)  # (B, 1, T, h, w)
+    weight = masked + KNOWN_WEIGHT * (1 - masked)
+    inside = (error * masked).sum() / masked.sum().clamp(min=1)
+    outside = (error * (1 - masked)).sum() / (1 - masked).sum().clamp(min=1)
+    return (error * weight).sum() / weight.sum(), inside, outside
+
+
+def optimizers(models: nn.Module, rate: float, kind: str) -> list[torch.optim.Optimizer]:
+    """Build AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest."""
+    matrices, rest = [], []
+    for name, parameter in models.named_parameters():
+        inner = "blocks." in name and parameter.ndim == 2
+        (matrices if inner and kind == "muon" else rest).append(parameter)
+    out: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    ]
+    if matrices:
+        muon = {"lr": MUON_FACTOR * rate, "adjust_lr_fn": "match_rms_adamw", "ns_steps": 4}
+        out.append(torch.optim.Muon(matrices, weight_decay=0.0, **muon))
+    for optimizer in out:
+        for group in optimizer.param_groups:
+            group["base"] = group["lr"]
+    return out
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Return the factor on the learning rate: linear warm-up, then half a cosine down to 2 %."""
+    if step < WARMUP_STEPS:
+        return (step + 1) / WARMUP_STEPS
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
+
+def batches(args: argparse.Namespace, start: int) -> Iterator[Batch]:
+    """Yield the batches from `start` on, made by worker processes ahead of time."""
+    data = Batches(seed=args.seed, steps=args.steps, tokens=args.tokens)
+    loader: DataLoader[Batch] = DataLoader(
+        data,
+        batch_size=None,
+        sampler=range(start, args.steps),
+        num_workers=args.workers,
+        prefetch_factor=4 if args.workers else None,
+    )
+    yield from loader
+
+
+def load(
+    path: Path, models: nn.ModuleDict, ema: nn.ModuleDict, parts: list[Any]
+) -> tuple[int, float]:
+    """Restore a checkpoint; return its step and the seconds trained so far."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    models.load_state_dict(state["models"])
+    ema.load_state_dict(state["ema"])
+    for part, saved in zip(parts, state["optimizers"], strict=True):
+        part.load_state_dict(saved)
+    return int(state["step"]), float(state["seconds"])
+
+
+def save(
+    path: Path,
+    models: nn.ModuleDict,
+    ema: nn.ModuleDict,
+    parts: list[Any],
+    step: int,
+    seconds: float,
+) -> None:
+    """Write a checkpoint, whole or not at all."""
+    state = {
+        "models": models.state_dict(),
+        "ema": ema.state_dict(),
+        "optimizers": [part.state_dict() for part in parts],
+        "step": step,
+        "seconds": seconds,
+    }
+    torch.save(state, path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train until the last step, a time limit or an interruption."""
+    from diffsynth.models.wan_video_dit import set_to_torch_norm
+
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    dit, vace = random_models(seed=args.seed)
+    nn.init.zeros_(dit.head.head.weight)
+    set_to_torch_norm([dit, vace])
+    models = nn.ModuleDict({"dit": dit, "vace": vace}).to(device)
+    ema = nn.ModuleDict(dict(zip(("dit", "vace"), random_models(seed=args.seed), strict=True)))
+    ema.to(device).requires_grad_(False)
+    parts = optimizers(models, args.rate, args.optimizer)
+    args.out.mkdir(parents=True, exist_ok=True)
+    checkpoint, curve = args.out / "checkpoint.pt", args.out / "loss.csv"
+    step, seconds = load(checkpoint, models, ema, parts) if checkpoint.exists() else (0, 0.0)
+    log.info("%d parameters, from step %d", sum(p.numel() for p in models.parameters()), step)
+    if not curve.exists():
+        curve.write_text(",".join(FIELDS) + "\n")
+    began, rows = time.monotonic() - seconds, []
+    for batch in batches(args, step):
+        factor = learning_rate(step, args.steps)
+        for part in parts:
+            for group in part.param_groups:
+                group["lr"] = group["base"] * factor
+        answer, truth = velocity(models, batch, device)
+        loss, inside, outside = losses(answer, truth, batch.masked.to(device))
+        loss.backward()
+        nn.utils.clip_grad_norm_(models.parameters(), MAX_GRADIENT_NORM)
+        for part in parts:
+            part.step()
+            part.zero_grad()
+        step += 1
+        decay = min(EMA_DECAY, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(ema.parameters()), list(models.parameters()), 1 - decay)
+        tokens = batch.latents[:, 0].numel() // 4
+        rows.append((float(loss), float(inside), float(outside), tokens))
+        if step % args.log_every == 0:
+            seconds = time.monotonic() - began
+            mean = [
+                sum(row[i] * row[3] for row in rows) / sum(row[3] for row in rows) for i in range(3)
+            ]
+            values = (
+                step,
+                f"{seconds:.0f}",
+                sum(row[3] for row in rows),
+                f"{args.rate * factor:.2e}",
+            )
+            with curve.open("a") as file:
+                csv.writer(file).writerow([*values, *(f"{value:.5f}" for value in mean)])
+            log.info("step %d, %.0f s, loss %.4f, masked %.4f, known %.4f", step, seconds, *mean)
+            rows.clear()
+        spent = time.monotonic() - began
+        stop = step >= args.steps or (args.seconds and spent > args.seconds)
+        if step % args.save_every == 0 or stop:
+            save(checkpoint, models, ema, parts, step, spent)
+        if stop:
+            break
+    export_weights(ema.state_dict(), args.out / "weights.safetensors", steps=step, seed=args.seed)
+    plot_loss(curve, args.out / "loss.png")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("training/checkpoints"))
+    parser.add_argument("--steps", type=int, default=10_000, help="length of the schedule")
+    parser.add_argument("--seconds", type=float, default=0, help="stop after this long (0: never)")
+    parser.add_argument("--tokens", type=int, default=1728, help="tokens a batch")
+    parser.add_argument("--rate", type=float, default=1.2e-3, help="peak learning rate")
+    parser.add_argument("--optimizer", choices=["adamw", "muon"], default="muon")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
+    parser.add_argument("--log-every", type=int, default=20)
+    parser.add_argument("--save-every", type=int, default=250)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    train(parse())
