@@ -104,12 +104,22 @@ class ActiveRows:
     @property
     def needs_scores(self) -> bool:
         """Whether a full step has to score attention for the choice."""
-        return self.stale and self._chooses and self.selector is not None and self.selector.needs_scores
+        return (
+            self.stale
+            and self._chooses
+            and self.selector is not None
+            and self.selector.needs_scores
+        )
 
     @property
     def needs_features(self) -> bool:
         """Whether a full step has to keep hidden states for the choice."""
-        return self.stale and self._chooses and self.selector is not None and self.selector.needs_features
+        return (
+            self.stale
+            and self._chooses
+            and self.selector is not None
+            and self.selector.needs_features
+        )
 
     @property
     def _chooses(self) -> bool:
@@ -162,7 +172,9 @@ class ActiveRows:
             CacheStateError: no full step has chosen any yet.
         """
         if self.rows is None:
-            raise CacheStateError("A partial step was asked for before any full step chose its rows.")
+            raise CacheStateError(
+                "A partial step was asked for before any full step chose its rows."
+            )
         return self.rows
 
 

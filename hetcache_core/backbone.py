@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hetcache_core.engine import Engine
+    from hetcache_core.testing import BackboneCase
     from hetcache_core.tokens import Grid
 
 
@@ -30,6 +31,7 @@ class Features:
         mask: the edit mask reaches the engine from the pipeline's own call.
         control: the model has a control branch.
         output: the whole model call can be left out.
+        sampler: the number of sampler steps can be changed (``Engine.sampler_steps``).
         guidance: layouts carried, of "separate", "merged", "none".
     """
 
@@ -39,6 +41,7 @@ class Features:
     mask: bool = True
     control: bool = False
     output: bool = True
+    sampler: bool = True
     guidance: frozenset[str] = frozenset({"separate", "none"})
 
     def with_values(self, **changes: Any) -> Features:
@@ -226,4 +229,15 @@ class Backbone(ABC):
 
     def sample(self) -> EditRequest | None:
         """Return an embedded clip to show this backbone with, or None where it has none."""
+        return None
+
+    def contract_case(self) -> BackboneCase | None:
+        """Return a small pipeline for ``hetcache_core.testing``, or None where there is none.
+
+        The checks of the contract kit then run on this backbone, and every policy on it. Import
+        what it takes in here: nothing but tests asks for it.
+
+        Raises:
+            UnsupportedBackboneError: the library is not installed; the checks are skipped then.
+        """
         return None

@@ -87,20 +87,20 @@ def discover(
     manager.add_hookspecs(hookspecs)
     records: list[PluginRecord] = []
     provided: list[Provided] = []
-    for point, record in found:
-        if record.status == "blocked":
-            records.append(record)
-            continue
-        try:
-            _refuse_same_name(record, unblocked)
-            asked, answers = _ask(manager, _register(manager, point, record))
-            records.append(asked)
-            provided.extend(answers)
-        except PluginError as error:
-            if strict:
-                raise
-            status: Status = "conflict" if isinstance(error, PluginConflictError) else "failed"
-            records.append(evolve(record, status=status, error=error))
+    for point, found_record in found:
+        record = found_record
+        if record.status != "blocked":
+            try:
+                _refuse_same_name(record, unblocked)
+                record = _register(manager, point, record)
+                record, answers = _ask(manager, record)
+                provided += answers
+            except PluginError as error:
+                if strict:
+                    raise
+                status: Status = "conflict" if isinstance(error, PluginConflictError) else "failed"
+                record = evolve(record, status=status, error=error)
+        records.append(record)
     for (_, name), conflict in find_conflicts(provided).items():
         if strict:
             raise conflict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from attrs import define, evolve, field
 from hetcache_core.active import ActiveRows
 from hetcache_core.clock import Clock
 from hetcache_core.errors import CacheStateError, ConfigError, ContractError
+from hetcache_core.guards import Guards
 from hetcache_core.passes import KeysUse, Pass, ScoreRequest, full_flops
 from hetcache_core.policy import (
     BlockDecider,
@@ -65,6 +67,9 @@ class _Run:
     step: int = -1
     decision: Decision | None = None
     settled: Mode | None = None
+    deciding: str = ""
+    reused_in_row: int = 0
+    sizes: list[Tensor] = field(factory=list)
     tables: dict[str, Tensor] = field(factory=dict)
     outputs: dict[str, Tensor] = field(factory=dict)
     predicted: bool = False
@@ -79,6 +84,7 @@ class Engine:
         policy: what to do.
         settings: the policy's settings, for the trace.
         store_settings: how tensors are kept.
+        guards: steps that run in full whatever the policy says.
         on_step: called after every step with its records, or None.
         on_run: called with the trace of every finished run, or None.
     """
@@ -86,13 +92,20 @@ class Engine:
     policy: CachePolicy
     settings: Mapping[str, Any] = field(factory=dict)
     store_settings: StoreSettings = field(factory=StoreSettings)
+    guards: Guards = field(factory=Guards)
     on_step: Callable[[StepInfo, Sequence[CallRecord]], None] | None = None
     on_run: Callable[[Trace], None] | None = None
     _run: _Run | None = field(default=None, init=False)
     _call: ModelCall | None = field(default=None, init=False)
     _record: CallRecord | None = field(default=None, init=False)
+    _requested: int = field(default=0, init=False)
 
     # Runs and steps -----------------------------------------------------------------------------
+
+    def sampler_steps(self, requested: int) -> int:
+        """Say how many steps the sampler should take; called before its timesteps are set."""
+        self._requested = requested
+        return max(1, round(requested * self.policy.sampler_share))
 
     @property
     def running(self) -> bool:
@@ -123,6 +136,7 @@ class Engine:
             backbone=info.model.backbone,
             variant=info.model.variant,
             steps=info.steps,
+            requested_steps=self._requested or info.steps,
             tokens=info.grid.tokens,
         )
         if active is not None:
@@ -152,6 +166,7 @@ class Engine:
             run.step_decider.settle(step, run.settled)
         if run.guidance is not None and not run.predicted and run.outputs:
             run.guidance.observe(step, run.outputs)
+        run.reused_in_row = run.reused_in_row + 1 if run.settled is Mode.REUSE else 0
         run.outputs, run.predicted, run.decision, run.settled = {}, False, None, None
         if self.on_step is not None:
             self.on_step(step, [r for r in run.trace.records if r.step == step.index])
@@ -169,6 +184,7 @@ class Engine:
         for record, duration in zip(run.trace.records, seconds, strict=True):
             record.seconds = duration
         run.trace.peak_cache_bytes = run.store.peak_bytes
+        run.trace.notes.extend(_findings(run))
         run.store.clear()
         if self.on_run is not None:
             self.on_run(run.trace)
@@ -216,6 +232,11 @@ class Engine:
         run.clock.stop()
         if run.guidance is not None:
             run.outputs[call.key] = output
+        ran = record.mode in (Mode.FULL, Mode.PARTIAL)
+        if run.step_decider is not None and ran and run.deciding == call.key:
+            rows = call.branches[0].rows
+            latents = call.latents[rows] if call.latents.shape[0] > 1 else call.latents
+            run.step_decider.output(step, latents, output[rows])
         record.cache_bytes = run.store.bytes
         if record.flops_full == 0:  # the trunk was not entered: cost as in the last call that did
             record.flops_full = next(
@@ -252,8 +273,12 @@ class Engine:
             return call.latents + change
         output = forward()
         run.store.put_difference(
-            call.key, slot, output, call.latents,
-            step=step.index, history=self._predictor.history,
+            call.key,
+            slot,
+            output,
+            call.latents,
+            step=step.index,
+            history=self._predictor.history,
         )
         return output
 
@@ -268,7 +293,9 @@ class Engine:
         """
         run, call, record = self._need_run(), self._call, self._record
         if call is None or record is None:
-            raise ContractError("run_trunk was called outside model_call; the backbone must wrap it.")
+            raise ContractError(
+                "run_trunk was called outside model_call; the backbone must wrap it."
+            )
         if trunk.x.shape[1] != run.info.grid.tokens:
             raise ContractError(
                 f"The trunk has {trunk.x.shape[1]} tokens but the backbone announced a grid of "
@@ -307,6 +334,7 @@ class Engine:
     ) -> Decision:
         if run.decision is not None:
             return run.decision
+        run.deciding = call.key
         if run.step_decider is None:
             run.decision = Decision(Mode.FULL, "policy runs every step")
             return run.decision
@@ -317,8 +345,10 @@ class Engine:
             trunk,
             lambda blocks: full.get().advance(blocks) if full is not None else call.latents,
             run.tables,
+            run.store,
         )
-        run.decision = run.step_decider.decide(step, signals)
+        wanted = run.step_decider.decide(step, signals)
+        run.decision = self.guards.apply(step, wanted, run.reused_in_row)
         if self._record is not None:
             self._record.host_reads = signals.reads
         return run.decision
@@ -393,10 +423,15 @@ class Engine:
         full.marks[trunk.layers] = output
         for span in spans:
             run.store.put_difference(
-                call.key, Slot(Kind.RESIDUAL, span),
-                full.marks[trunk.layers - span.back], full.marks[span.front],
-                step=step.index, history=self._predictor.history,
+                call.key,
+                Slot(Kind.RESIDUAL, span),
+                full.marks[trunk.layers - span.back],
+                full.marks[span.front],
+                step=step.index,
+                history=self._predictor.history,
             )
+            newest = run.store.newest(call.key, Slot(Kind.RESIDUAL, span))
+            run.sizes.append(newest.abs().sum(dtype=torch.float32))
         if keeps and run.active is not None and not run.active.too_many:
             self._choose_rows(run, step, call, full, output)
         return output
@@ -413,8 +448,10 @@ class Engine:
             active.after_full_step(full.score.total if full.score is not None else None, features)
         for index, hint in enumerate(full.hints):
             run.store.put(
-                call.key, Slot(Kind.HINT, index),
-                hint.index_select(1, active.current()), step=step.index,
+                call.key,
+                Slot(Kind.HINT, index),
+                hint.index_select(1, active.current()),
+                step=step.index,
             )
         full.hints.clear()
 
@@ -449,8 +486,11 @@ class Engine:
             run.store.write_rows(call.key, slot, rows, change, step=step.index)
         else:
             run.store.put(
-                call.key, slot, stale.index_copy(1, rows, change),
-                step=step.index, history=self._predictor.history,
+                call.key,
+                slot,
+                stale.index_copy(1, rows, change),
+                step=step.index,
+                history=self._predictor.history,
             )
         record.active, record.active_by_role = active.count, dict(active.counts)
         self._tally(record, part)
@@ -548,4 +588,30 @@ class _LazyPass:
         return self.value
 
 
+def _findings(run: _Run) -> list[str]:
+    """Say in words what a user should know about a run as a whole."""
+    found = []
+    if run.sizes:
+        # One wait for the device, after the last step.
+        sizes = torch.stack(run.sizes).tolist()
+        if any(not math.isfinite(size) for size in sizes):
+            found.append("A cached residual was not finite: the model produced NaN or infinity.")
+        if any(size == 0 for size in sizes):
+            found.append("A cached residual was all zero: the trunk changed nothing.")
+    modes = run.trace.modes()
+    if not run.trace.complete or run.step_decider is None or len(modes) < MIN_STEPS_TO_JUDGE:
+        return found
+    inner = set(modes[1:-1])
+    if not inner & {Mode.REUSE, Mode.PARTIAL}:
+        found.append("Nothing was reused: every step ran in full. A higher threshold would reuse.")
+    elif inner == {Mode.REUSE}:
+        found.append(
+            "The signal never crossed its threshold: every step between the first and the last was "
+            "reused. A lower threshold would compute some."
+        )
+    return found
+
+
 _HOLD = _Hold()
+MIN_STEPS_TO_JUDGE = 5
+"""Shorter runs have too few steps between first and last to say anything about them."""

@@ -129,8 +129,8 @@ def _convert(value: object, hint: Any, *, finite: bool) -> object:
     if get_origin(hint) is tuple:
         return _convert_to_tuple(value, arguments, finite=finite)
     kind = get_origin(hint) or hint
-    if not isinstance(kind, type):
-        return value  # Any, and what cannot be checked when running
+    if kind is Any or not isinstance(kind, type):
+        return value  # nothing to check, or nothing that can be checked when running
     if kind in {bool, int, float, str}:
         return _convert_scalar(value, kind, finite=finite)
     if isinstance(value, kind):
@@ -150,7 +150,7 @@ def _convert_to_one_of(value: object, arms: tuple[Any, ...], *, finite: bool) ->
     for arm in arms:
         try:
             return _convert(value, arm, finite=finite)
-        except UnfitError as error:  # noqa: PERF203 - two or three arms
+        except UnfitError as error:
             unfit.append(error)
     raise UnfitError(
         " or ".join(error.must for error in unfit),

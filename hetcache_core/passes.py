@@ -131,8 +131,12 @@ class Pass:
         self.blocks_run += 1
         if action.store:
             self.store.put_difference(
-                self.branch, slot, self.hidden, before,
-                step=self.step.index, history=self.predictor.history,
+                self.branch,
+                slot,
+                self.hidden,
+                before,
+                step=self.step.index,
+                history=self.predictor.history,
             )
         if action.observe_block and self.blocks is not None:
             self.blocks.observe(self.step, self.branch, key, None, self.hidden)
@@ -166,16 +170,16 @@ class Pass:
             part for part, act in action.parts.items() if act != RUN_PART or act.rows is not None
         )
         scored = (
-            self.score is not None
-            and key.stack is Stack.MAIN
-            and key.index in self.score.layers
+            self.score is not None and key.stack is Stack.MAIN and key.index in self.score.layers
         )
         attends = self.keys is not KeysUse.OWN or scored
         for part in ALL_SUB_LAYERS - parts:
             self._count(key, part)
         if not parts and not attends:
             return None
-        return _Hooks(owner=self, key=key, action=action, parts=parts, attends=attends, scored=scored)
+        return _Hooks(
+            owner=self, key=key, action=action, parts=parts, attends=attends, scored=scored
+        )
 
     def _count(self, key: BlockKey, part: SubLayer, rows: int | None = None) -> None:
         self.flops += self.trunk.flops.sub_layer(
@@ -186,7 +190,9 @@ class Pass:
         values = self.store.get(self.branch, slot, like=self.hidden)
         return self.predictor.predict(values, step=self.step.index, gain=None)
 
-    def sub_layer(self, key: BlockKey, part: SubLayer, action: BlockAction, compute: Compute) -> Tensor:
+    def sub_layer(
+        self, key: BlockKey, part: SubLayer, action: BlockAction, compute: Compute
+    ) -> Tensor:
         """Run, reuse or partly recompute one sub-layer (called by the hooks)."""
         act = action.parts.get(part, RUN_PART)
         slot = Slot(Kind.SUB_LAYER, key, part)
@@ -203,8 +209,11 @@ class Pass:
             self._count(key, part)
             if act.store:
                 self.store.put(
-                    self.branch, slot, output,
-                    step=self.step.index, history=self.predictor.history,
+                    self.branch,
+                    slot,
+                    output,
+                    step=self.step.index,
+                    history=self.predictor.history,
                 )
         if part in action.observe and self.blocks is not None:
             self.blocks.observe(self.step, self.branch, key, part, output)
@@ -259,4 +268,3 @@ def full_flops(trunk: TrunkCall) -> int:
     return flops + sum(
         trunk.flops.control_extra(i, rows=tokens) for i in range(len(trunk.control_layers))
     )
-

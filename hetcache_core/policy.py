@@ -49,6 +49,15 @@ class StepDecider(ABC):
     def settle(self, step: StepInfo, mode: Mode) -> None:
         """Take note of the mode that the step really took (a missing cache forces FULL)."""
 
+    def output(self, step: StepInfo, latents: Tensor, output: Tensor) -> None:
+        """Take what the model returned in a step that ran; called for the deciding branch.
+
+        Args:
+            step: the step.
+            latents: what the model was called with, in the library's layout.
+            output: what it returned. Looking at values waits for the device.
+        """
+
 
 class StepPolicy(ABC):
     """What does this step do: FULL, PARTIAL or REUSE?"""
@@ -254,6 +263,7 @@ class CachePolicy:
         partial: how PARTIAL steps run; None where the step policy never asks for one.
         reuse_point: what a REUSE step leaves out.
         spans: the spans whose residuals computed steps keep for REUSE.
+        sampler_share: share of the sampler steps asked for that is taken, in (0, 1].
         features: names of ``Features`` fields that the pieces need beyond those implied here.
     """
 
@@ -267,6 +277,7 @@ class CachePolicy:
     partial: PartialSettings | None = None
     reuse_point: ReusePoint = ReusePoint.TRUNK
     spans: tuple[Span, ...] = (WHOLE_TRUNK,)
+    sampler_share: float = 1.0
     features: frozenset[str] = frozenset()
 
     def __attrs_post_init__(self) -> None:
@@ -275,6 +286,10 @@ class CachePolicy:
         Raises:
             ConfigError: pieces are missing or in each other's way.
         """
+        if not 0 < self.sampler_share <= 1:
+            raise ConfigError(
+                f"Policy {self.name!r} takes {self.sampler_share} of the steps; give a share in (0, 1]."
+            )
         if self.partial is not None and self.partitioner is None:
             raise ConfigError(f"Policy {self.name!r} has partial steps but no TokenPartitioner.")
         if self.partial is not None and self.partial.context_ratio > 0 and self.selector is None:
@@ -301,6 +316,8 @@ class CachePolicy:
             needed.add("sub_layers")
         if self.reuse_point is ReusePoint.OUTPUT or self.guidance is not None:
             needed.add("output")
+        if self.sampler_share < 1:
+            needed.add("sampler")
         return frozenset(needed)
 
 
@@ -315,7 +332,7 @@ def combine(first: CachePolicy, second: CachePolicy) -> CachePolicy:
     """
     defaults = {f.name: f.default for f in fields(CachePolicy)}
     merged: dict[str, object] = {"name": f"{first.name}+{second.name}"}
-    for piece in (*_PIECES, "reuse_point", "spans"):
+    for piece in (*_PIECES, "reuse_point", "spans", "sampler_share"):
         mine, other = getattr(first, piece), getattr(second, piece)
         if mine != defaults[piece] and other != defaults[piece] and mine != other:
             raise ConfigError(

@@ -65,7 +65,7 @@ class PluginRecord:
     @property
     def origin(self) -> str:
         """The distribution with its version, for messages."""
-        return f"{self.distribution} {self.version}".strip() or "unknown distribution"
+        return f"{self.distribution} {self.version}".strip() or "unknown"
 
 
 @frozen
@@ -162,7 +162,7 @@ class Registry:
             ContractError: What was registered is no policy, or has another name.
             UnsupportedBackboneError: A library that it needs is not installed.
         """
-        from hetcache_core.policy import PolicyRecipe  # its home imports torch
+        from hetcache_core.policy import PolicyRecipe  # listing does not need it
 
         return self._load("policy", name, PolicyRecipe)
 
@@ -183,7 +183,7 @@ class Registry:
             ContractError: What was registered is no backbone, or has another name.
             UnsupportedBackboneError: A library that it needs is not installed.
         """
-        from hetcache_core.backbone import Backbone  # its home imports torch
+        from hetcache_core.backbone import Backbone  # listing does not need it
 
         return self._load("backbone", name, Backbone)
 
@@ -219,8 +219,9 @@ class Registry:
         return self._with("backbone", registrations)
 
     def _with(self, kind: Kind, registrations: Iterable[Registration]) -> Registry:
-        caller = PluginRecord(name=f"with_{'policies' if kind == 'policy' else 'backbones'}()")
-        added = tuple(Provided(kind, registration, caller) for registration in registrations)
+        caller = f"with_{'policies' if kind == 'policy' else 'backbones'}()"
+        program = PluginRecord(name=caller, distribution="none, added by the program")
+        added = tuple(Provided(kind, registration, program) for registration in registrations)
         provided = (*self._provided, *added)
         new = {(kind, entry.registration.name) for entry in added}
         for key, conflict in find_conflicts(provided).items():

@@ -11,7 +11,13 @@ from attrs import asdict, define, field
 
 from hetcache_core.discovery import Registry, discover
 from hetcache_core.engine import Engine
-from hetcache_core.errors import CacheStateError, ConfigError, UnsupportedBackboneError
+from hetcache_core.errors import (
+    CacheStateError,
+    ConfigError,
+    PluginError,
+    UnsupportedBackboneError,
+)
+from hetcache_core.guards import Guards
 from hetcache_core.policy import CachePolicy, PolicyRecipe, combine
 from hetcache_core.settings import build
 from hetcache_core.steps import ModelInfo, StepInfo
@@ -87,6 +93,7 @@ def accelerate(
     preset: str | None = None,
     backbone: str | Backbone | None = None,
     store: StoreSettings | None = None,
+    guards: Guards | None = None,
     registry: Registry | None = None,
     on_step: StepCallback | None = None,
     on_run: Callable[[Trace], None] | None = None,
@@ -100,6 +107,7 @@ def accelerate(
         preset: "quality", "balanced" or "fast"; ``settings`` go on top of it.
         backbone: registered name or adapter; None finds the one that accepts the pipeline.
         store: dtype, device and byte limit of what is kept.
+        guards: steps that run in full whatever the policy says.
         registry: plugins to use; None discovers the installed ones.
         on_step: called after every step with its records.
         on_run: called with the trace of every finished run.
@@ -140,6 +148,7 @@ def accelerate(
         policy=composed,
         settings=used,
         store_settings=store or StoreSettings(),
+        guards=guards or Guards(),
         on_step=on_step,
         on_run=finished,
     )
@@ -219,13 +228,19 @@ def _find_backbone(pipeline: Any, wanted: str | Backbone | None, registry: Regis
         return made
     if wanted is not None:
         return wanted
+    unusable = []
     for name in registry.backbone_names:
-        candidate: Backbone = registry.backbone(name)()
+        try:
+            candidate: Backbone = registry.backbone(name)()
+        except (PluginError, UnsupportedBackboneError) as error:
+            unusable.append(f"{name} ({error})")  # one broken adapter must not hide the others
+            continue
         if candidate.accepts(pipeline):
             return candidate
+    broken = f" Not usable here: {'; '.join(unusable)}." if unusable else ""
     raise UnsupportedBackboneError(
         f"No installed backbone takes a {type(pipeline).__module__}.{type(pipeline).__qualname__}. "
-        f"Known backbones: {', '.join(registry.backbone_names) or 'none'}."
+        f"Known backbones: {', '.join(registry.backbone_names) or 'none'}.{broken}"
     )
 
 

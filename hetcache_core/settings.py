@@ -168,8 +168,12 @@ def build(cls: type[T], values: Mapping[str, object], *, where: str) -> T:
         error.where = where
         raise
     except (ValueError, TypeError) as error:
-        # attrs puts the attribute and the value behind the message into its arguments.
-        reason = " ".join(str(error.args[0] if error.args else error).split())
+        # A TypeError is the class's own bug, unless a validator of attrs raised it: then its
+        # arguments are the message, the attribute and more.
+        facts = error.args
+        if isinstance(error, TypeError) and not any(isinstance(f, Attribute) for f in facts):
+            raise
+        reason = " ".join(str(facts[0] if facts else "").split())
         raise ConfigError(reason or type(error).__name__, where=where) from error
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
 from hetcache_core.errors import ContractError
 from hetcache_core.steps import StepInfo
+from hetcache_core.store import CacheStore, Kind, Slot
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hetcache_core.backbone import ModelCall
     from hetcache_core.trunk import TrunkCall
+
+
+SIGNALS: Final = ""
+"""Name under which the store keeps what belongs to the decision and to no branch."""
 
 
 def relative_l1(new: Tensor, old: Tensor) -> Tensor:
@@ -42,6 +47,7 @@ class Signals:
     _trunk: TrunkCall | None
     _probe: Callable[[int], Tensor]
     _tables: dict[str, Tensor]
+    _store: CacheStore
     _modulated: Tensor | None = field(default=None, init=False)
     reads: int = field(default=0, init=False)
 
@@ -93,6 +99,17 @@ class Signals:
         """Bring several numbers (k,) to the host at once; counts as one read."""
         self.reads += 1
         return [float(v) for v in values.tolist()]
+
+    def keep(self, name: str, value: Tensor) -> None:
+        """Keep a tensor for later steps of the run, within the cache's byte budget."""
+        self._store.put(SIGNALS, Slot(Kind.SIGNAL, name), value, step=self.step.index)
+
+    def kept(self, name: str) -> Tensor | None:
+        """Return what ``keep`` was last given under this name, or None."""
+        slot = Slot(Kind.SIGNAL, name)
+        if not self._store.has(SIGNALS, slot):
+            return None
+        return self._store.get(SIGNALS, slot, like=self._call.latents)[-1].value
 
     @property
     def _rows(self) -> slice:

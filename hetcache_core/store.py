@@ -27,6 +27,8 @@ class Kind(str, Enum):
     VALUES = "values"
     HINT = "hint"
     """A control hint at the active rows."""
+    SIGNAL = "signal"
+    """Something that a decision compares with later on."""
 
 
 @frozen
@@ -34,11 +36,11 @@ class Slot:
     """Names one stored tensor within a branch.
 
     ``where`` is a ``Span`` for RESIDUAL, a ``BlockKey`` for BLOCK, SUB_LAYER, KEYS and VALUES,
-    the hint's index for HINT and None for OUTPUT.
+    the hint's index for HINT, a name for SIGNAL and None for OUTPUT.
     """
 
     kind: Kind
-    where: Span | BlockKey | int | None = None
+    where: Span | BlockKey | int | str | None = None
     part: SubLayer | None = None
 
 
@@ -76,7 +78,9 @@ class StoreSettings:
             try:
                 torch.device(self.device)
             except RuntimeError as error:
-                raise ConfigError(f"Cache device {self.device!r} is unknown: use cpu or cuda.") from error
+                raise ConfigError(
+                    f"Cache device {self.device!r} is unknown: use cpu or cuda."
+                ) from error
         if self.max_bytes is not None and self.max_bytes <= 0:
             raise ConfigError(f"max_bytes is {self.max_bytes}; it must be a positive byte count.")
 
@@ -152,7 +156,13 @@ class CacheStore:
             )
         return tuple(Stored(e.value.to(like.dtype).to(like.device), e.step) for e in entries)
 
-    def write_rows(self, branch: str, slot: Slot, rows: Tensor, value: Tensor, *, step: int) -> None:
+    def newest(self, branch: str, slot: Slot) -> Tensor:
+        """Return the newest kept value as it is kept; it must be there."""
+        return self._values[(branch, slot)][-1].value
+
+    def write_rows(
+        self, branch: str, slot: Slot, rows: Tensor, value: Tensor, *, step: int
+    ) -> None:
         """Overwrite rows of the newest kept value in place.
 
         Args:

@@ -77,7 +77,7 @@ class Totals:
         steps_reused: steps whose deciding call reused.
         calls: DiT calls.
         flops: FLOPs that ran.
-        flops_full: FLOPs of the same calls without caching.
+        flops_full: FLOPs of all steps asked for, without caching.
         flops_speedup: ``flops_full / flops``.
         call_seconds: seconds inside DiT calls.
         denoise_seconds: seconds from the first call to the end of the last step.
@@ -109,6 +109,7 @@ class Trace:
         backbone: name of the backbone.
         variant: published model that the dimensions belong to, or "".
         steps: sampler steps ``S``.
+        requested_steps: sampler steps that were asked for; a policy may take fewer.
         tokens: tokens ``N`` of one batch row.
         tokens_by_role: all tokens by role name; empty for unmasked runs.
         records: one a DiT call, in order.
@@ -124,6 +125,7 @@ class Trace:
     backbone: str
     variant: str
     steps: int
+    requested_steps: int
     tokens: int
     tokens_by_role: dict[str, int] = field(factory=dict)
     records: list[CallRecord] = field(factory=list)
@@ -144,7 +146,9 @@ class Trace:
         """Return the sums over the run."""
         modes = Counter(self.modes())
         flops = sum(r.flops for r in self.records)
-        flops_full = sum(r.flops_full for r in self.records)
+        # Steps that the sampler never took count as work left out.
+        taken = sum(r.flops_full for r in self.records)
+        flops_full = taken * self.requested_steps // self.steps if self.steps else taken
         return Totals(
             steps=self.steps,
             steps_full=modes[Mode.FULL],

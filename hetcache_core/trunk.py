@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from hetcache_core.steps import BlockKey, SubLayer
+from hetcache_core.steps import SubLayer
 
 if TYPE_CHECKING:
     from torch import Tensor

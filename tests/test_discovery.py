@@ -13,11 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import pluggy
 import pytest
 from attrs import define, field
 
-from hetcache_core import hookspecs
 from hetcache_core.backbone import Backbone
 from hetcache_core.discovery import DISABLE_VARIABLE, PluginRecord, Registry, discover
 from hetcache_core.errors import (
@@ -95,7 +93,7 @@ class Shelf:
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
     monkeypatch.delenv(DISABLE_VARIABLE, raising=False)
     before = set(sys.modules)
-    yield Shelf(tmp_path, lambda folder: monkeypatch.syspath_prepend(folder))
+    yield Shelf(tmp_path, monkeypatch.syspath_prepend)
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
@@ -105,9 +103,10 @@ def plugin(*policies: str, backbones: tuple[str, ...] = (), home: str = "nowhere
     """Write the source of a plugin that registers these names."""
 
     def registrations(names: tuple[str, ...]) -> str:
+        classes = ((name, name.title().replace("-", "")) for name in names)
         return ", ".join(
-            f"Registration(name={name!r}, target='{home}:{name.title()}', summary='about {name}')"
-            for name in names
+            f"Registration(name={name!r}, target='{home}:{cls}', summary='about {name}')"
+            for name, cls in classes
         )
 
     return textwrap.dedent(f"""
@@ -163,7 +162,8 @@ def status_of(registry: Registry) -> dict[str, Status]:
 
 def test_without_plugins_the_registry_is_empty() -> None:
     registry = discover(entry_points=[])
-    assert registry.plugins == registry.policy_names == registry.backbone_names == ()
+    assert registry.plugins == ()
+    assert registry.policy_names == registry.backbone_names == ()
 
 
 def test_a_plugin_is_recorded_with_its_distribution_its_version_and_what_it_provides(
@@ -237,7 +237,10 @@ def test_plugins_are_sorted_by_distribution_and_name_whatever_order_they_are_fou
 
 def test_installed_distributions_are_found_without_being_named(shelf: Shelf) -> None:
     shelf.install("hetcache-nth", {"nth_plugin": plugin("nth-of-this-test")})
-    registry = discover(blocked=["hetcache"])
+    with warnings.catch_warnings():
+        # The built-in plugins are no business of this test, and need not be installed for it.
+        warnings.simplefilter("ignore", PluginWarning)
+        registry = discover(blocked=["hetcache"])
     assert "nth-of-this-test" in registry.policy_names
 
 
@@ -257,7 +260,7 @@ def test_an_entry_point_without_a_distribution_is_used_and_said_to_have_none(she
     point = metadata.EntryPoint(name="nth", value="nth_plugin", group="hetcache")
     record = only(discover(entry_points=[point]))
     assert (record.distribution, record.version, record.status) == ("", "", "ok")
-    assert record.origin == "unknown distribution"
+    assert record.origin == "unknown"
 
 
 def test_a_distribution_whose_metadata_is_gone_still_has_its_plugins_listed(shelf: Shelf) -> None:
@@ -453,7 +456,7 @@ BROKEN = {
 }
 
 
-@pytest.fixture(params=BROKEN.values(), ids=BROKEN)
+@pytest.fixture(params=list(BROKEN.values()), ids=list(BROKEN))
 def broken(request: pytest.FixtureRequest, shelf: Shelf) -> tuple[Shelf, tuple[str, ...]]:
     """A broken plugin between two that work, and what its message must say."""
     source, facts = request.param
@@ -618,6 +621,22 @@ def test_three_providers_are_all_named(shelf: Shelf) -> None:
     with pytest.raises(PluginConflictError) as caught:
         registry.policy("nth")
     assert caught.value.distributions == ("dist-a 1.0", "dist-b 1.0", "dist-c 1.0")
+
+
+def test_a_plugin_beside_a_conflict_is_not_in_it(shelf: Shelf) -> None:
+    shelf.install("alpha", {"a_plugin": plugin("nth")})
+    shelf.install("beta", {"b_plugin": plugin("nth")})
+    shelf.install("gamma", {"c_plugin": plugin("pab", backbones=("nth",))})
+    registry = shelf.discover_broken()
+    assert registry.plugins[2].status == "ok"
+    assert (registry.policy_names, registry.backbone_names) == (("pab",), ("nth",))
+
+
+def test_a_plugin_that_answers_wrongly_still_has_its_hooks_listed(shelf: Shelf) -> None:
+    shelf.install("alpha", {"a_plugin": plugin("twin", "twin")})
+    record = only(shelf.discover_broken())
+    assert record.hooks == ("hetcache_register_backbones", "hetcache_register_policies")
+    assert record.policies == ()
 
 
 def test_blocking_one_provider_ends_the_conflict(shelf: Shelf) -> None:
@@ -821,7 +840,7 @@ def test_adding_policies_makes_a_new_registry() -> None:
 
 def test_adding_a_name_that_is_taken_is_an_error(shelf: Shelf) -> None:
     shelf.install("hetcache-nth", {"nth_plugin": plugin("nth")})
-    with pytest.raises(PluginConflictError, match=r"hetcache-nth 1\.0.*with_policies\(\)"):
+    with pytest.raises(PluginConflictError, match=r"hetcache-nth 1\.0.*with_policies\(\).*program"):
         shelf.discover().with_policies(NTH)
     with pytest.raises(PluginConflictError, match="policy 'nth'"):
         Registry().with_policies(NTH, NTH)
@@ -908,59 +927,6 @@ def test_a_blocked_plugin_does_not_lend_its_distribution_to_another_of_its_name(
     assert "alpha 1.0" in caplog.records[0].getMessage()
 
 
-# The specification.
-
-
-@pytest.mark.parametrize(
-    ("changes", "facts"),
-    [
-        ({"name": "Nth"}, ("'Nth'", "lower-case")),
-        ({"name": "a+b"}, ("'a+b'", "lower-case")),
-        ({"name": "a.b"}, ("'a.b'", "lower-case")),
-        ({"name": ""}, ("''", "lower-case")),
-        ({"name": 3}, ("3", "lower-case")),
-        (
-            {"target": "nowhere.Nth"},
-            ("'nowhere.Nth'", "Registration 'nth'", "package.module:Class"),
-        ),
-        ({"target": "no where:Nth"}, ("'no where:Nth'",)),
-        ({"target": 3}, ("3", "neither a class nor")),
-        ({"summary": ""}, ("''", "Registration 'nth'", "one line")),
-        ({"summary": "two\nlines"}, ("'two\\nlines'", "one line")),
-    ],
-)
-def test_a_malformed_registration_is_refused(
-    changes: dict[str, Any], facts: tuple[str, ...]
-) -> None:
-    values = {"name": "nth", "target": "nowhere.policy:Nth", "summary": "nth"} | changes
-    with pytest.raises(ContractError) as caught:
-        Registration(**values)
-    for fact in facts:
-        assert fact in str(caught.value)
-
-
-def test_every_hook_is_in_the_specification_and_documented() -> None:
-    manager = pluggy.PluginManager("hetcache")
-    manager.add_hookspecs(hookspecs)
-    names = sorted(name for name in vars(manager.hook) if not name.startswith("_"))
-    assert names == [
-        "hetcache_observe_run",
-        "hetcache_register_backbones",
-        "hetcache_register_policies",
-    ]
-    for name in names:
-        document = getattr(hookspecs, name).__doc__
-        for section in ("Called once", "Raises:", ".. versionadded:: 0.1"):
-            assert section in document
-        assert ("Returns:" in document) or ("Args:" in document)
-
-
-@pytest.mark.parametrize("name", ["hetcache_register_policies", "hetcache_register_backbones"])
-def test_a_specification_is_never_called_itself(name: str) -> None:
-    with pytest.raises(NotImplementedError):
-        getattr(hookspecs, name)()
-
-
 # What listing costs.
 
 
@@ -994,7 +960,8 @@ def test_listing_plugins_imports_neither_torch_nor_the_targets(shelf: Shelf) -> 
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    # The built-in plugins are listed with it where they are installed.
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
 
 

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from baselines import BASELINES, Mask, Video
 from data import clip_inputs
+
 from hetcache_backends.tiny_vace.clips import ClipSpec, builtin_clips
 from hetcache_backends.tiny_vace.pipeline import build_pipeline
 from hetcache_backends.tiny_vace.shapes import COLOURS, SHAPES

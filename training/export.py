@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import datetime
+import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
@@ -12,27 +13,38 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "backends"))
+
+from hetcache_backends.tiny_vace.codec import TinyCodec
+
 RECIPE: Final = "1"
 SMOOTHING: Final = 0.05
 """Weight of the newest point in the drawn average."""
 
 
-def export_weights(state: dict[str, Tensor], path: Path, *, steps: int, seed: int) -> None:
+def export_weights(
+    state: dict[str, Tensor], path: Path, *, codec: Path | None, steps: int, seed: int
+) -> None:
     """Write the weights in half precision.
 
     Args:
         state: Weights of `dit` and `vace`, with these prefixes.
         path: Of the safetensors file.
+        codec: What `train_codec.py` saved; None for a codec without trained detail.
         steps: Optimisation steps behind the weights.
         seed: Of the run.
     """
-    half = {name: value.to("cpu", torch.float16).contiguous() for name, value in state.items()}
+    network = TinyCodec()
+    if codec is not None:
+        network.detail.load_state_dict(torch.load(codec, map_location="cpu", weights_only=True))
+    whole = state | {f"codec.{name}": value for name, value in network.state_dict().items()}
+    half = {name: value.to("cpu", torch.float16).contiguous() for name, value in whole.items()}
     metadata = {
         "trained": "true",
         "steps": str(steps),
         "seed": str(seed),
         "recipe": RECIPE,
-        "date": datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat(),
+        "date": datetime.now(tz=timezone.utc).date().isoformat(),
         "licence": "Apache-2.0",
     }
     save_file(half, str(path), metadata=metadata)
@@ -69,10 +81,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("weights", type=Path)
+    parser.add_argument("--codec", type=Path, default=None, help="what train_codec.py saved")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
-    export_weights(state["ema"], args.weights, steps=int(state["step"]), seed=args.seed)
+    export_weights(
+        state["ema"], args.weights, codec=args.codec, steps=int(state["step"]), seed=args.seed
+    )
 
 
 if __name__ == "__main__":

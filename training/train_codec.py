@@ -22,6 +22,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from data import to_tensor
+
 from hetcache_backends.tiny_vace.clips import RESERVED_SEEDS, random_spec
 from hetcache_backends.tiny_vace.codec import TinyCodec
 

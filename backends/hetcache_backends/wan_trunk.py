@@ -13,10 +13,11 @@ from typing import Any, final
 
 import torch
 from attrs import define, field, frozen
+from torch import Tensor
+
 from hetcache_core.errors import ContractError
 from hetcache_core.steps import Stack, SubLayer
 from hetcache_core.trunk import BlockHooks, TrunkCall, TrunkView
-from torch import Tensor
 
 
 @final
@@ -137,8 +138,8 @@ class WanTrunk(TrunkCall):
         macs = embed_macs(self.dit, batch=batch, tokens=tokens, text=self.context.shape[1] - image)
         control_macs = 0
         if control is not None:
-            control_macs = len(control.context) * tokens * _conv_macs(
-                control.model.vace_patch_embedding
+            control_macs = (
+                len(control.context) * tokens * _conv_macs(control.model.vace_patch_embedding)
             )
         return WanFlops(
             batch=batch,
@@ -282,9 +283,7 @@ class _BlockStandIn:
             if not hooks.attends:
                 plain: Tensor = attention(x, freqs)
                 return plain
-            hooked: Tensor = type(attention).forward(
-                _AttentionStandIn(attention, hooks), x, freqs
-            )
+            hooked: Tensor = type(attention).forward(_AttentionStandIn(attention, hooks), x, freqs)
             return hooked
 
         return self._part(SubLayer.SELF_ATTENTION, compute)

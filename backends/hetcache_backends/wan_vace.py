@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
 from attrs import define, field, frozen
+
 from hetcache_core.backbone import (
     Backbone,
     EditRequest,
@@ -29,9 +30,10 @@ from hetcache_core.tokens import Grid
 
 if TYPE_CHECKING:
     import numpy as np
-    from hetcache_core.engine import Engine
     from numpy.typing import NDArray
     from torch import Tensor
+
+    from hetcache_core.engine import Engine
 
 TEMPORAL_STRIDE: Final = 4
 """Pixel frames a latent frame covers, the first frame alone. Source: Wan2.1's VAE."""
@@ -196,8 +198,9 @@ class _SchedulerStandIn:
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._target, name, value)
 
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> Any:
-        result = self._target.set_timesteps(*args, **kwargs)
+    def set_timesteps(self, num_inference_steps: int, *args: Any, **kwargs: Any) -> Any:
+        steps = self._router.engine.sampler_steps(num_inference_steps)
+        result = self._target.set_timesteps(steps, *args, **kwargs)
         self._router.sampler_reset()
         return result
 

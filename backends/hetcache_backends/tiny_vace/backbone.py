@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from attrs import frozen
+
+from hetcache_backends import wan_vace
 from hetcache_core.backbone import Backbone, EditRequest, Features, Geometry, LoadRequest
 from hetcache_core.errors import UnsupportedBackboneError
 
-from hetcache_backends import wan_vace
-
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
+
     from hetcache_core.engine import Engine
     from hetcache_core.steps import ModelInfo
-    from numpy.typing import NDArray
 
 RANDOM_WEIGHTS_NOTICE = (
     "tiny-vace runs on random weights: speed and traces mean something, the picture does not."

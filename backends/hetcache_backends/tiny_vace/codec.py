@@ -88,13 +88,16 @@ class CodecShape:
     z_dim: int
 
 
-def dct_matrix(n: int, *, kind: int = 2) -> Tensor:
-    """Build the orthonormal cosine transform of type 2 or 4, `(n, n)` float64, one row a wave."""
-    k = torch.arange(n, dtype=torch.float64)[:, None]
+def cosines(n: int, *, offset: float = 0.0) -> Tensor:
+    """Build waves sampled at `n` points, `(n, n)` float64, one row a wave of frequency k + offset."""
+    k = torch.arange(n, dtype=torch.float64)[:, None] + offset
     i = torch.arange(n, dtype=torch.float64)[None, :]
-    if kind == 4:
-        return math.sqrt(2 / n) * torch.cos(math.pi * (2 * i + 1) * (2 * k + 1) / (4 * n))
-    matrix = math.sqrt(2 / n) * torch.cos(math.pi * (2 * i + 1) * k / (2 * n))
+    return math.sqrt(2 / n) * torch.cos(math.pi * (i + 0.5) * k / n)
+
+
+def dct_matrix(n: int) -> Tensor:
+    """Build the orthonormal cosine transform of type 2, `(n, n)` float64."""
+    matrix = cosines(n)
     matrix[0] /= math.sqrt(2)
     return matrix
 
@@ -107,7 +110,7 @@ def edge_filter(n: int = SPATIAL_FACTOR) -> Tensor:
     half = n // 2
     eye = torch.eye(half, dtype=torch.float64)
     flip, zero = eye.flip(0), torch.zeros_like(eye)
-    turn = flip @ dct_matrix(half).T @ dct_matrix(half, kind=4) @ flip
+    turn = flip @ dct_matrix(half).T @ cosines(half, offset=0.5) @ flip
     butterfly = torch.cat([torch.cat([eye, flip], 1), torch.cat([flip, -eye], 1)], 0)
     middle = torch.cat([torch.cat([eye, zero], 1), torch.cat([zero, turn], 1)], 0)
     return 0.5 * butterfly @ middle @ butterfly
@@ -117,6 +120,15 @@ class TinyCodec(nn.Module):
     """A causal video codec, 8x in space and 4x in time, with the interface of `WanVideoVAE`."""
 
     upsampling_factor: int = SPATIAL_FACTOR
+    mix: Tensor
+    space: Tensor
+    edge: Tensor
+    scale: Tensor
+    pairs: Tensor
+    local: Tensor
+    place: Tensor
+    dropped: Tensor
+    still: Tensor
 
     def __init__(self) -> None:
         """Build the matrices; the only weights are those of `detail`, which start at nothing."""
@@ -143,11 +155,11 @@ class TinyCodec(nn.Module):
         self._buffer("local", (local * self._waves + row) * self._waves + column)
         self._buffer("place", place)
         self._buffer("dropped", dropped.nonzero()[:, 0])
-        still = self.dropped // SPATIAL_FACTOR**2 % TEMPORAL_FACTOR == 0
-        self._buffer("still", still.float().view(-1, 1, 1, 1))
+        frequency = self.dropped // SPATIAL_FACTOR**2 % TEMPORAL_FACTOR
+        self._buffer("still", frequency.eq(0).float().view(-1, 1, 1, 1))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.detail = DetailDecoder(len(CHANNELS), len(self.dropped))
+            self.detail = DetailDecoder(len(CHANNELS), len(mix) * SPATIAL_FACTOR**2 - len(kept))
         self.requires_grad_(requires_grad=False)
 
     def _buffer(self, name: str, value: Tensor) -> None:

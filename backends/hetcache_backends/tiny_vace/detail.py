@@ -38,8 +38,8 @@ class DetailDecoder(nn.Module):
             nn.GELU(approximate="tanh"),
         )
         self.out = nn.Conv2d(HIDDEN, outputs, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Predict the dropped coefficients.
@@ -54,5 +54,6 @@ class DetailDecoder(nn.Module):
         first = torch.zeros_like(latents[:, :1])
         first[:, :, 0] = 1.0
         x = torch.cat([latents, first], 1).transpose(1, 2).flatten(0, 1)  # (BT, C+1, h, w)
-        x = OUTPUT_SCALE * self.out(self.layers(x))
-        return x.unflatten(0, (batch, frames)).transpose(1, 2)
+        x = OUTPUT_SCALE * self.out(self.layers(x))  # (BT, outputs, h, w)
+        out: Tensor = x.unflatten(0, (batch, frames)).transpose(1, 2)
+        return out

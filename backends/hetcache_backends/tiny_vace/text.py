@@ -23,8 +23,41 @@ from hetcache_backends.tiny_vace.config import TINY_VACE, TinyVaceConfig
 from hetcache_backends.tiny_vace.shapes import COLOURS, SHAPES
 
 STOP_WORDS: Final = frozenset(
-    "a an the of on in at with and is it this that there some one high quality photo picture image "
-    "video clip shows showing best beautiful very realistic detailed".split()
+    {
+        "a",
+        "an",
+        "the",
+        "of",
+        "on",
+        "in",
+        "at",
+        "with",
+        "and",
+        "is",
+        "it",
+        "this",
+        "that",
+        "there",
+        "some",
+        "one",
+        "high",
+        "quality",
+        "photo",
+        "picture",
+        "image",
+        "video",
+        "clip",
+        "shows",
+        "showing",
+        "best",
+        "beautiful",
+        "very",
+        "realistic",
+        "detailed",
+        "put",
+        "here",
+        "moving",
+    }
 )
 SYNONYMS: Final = {
     "ball": "circle",

@@ -1,0 +1,161 @@
+"""What one edit is asked to do: options of ``hetcache edit``, or the keys of its YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import attrs
+import yaml
+from attrs import frozen
+
+from hetcache_core.errors import NOT_GIVEN, ConfigError
+from hetcache_core.settings import build, describe, parse_assignments, setting
+
+__all__ = ["HELP", "EditConfig", "Preset", "Precision", "assignments", "make_config", "read_yaml"]
+
+Preset = Literal["quality", "balanced", "fast"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+REQUIRED: Final = ("video", "mask", "output")
+MAPPINGS: Final = ("settings", "options")
+"""Keys that hold several values by name; single ones are added or replaced by options."""
+
+
+@frozen(kw_only=True)
+class EditConfig:
+    """One edit, as it is asked for.
+
+    Its fields are the options of ``hetcache edit`` and the keys of ``--config``, and say
+    themselves what they mean.
+    """
+
+    video: str = setting(doc="the video to edit")
+    mask: str = setting(
+        doc="where to edit: a video, a folder of pictures or one picture; white is edited"
+    )
+    output: str = setting(doc="the video to write (.mp4, .m4v, .mov or .mkv)")
+    prompt: str = setting("", doc="what to put into the mask")
+    negative_prompt: str = setting("", doc="what to keep out of it")
+    invert_mask: bool = setting(default=False, doc="black is edited instead of white")
+    backbone: str = setting("tiny-vace", doc="the model; `hetcache backbones` lists them")
+    model: str | None = setting(None, doc="folder or hub id of a checkpoint")
+    policy: str = setting(
+        "hetcache", doc="the caching policy, or several joined by +; `hetcache policies` lists them"
+    )
+    preset: Preset | None = setting(None, doc="settings of the policy: quality, balanced or fast")
+    settings: Mapping[str, object] = attrs.field(
+        factory=dict, metadata={"doc": "settings of the policy by name; on top of the preset"}
+    )
+    options: Mapping[str, object] = attrs.field(
+        factory=dict, metadata={"doc": "further arguments of the model library's own call, by name"}
+    )
+    steps: int = setting(50, ge=1, doc="steps of the sampler")
+    seed: int = setting(0, ge=0, lt=2**63, doc="seed of the noise")
+    frames: int | None = setting(
+        None, ge=1, doc="how many frames to edit; by default the model's own number"
+    )
+    height: int | None = setting(None, ge=1, doc="height that the model works at")
+    width: int | None = setting(None, ge=1, doc="width that the model works at")
+    cfg_scale: float = setting(5.0, ge=0, doc="strength of the guidance; 1 goes without")
+    cfg_merge: bool = setting(default=False, doc="run both guidance branches in one call")
+    device: str = setting("auto", doc="auto, cpu, cuda or cuda:N")
+    dtype: Precision = setting("auto", doc="auto, float32, bfloat16 or float16")
+    composite: bool = setting(
+        default=True, doc="outside of the mask, keep the pixels of the video as they are"
+    )
+    compare: bool = setting(default=False, doc="also run without caching, and compare")
+    trace: str | None = setting(None, doc="write what every step did to this JSON file")
+    json: bool = setting(default=False, doc="print one JSON object, and nothing else, on stdout")
+
+
+def _help() -> dict[str, str]:
+    texts = {}
+    for info in describe(EditConfig):
+        shown = info.default is not None and info.default is not NOT_GIVEN
+        plain = shown and isinstance(info.default, str | int | float) and info.default != ""
+        is_flag = isinstance(info.default, bool)
+        texts[info.name] = f"{info.doc} (default: {info.default})" if plain and not is_flag else info.doc
+    return texts
+
+
+HELP: Final = _help()
+"""The help of every option, by the name of its field."""
+
+
+def assignments(texts: list[str] | None, *, option: str) -> dict[str, object]:
+    """Read the ``name=value`` texts of a repeated option.
+
+    Args:
+        texts: The texts.
+        option: The option.
+
+    Raises:
+        ConfigError: A text cannot be read.
+    """
+    try:
+        return parse_assignments(texts or ())
+    except ConfigError as error:
+        error.where = option
+        raise
+
+
+def read_yaml(path: Path) -> dict[str, object]:
+    """Read a configuration file.
+
+    Args:
+        path: A YAML file with a mapping.
+
+    Returns:
+        Its values by key, with ``-`` in keys written ``_``.
+
+    Raises:
+        ConfigError: It cannot be read, or holds something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror or error}", where="--config"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no YAML: {error}", where="--config") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path} holds no keys", where="--config", remedy="Write lines such as steps: 20."
+        )
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def make_config(given: Mapping[str, Any], config: str | None = None) -> EditConfig:
+    """Put options and a configuration file together; options win.
+
+    Args:
+        given: The options that were given, by the names of the fields.
+        config: ``--config``, a YAML file with any of the same keys.
+
+    Raises:
+        ConfigError: A key is unknown, missing, of the wrong type or out of range.
+    """
+    from_file = read_yaml(Path(config)) if config else {}
+    values = {**from_file, **given}
+    for name in MAPPINGS:
+        base = from_file.get(name)
+        if isinstance(base, Mapping) and name in given:
+            values[name] = {**base, **given[name]}
+    unknown = from_file.keys() - {info.name for info in describe(EditConfig)}
+    missing = [name for name in REQUIRED if name not in values]
+    if missing and not unknown:
+        raise ConfigError(
+            f"missing {', '.join('--' + name for name in missing)}",
+            remedy="Give it as an option, or as a key of --config FILE.",
+            setting=missing[0],
+        )
+    try:
+        return build(EditConfig, values, where="hetcache edit")
+    except ConfigError as error:
+        if error.setting in from_file and error.setting not in given:
+            error.where = str(config)
+        raise

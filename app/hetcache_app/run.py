@@ -1,0 +1,161 @@
+"""Running a backbone with a policy, and measuring it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import evolve, field, frozen
+
+from hetcache_core.backbone import LoadRequest
+from hetcache_core.errors import ConfigError, ContractError
+from hetcache_core.session import StepCallback, accelerate
+from hetcache_core.settings import build
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hetcache_core.backbone import Backbone, EditRequest
+    from hetcache_core.registry import Registry
+    from hetcache_core.trace import Trace
+
+__all__ = ["REFERENCE", "PolicyChoice", "RunResult", "Runner", "check_policy", "load"]
+
+REFERENCE: Final = "none"
+"""The policy that runs everything in full."""
+
+
+@frozen(kw_only=True)
+class PolicyChoice:
+    """A policy as it is asked for.
+
+    Attributes:
+        name: Its name, or several joined by "+".
+        settings: Its settings by name.
+        preset: The preset that the settings go on top of.
+    """
+
+    name: str
+    settings: Mapping[str, object] = field(factory=dict)
+    preset: str | None = None
+
+
+@frozen(eq=False, kw_only=True)
+class RunResult:
+    """What came out of one run.
+
+    Attributes:
+        frames: (F, h, w, 3) uint8, as the model made them.
+        trace: What was decided and computed.
+        total_seconds: Duration of the whole call, from the frames to the frames.
+    """
+
+    frames: NDArray[np.uint8] = field(repr=False)
+    trace: Trace
+    total_seconds: float
+
+
+@frozen(eq=False, kw_only=True)
+class Runner:
+    """A loaded pipeline.
+
+    Attributes:
+        backbone: Its adapter.
+        pipeline: The library's own pipeline.
+        registry: Where policies are looked up.
+        load_seconds: How long loading took.
+    """
+
+    backbone: Backbone
+    pipeline: Any
+    registry: Registry
+    load_seconds: float
+
+    def run(
+        self, request: EditRequest, policy: PolicyChoice, on_step: StepCallback | None = None
+    ) -> RunResult:
+        """Run one edit; what the library prints goes to stderr.
+
+        Args:
+            request: The edit.
+            policy: The policy that it runs with.
+            on_step: Called after every step.
+
+        Raises:
+            HetCacheError: The policy or the request does not go with the backbone.
+        """
+        import torch
+
+        session = accelerate(
+            self.pipeline,
+            policy.name,
+            settings=policy.settings,
+            preset=policy.preset,
+            backbone=self.backbone,
+            registry=self.registry,
+            on_step=on_step,
+        )
+        begun = time.perf_counter()
+        try:
+            with redirect_stdout(sys.stderr), session:
+                frames = self.backbone.edit(self.pipeline, request)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                "the memory of the device is too small for this edit",
+                remedy="Take fewer --frames, or a smaller --height and --width.",
+            ) from error
+        total_seconds = time.perf_counter() - begun
+        if frames.shape != request.video.shape:
+            raise ContractError(
+                f"{request.video.shape} frames became {frames.shape}",
+                subject=f"backbone {self.backbone.name}",
+            )
+        return RunResult(frames=frames, trace=session.trace, total_seconds=total_seconds)
+
+    def warm_up(self, request: EditRequest) -> None:
+        """Run a single step that is not measured, so that the first run pays for no first call."""
+        self.run(evolve(request, steps=1), PolicyChoice(name=REFERENCE))
+
+
+def check_policy(policy: PolicyChoice, registry: Registry) -> None:
+    """Find mistakes in a policy's name and settings before a model is loaded.
+
+    What depends on the model, such as presets, is checked when the run begins.
+
+    Args:
+        policy: The policy.
+        registry: Where it is looked up.
+
+    Raises:
+        HetCacheError: There is no such policy, or it has no such setting.
+    """
+    names = [name.strip() for name in policy.name.split("+")]
+    kinds = [registry.policy(name) for name in names]
+    if len(kinds) == 1 and policy.preset is None:
+        build(kinds[0], policy.settings, where=f"policy {names[0]}")
+
+
+def load(backbone: Backbone, request: LoadRequest, registry: Registry) -> Runner:
+    """Load a backbone's pipeline; what the library prints goes to stderr.
+
+    Args:
+        backbone: The adapter.
+        request: Checkpoint, device and precision.
+        registry: Where policies are looked up.
+
+    Raises:
+        UnsupportedBackboneError: A library or a file is missing.
+    """
+    begun = time.perf_counter()
+    with redirect_stdout(sys.stderr):
+        pipeline = backbone.load(request)
+    return Runner(
+        backbone=backbone,
+        pipeline=pipeline,
+        registry=registry,
+        load_seconds=time.perf_counter() - begun,
+    )

@@ -1,0 +1,245 @@
+"""HetCache: steps of three kinds, and tokens of three kinds.
+
+A step runs in full, only for the tokens of the edit (partial), or not at all (reuse), as the changes of a
+signal add up. In a partial step the masked tokens, a margin around them and a chosen share of the context
+go through the blocks; all others take their stored residual.
+
+Source: HetCache (CVPR 2026). What its code does differently from its paper, what both leave open and why
+the defaults are what they are: docs/policies.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Final, Literal, final
+
+from attrs import frozen
+
+from hetcache_core.errors import ConfigError
+from hetcache_core.policy import (
+    CachePolicy,
+    ControlMode,
+    KVMode,
+    PartialSettings,
+    PolicyRecipe,
+)
+from hetcache_core.settings import setting
+from hetcache_core.steps import ModelInfo
+from hetcache_core.tokens import ContextSelector
+from hetcache_policies.drift import DriftSettings, RescaleName
+from hetcache_policies.kmeans import KMeansBackend
+from hetcache_policies.partition import MaskPartitioner
+from hetcache_policies.presets import find_preset
+from hetcache_policies.selectors import (
+    AttentionSelector,
+    ClusterSelector,
+    RandomSelector,
+    UniformSelector,
+)
+from hetcache_policies.teacache import LONGEST_REUSE, RAW_THRESHOLD
+from hetcache_policies.teacache_fits import find_fit
+from hetcache_policies.tiers import TieredSteps
+
+__all__ = ["HetCache"]
+
+SelectorName = Literal["uniform", "random", "kmeans", "attention", "both"]
+
+RHO: Final = 1.5
+"""Source: HetCache, section 3: full above 1.5 times the threshold."""
+
+WARMUP_STEPS: Final = 2
+"""Source: HetCache's code."""
+
+MAX_PARTIALS: Final = 4
+"""Our design: bounds the age of what inactive tokens hold; HetCache's code drops its caches at every 5th
+computed step."""
+
+CLUSTERS: Final = 16
+"""Source: HetCache, K."""
+
+PRUNED_CONTEXT: Final = 0.3
+"""Context kept where keys are pruned. Between the paper's 0.7 and the 0.05 of its benchmark script: in
+prototype runs, 0 to 50 % raised the fidelity from 29.5 to 36.9 dB and the FLOPs from .66 to .82."""
+
+CACHED_CONTEXT: Final = 0.0
+"""Context kept where the keys of all tokens are seen. In the same runs, partial steps with cached keys and
+no context reached 55.3 dB: context is seen by its keys, and needs no tokens of its own."""
+
+THRESHOLDS: Final[Mapping[RescaleName, float]] = {
+    "normalized": 1.5,
+    "none": RAW_THRESHOLD,
+    "poly": 0.05,
+}
+"""Thresholds of each unit, which mean nothing in another.
+
+Source: our design for "normalized", half a step off the point at which an evenly moving signal runs
+every step; prototype runs for "none"; HetCache's "slow" for "poly", the unit of its code.
+"""
+
+PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
+    "quality": {"threshold": 1.5, "max_partials": 1, "margin": 2},
+    "balanced": {"threshold": 1.5, "max_partials": 2, "margin": 1},
+    "fast": {"threshold": 2.5, "max_partials": 2, "margin": 1},
+}
+"""Where the signal moves evenly: full (F), partial (p) and reused (s) steps as Fsps, Fspsps, Fsspssps.
+
+Our design: mixed schedules with cached keys were the best at their cost in prototype runs of a small
+Wan-VACE-architecture model trained on synthetic clips (docs/policies.md).
+"""
+
+
+@final
+@frozen(kw_only=True)
+class HetCache(PolicyRecipe):
+    """Settings of HetCache."""
+
+    name: ClassVar[str] = "hetcache"
+    summary: ClassVar[str] = (
+        "full, partial or reused steps; partial ones run the tokens of the edit only"
+    )
+    source: ClassVar[str] = "HetCache, CVPR 2026"
+
+    threshold: float | None = setting(
+        None, ge=0, doc="sum of changes up to which a step is reused; null takes the unit's own"
+    )
+    rho: float = setting(RHO, ge=1, doc="a step runs in full above rho times the threshold")
+    rescale: Literal["auto", "normalized", "none", "poly"] = setting(
+        "auto",
+        doc="unit of changes: average steps (normalized), relative L1 (none) or TeaCache's polynomial "
+        "(poly); auto is normalized, and none for the modulated input",
+    )
+    signal: Literal["modulation", "modulated_input"] = setting(
+        "modulation", doc="what is looked at"
+    )
+    reset_on_partial: bool = setting(
+        True,
+        doc="a partial step starts the sum again; false lets partial steps follow on one another",
+    )
+    warmup_steps: int = setting(WARMUP_STEPS, ge=1, doc="steps that always run in full first")
+    max_partials: int = setting(MAX_PARTIALS, ge=0, doc="partial steps between two full ones")
+    longest_reuse: float = setting(
+        LONGEST_REUSE, gt=0, le=1, doc="most steps reused in a row, as a share of the run"
+    )
+    margin: int = setting(1, ge=0, doc="width of the margin around the mask, in tokens")
+    temporal_margin: int = setting(0, ge=0, doc="width of the margin, in latent frames")
+    margin_ratio: float = setting(1.0, ge=0, le=1, doc="share of the margin that stays active")
+    context_ratio: float | None = setting(
+        None,
+        ge=0,
+        le=1,
+        doc="share of the context that stays active; null is 0 with cached keys, 0.3 with pruned ones",
+    )
+    selector: SelectorName = setting("both", doc="how the active context is chosen")
+    clusters: int = setting(CLUSTERS, ge=1, doc="clusters of kmeans and both")
+    kmeans_backend: KMeansBackend = setting("torch", doc="who clusters")
+    kv_mode: KVMode = setting(
+        KVMode.CACHED, doc="keys that active tokens see: of all tokens, or of each other only"
+    )
+    control_mode: ControlMode = setting(
+        ControlMode.REUSE,
+        doc="control hints in partial steps: of the last full step, or fresh ones",
+    )
+    max_active_share: float = setting(
+        0.85, gt=0, le=1, doc="above this share of active tokens a partial step runs in full"
+    )
+    pad_to: int | None = setting(
+        None, ge=1, doc="active tokens are a multiple of this; null picks one for the grid"
+    )
+    refresh_after: int = setting(
+        4, ge=1, doc="full steps after which the active context is chosen again"
+    )
+    score_layers: tuple[int, ...] = setting(
+        (-1,), doc="blocks whose attention is scored; negative ones count from the end"
+    )
+    score_queries: int = setting(512, ge=1, doc="at most this many masked tokens are scored")
+    residual_ema: float = setting(
+        0.0, ge=0, lt=1, doc="weight of the old residual where a partial step writes a new one"
+    )
+    seed: int = setting(0, ge=0, doc="seed of random and kmeans choices")
+
+    @classmethod
+    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
+        """Return threshold, its unit, and the share of partial steps; the same for every model.
+
+        Raises:
+            ConfigError: There is no such preset.
+        """
+        return {"rescale": "normalized", **find_preset(cls.name, preset, PRESETS)}
+
+    def compose(self, model: ModelInfo) -> CachePolicy:
+        """Put the pieces together for a model.
+
+        Raises:
+            ConfigError: No polynomial is known for the model, the unit does not go with the signal, or
+                a scored layer does not exist.
+        """
+        outside = [i for i in self.score_layers if not -model.layers <= i < model.layers]
+        if outside:
+            raise ConfigError(
+                f"score_layers names block {outside[0]}, but the model has {model.layers}",
+                where=f"policy {self.name}",
+                setting="score_layers",
+                given=self.score_layers,
+            )
+        drift, ratio = self._drift(model), self._context_ratio()
+        return CachePolicy(
+            name=self.name,
+            step=TieredSteps(
+                drift=drift,
+                threshold=THRESHOLDS[drift.rescale] if self.threshold is None else self.threshold,
+                rho=self.rho,
+                reset_on_partial=self.reset_on_partial,
+                warmup_steps=self.warmup_steps,
+                max_partials=self.max_partials,
+                longest_reuse=self.longest_reuse,
+            ),
+            partitioner=MaskPartitioner(margin=self.margin, temporal_margin=self.temporal_margin),
+            selector=self._selector() if ratio > 0 else None,
+            partial=PartialSettings(
+                kv_mode=self.kv_mode,
+                control_mode=self.control_mode,
+                context_ratio=ratio,
+                margin_ratio=self.margin_ratio,
+                max_active_share=self.max_active_share,
+                pad_to=self.pad_to,
+                refresh_after=self.refresh_after,
+                score_layers=self.score_layers,
+                score_queries=self.score_queries,
+                residual_ema=self.residual_ema,
+                seed=self.seed,
+            ),
+        )
+
+    def _drift(self, model: ModelInfo) -> DriftSettings:
+        if self.rescale == "poly":
+            fit = find_fit(model.variant, self.signal)
+            if fit is None:
+                raise ConfigError(
+                    f"no polynomial of {self.signal} is known for "
+                    f"{model.variant or f'this {model.backbone} model'}",
+                    where=f"policy {self.name}",
+                    remedy="Use rescale=normalized.",
+                    setting="rescale",
+                    given=self.rescale,
+                )
+            return DriftSettings(signal=self.signal, rescale="poly", fit=fit)
+        if self.rescale == "auto":
+            normal = self.signal != "modulated_input"
+            return DriftSettings(signal=self.signal, rescale="normalized" if normal else "none")
+        return DriftSettings(signal=self.signal, rescale=self.rescale)
+
+    def _context_ratio(self) -> float:
+        if self.context_ratio is not None:
+            return self.context_ratio
+        return CACHED_CONTEXT if self.kv_mode is KVMode.CACHED else PRUNED_CONTEXT
+
+    def _selector(self) -> ContextSelector:
+        if self.selector == "uniform":
+            return UniformSelector()
+        if self.selector == "random":
+            return RandomSelector()
+        if self.selector == "attention":
+            return AttentionSelector()
+        return ClusterSelector(
+            clusters=self.clusters, backend=self.kmeans_backend, guided=self.selector == "both"
+        )
