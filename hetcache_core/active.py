@@ -178,9 +178,15 @@ class ActiveRows:
         return self.rows
 
 
+MAX_PAD = 256
+"""Rows that a padded count is a multiple of, at most; matrix products lose nothing at this size."""
+MIN_PADDED_SIZES = 16
+"""So many different padded counts there are at least, so that padding stays below 1 / 16 of N."""
+
+
 def pad_multiple(tokens: int) -> int:
     """Pick the multiple that row counts are padded to: a power of two, at most N / 16 and 256."""
-    return min(256, 2 ** max(0, int(math.log2(max(1, tokens // 16)))))
+    return min(MAX_PAD, 1 << max(0, (tokens // MIN_PADDED_SIZES).bit_length() - 1))
 
 
 def _given(values: Tensor | None, context: Tensor, name: str) -> Callable[[], Tensor]:

@@ -220,7 +220,7 @@ class Pass:
         return output
 
     def attend(
-        self, key: BlockKey, scored: bool, q: Tensor, k: Tensor, v: Tensor, attend: Attend
+        self, key: BlockKey, q: Tensor, k: Tensor, v: Tensor, attend: Attend, *, scored: bool
     ) -> Tensor:
         """Attend over the keys of this pass (called by the hooks); q, k, v are (B, n, D)."""
         keys, values = Slot(Kind.KEYS, key), Slot(Kind.VALUES, key)
@@ -254,7 +254,7 @@ class _Hooks:
         return self.owner.sub_layer(self.key, part, self.action, compute)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
-        return self.owner.attend(self.key, self.scored, q, k, v, attend)
+        return self.owner.attend(self.key, q, k, v, attend, scored=self.scored)
 
 
 def full_flops(trunk: TrunkCall) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import evolve, field, fields, frozen
 
@@ -331,10 +331,11 @@ def combine(first: CachePolicy, second: CachePolicy) -> CachePolicy:
         ConfigError: both answer the same question.
     """
     defaults = {f.name: f.default for f in fields(CachePolicy)}
-    merged: dict[str, object] = {"name": f"{first.name}+{second.name}"}
+    merged: dict[str, Any] = {"name": f"{first.name}+{second.name}"}
     for piece in (*_PIECES, "reuse_point", "spans", "sampler_share"):
         mine, other = getattr(first, piece), getattr(second, piece)
-        if mine != defaults[piece] and other != defaults[piece] and mine != other:
+        both = mine != defaults[piece] and other != defaults[piece]
+        if both and (piece in _PIECES or mine != other):
             raise ConfigError(
                 f"Policies {first.name!r} and {second.name!r} both bring a {piece} piece "
                 f"({type(mine).__name__} and {type(other).__name__}); only one can decide it. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from attrs import asdict, define, field
 
@@ -25,6 +25,9 @@ from hetcache_core.store import StoreSettings
 from hetcache_core.trace import CallRecord, Trace
 
 if TYPE_CHECKING:
+    from attrs import AttrsInstance
+    from typing_extensions import Self
+
     from hetcache_core.backbone import Backbone
 
 StepCallback = Callable[[StepInfo, Sequence[CallRecord]], None]
@@ -61,7 +64,7 @@ class Session:
             raise CacheStateError("No run has finished in this session; call the pipeline first.")
         return self.traces[-1]
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         """Route the pipeline through the engine."""
         if self._stack is not None:
             raise CacheStateError("This session is already active; make another with accelerate().")
@@ -218,8 +221,7 @@ def _recipe(
 
 
 def _plain_settings(recipe: PolicyRecipe) -> dict[str, Any]:
-    plain: dict[str, Any] = asdict(recipe)  # type: ignore[call-overload]  # recipes are attrs
-    return plain
+    return asdict(cast("AttrsInstance", recipe))
 
 
 def _find_backbone(pipeline: Any, wanted: str | Backbone | None, registry: Registry) -> Backbone:

@@ -93,7 +93,8 @@ def mask_to_tokens(mask: Tensor, grid: Grid) -> Tensor:
         mask.float()[:, None], (grid.pixel_height, grid.pixel_width)
     )[:, 0]  # (F, h, w)
     if not grid.first_frame_alone:
-        return pooled.unflatten(0, (grid.frames, grid.frame_stride)).amax(1) > 0  # (T, h, w)
+        groups: Tensor = pooled.unflatten(0, (grid.frames, grid.frame_stride))
+        return groups.amax(1) > 0  # (T, h, w)
     head, tail = pooled[:1], pooled[1:]
     if grid.frames > 1:
         tail = tail.unflatten(0, (grid.frames - 1, grid.frame_stride)).amax(1)  # (T-1, h, w)

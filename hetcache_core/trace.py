@@ -196,10 +196,10 @@ class Trace:
         return cls.from_dict(plain, where=str(path))
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any], *, where: str = "trace") -> Trace:
+    def from_dict(cls, plain: object, *, where: str = "trace") -> Trace:
         """Build a trace from the values of ``to_dict``; errors as in ``load``."""
         version = plain.get("schema_version") if isinstance(plain, Mapping) else None
-        if version != SCHEMA_VERSION:
+        if not isinstance(plain, Mapping) or version != SCHEMA_VERSION:
             raise ConfigError(
                 f"{where} has trace schema {version!r}; this version reads {SCHEMA_VERSION}. "
                 "Write it again with this version of hetcache."

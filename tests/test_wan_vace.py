@@ -500,7 +500,7 @@ def test_timestep_signals_do_not_depend_on_the_dtype_of_the_weights() -> None:
 
 
 def test_loading_without_a_model_says_what_to_pass() -> None:
-    with pytest.raises(UnsupportedBackboneError, match="--model Wan-AI/Wan2.1-VACE-1.3B"):
+    with pytest.raises(UnsupportedBackboneError, match=r"--model Wan-AI/Wan2\.1-VACE-1\.3B"):
         WanVace().load(LoadRequest())
 
 
@@ -581,7 +581,7 @@ def test_a_model_that_cannot_be_downloaded_is_one_clear_error(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the library downloads into the working folder
     monkeypatch.setenv("DIFFSYNTH_SKIP_DOWNLOAD", "True")
-    with pytest.raises(UnsupportedBackboneError, match="Download .* and pass --model FOLDER"):
+    with pytest.raises(UnsupportedBackboneError, match=r"Download .* and pass --model FOLDER"):
         WanVace().load(LoadRequest(model="Wan-AI/Wan2.1-VACE-1.3B"))
 
 

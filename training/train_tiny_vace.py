@@ -171,7 +171,7 @@ def quicken(models: nn.ModuleDict, *, compiled: bool) -> None:
     wan_video_dit.rope_apply = rotate
     wan_video_dit.set_to_torch_norm(list(models.values()))
     if compiled:
-        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT  # noqa: SLF001  # its only name
         # The control blocks come here through `super().forward`.
         block = wan_video_dit.DiTBlock
         block.forward = torch.compile(block.forward, dynamic=True)

@@ -10,13 +10,25 @@ import attrs
 import yaml
 from attrs import frozen
 
-from hetcache_core.errors import NOT_GIVEN, ConfigError
+from hetcache_core.errors import ConfigError
 from hetcache_core.settings import build, describe, parse_assignments, setting
 
-__all__ = ["HELP", "EditConfig", "Preset", "Precision", "assignments", "make_config", "read_yaml"]
+__all__ = [
+    "DemoConfig",
+    "EditConfig",
+    "Precision",
+    "Preset",
+    "assignments",
+    "make_config",
+    "option_help",
+    "read_yaml",
+]
 
 Preset = Literal["quality", "balanced", "fast"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+DEMO_STEPS: Final = 20
+"""Enough for a policy to show all its kinds of steps, and under two minutes on two CPU cores."""
 
 REQUIRED: Final = ("video", "mask", "output")
 MAPPINGS: Final = ("settings", "options")
@@ -70,18 +82,32 @@ class EditConfig:
     json: bool = setting(default=False, doc="print one JSON object, and nothing else, on stdout")
 
 
-def _help() -> dict[str, str]:
+@frozen(kw_only=True)
+class DemoConfig:
+    """One demonstration, as it is asked for; its fields are the options of ``hetcache demo``."""
+
+    output: str = setting("hetcache-demo", doc="folder for the videos, the strip and the traces")
+    backbone: str = setting("tiny-vace", doc="the model, which must come with a clip")
+    model: str | None = setting(None, doc="folder or hub id of a checkpoint")
+    policy: str = setting("hetcache", doc="the caching policy")
+    steps: int = setting(DEMO_STEPS, ge=1, doc="steps of the sampler")
+    seed: int = setting(0, ge=0, lt=2**63, doc="seed of the noise")
+    device: str = setting("auto", doc="auto, cpu, cuda or cuda:N")
+    dtype: Precision = setting("auto", doc="auto, float32, bfloat16 or float16")
+
+
+def option_help(config: type[EditConfig | DemoConfig]) -> dict[str, str]:
+    """Write the help of every option, by the name of its field.
+
+    Args:
+        config: The class whose fields are the options.
+    """
     texts = {}
-    for info in describe(EditConfig):
-        shown = info.default is not None and info.default is not NOT_GIVEN
-        plain = shown and isinstance(info.default, str | int | float) and info.default != ""
-        is_flag = isinstance(info.default, bool)
-        texts[info.name] = f"{info.doc} (default: {info.default})" if plain and not is_flag else info.doc
+    for info in describe(config):
+        shown = isinstance(info.default, str | int | float) and not isinstance(info.default, bool)
+        default = f" (default: {info.default})" if shown and info.default != "" else ""
+        texts[info.name] = f"{info.doc}{default}"
     return texts
-
-
-HELP: Final = _help()
-"""The help of every option, by the name of its field."""
 
 
 def assignments(texts: list[str] | None, *, option: str) -> dict[str, object]:

@@ -30,11 +30,15 @@ def print_json(values: Mapping[str, Any] | list[Any]) -> None:
     typer.echo(json.dumps(values, indent=2, allow_nan=False))
 
 
-def find_plugins() -> Registry:
-    """Find the installed plugins, with one line on stderr for each that cannot be used."""
+def find_plugins(*, quietly: bool = False) -> Registry:
+    """Find the installed plugins, with one line on stderr for each that cannot be used.
+
+    Args:
+        quietly: Leave these lines out, where the plugins are listed with their errors anyway.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default", PluginWarning)
         registry = discover()
-    for warning in caught:
+    for warning in () if quietly else caught:
         note(str(warning.message), kind="warning")
     return registry

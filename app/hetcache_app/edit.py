@@ -140,11 +140,10 @@ def _write(
     config: EditConfig, job: Job, result: RunResult, notice: str | None
 ) -> Mapping[str, str]:
     frames = job.finish(result.frames, composite=config.composite)
+    about = comment(result.trace, notice)
+    write_video(Path(config.output), frames, job.clip.fps, comment=about)
     files = {"output": config.output}
     if config.trace is not None:
         save_trace(result.trace, Path(config.trace))
         files["trace"] = config.trace
-    write_video(
-        Path(config.output), frames, job.clip.fps, comment=comment(result.trace, notice)
-    )
     return files

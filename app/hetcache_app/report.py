@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -130,7 +131,7 @@ def measure(result: RunResult) -> Measures:
     totals = result.trace.totals()
     return Measures(
         policy=result.trace.policy,
-        settings=result.trace.settings,
+        settings={name: _finite(value) for name, value in result.trace.settings.items()},
         denoise_seconds=totals.denoise_seconds,
         total_seconds=result.total_seconds,
         flops=totals.flops,
@@ -140,6 +141,11 @@ def measure(result: RunResult) -> Measures:
         steps_reused=totals.steps_reused,
         peak_cache_bytes=totals.peak_cache_bytes,
     )
+
+
+def _finite(value: object) -> object:
+    """JSON has no infinity; as text it is at least readable."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def speedup(run: Measures, reference: Measures) -> Speedup:

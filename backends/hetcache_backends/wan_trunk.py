@@ -15,6 +15,7 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
+from hetcache_core.backbone import FlopModel
 from hetcache_core.errors import ContractError
 from hetcache_core.steps import Stack, SubLayer
 from hetcache_core.trunk import BlockHooks, TrunkCall, TrunkView
@@ -22,7 +23,7 @@ from hetcache_core.trunk import BlockHooks, TrunkCall, TrunkView
 
 @final
 @frozen(kw_only=True)
-class WanFlops:
+class WanFlops(FlopModel):
     """FLOPs of one Wan call (2 x multiply-accumulate), by formula.
 
     Rotary embedding, norms and activations are left out, as ``torch.utils.flop_counter`` does.
@@ -159,7 +160,7 @@ class WanTrunk(TrunkCall):
             return WanView(trunk=self, rows=None, inputs=self.inputs, freqs=self.freqs,
                            modulation=self.modulation)  # fmt: skip
         modulation = self.modulation
-        if modulation.dim() == 4:
+        if modulation.dim() > self.inputs.dim():
             modulation = modulation.index_select(1, rows)  # (1, n, 6, D)
         return WanView(
             trunk=self,

@@ -34,12 +34,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hetcache_core.engine import Engine
+    from hetcache_core.testing import BackboneCase
 
 TEMPORAL_STRIDE: Final = 4
 """Pixel frames a latent frame covers, the first frame alone. Source: Wan2.1's VAE."""
 
 VARIANTS: Final = {(1536, 30): "wan2.1-1.3b", (5120, 40): "wan2.1-14b"}
 """Published models by (width, blocks). Source: DiffSynth 2.1.12, ``configs/model_configs.py``."""
+
+MASK_THRESHOLD: Final = 127
+"""Pixel values above this one mean "edit"."""
 
 BRANCHES: Final = ("cond", "uncond")
 
@@ -106,6 +110,17 @@ class WanVace(Backbone):
     def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
         """Run one masked edit through ``WanVideoPipeline.__call__``."""
         return edit(pipeline, request)
+
+    def contract_case(self) -> BackboneCase:
+        """Return a small Wan-VACE with seeded weights."""
+        import_diffsynth()
+        from hetcache_backends.tiny_vace.config import TinyVaceConfig
+        from hetcache_backends.wan_case import wan_case
+
+        small = TinyVaceConfig(
+            dim=48, num_heads=4, num_layers=4, control_layers=(0, 2), ffn_dim=96, freq_dim=32
+        )
+        return wan_case(self, small)
 
 
 def is_wan_pipeline(pipeline: object) -> bool:
@@ -384,7 +399,7 @@ def _pixel_mask(arguments: Mapping[str, Any], grid: Grid, latents: Tensor) -> Te
     if frames is None:  # the library then edits everything
         return torch.ones(shape, dtype=torch.bool, device=latents.device)
     channel = np.stack([np.asarray(f.convert("RGB"))[..., 0] for f in frames[: shape[0]]])
-    return torch.from_numpy(channel > 127).to(latents.device)  # (F, H, W)
+    return torch.from_numpy(channel > MASK_THRESHOLD).to(latents.device)  # (F, H, W)
 
 
 def load_checkpoint(request: LoadRequest) -> Any:

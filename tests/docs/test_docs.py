@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import frozen
 
 import hetcache_core
 from hetcache_core import hookspecs
@@ -19,7 +20,9 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "changelog.d" / "README.md", *DOCS.glob("*.md")]
-FENCE = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r'^```(?P<language>\w*)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$', re.MULTILINE | re.DOTALL
+)
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 
 
@@ -27,22 +30,33 @@ def page_id(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-def blocks(page: Path, *languages: str) -> Iterator[tuple[int, str]]:
-    """The fenced blocks of a page in some languages, each with the line it begins on."""
+@frozen
+class Block:
+    """A fenced block of a page; one with a title is the file of that name."""
+
+    language: str
+    title: str | None
+    text: str
+    line: int
+
+
+def blocks(page: Path, *languages: str) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    for match in FENCE.finditer(text):
-        if match["language"] in languages:
-            yield text.count("\n", 0, match.start("text")), match["text"]
+    return [
+        Block(m["language"], m["title"], m["text"], text.count("\n", 0, m.start("text")))
+        for m in FENCE.finditer(text)
+        if m["language"] in languages
+    ]
 
 
 def shown_commands(page: Path) -> list[list[str]]:
     """The shell commands of a page, split into words, with continued lines joined."""
-    text = "".join(block for _, block in blocks(page, "bash", "console", "sh"))
+    text = "".join(block.text for block in blocks(page, "bash", "console", "sh"))
     lines = text.replace("\\\n", " ").splitlines()
     return [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
 
 
-PAGES_WITH_CODE = [page for page in PAGES if any(blocks(page, "python"))]
+PAGES_WITH_CODE = [page for page in PAGES if blocks(page, "python")]
 HETCACHE_COMMANDS = [
     pytest.param(words[1:], id=f"{page_id(page)}: {shlex.join(words)}")
     for page in PAGES
@@ -51,16 +65,45 @@ HETCACHE_COMMANDS = [
 ]
 
 
+def write_files(page: Path, folder: Path) -> list[Path]:
+    """Write the blocks of a page that are files."""
+    written = []
+    for block in blocks(page, "python", "toml", "yaml"):
+        if block.title is not None:
+            path = folder / block.title
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, encoding="utf-8")
+            written.append(path)
+    return written
+
+
 @pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=page_id)
 def test_the_python_blocks_of_a_page_run_in_order(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The blocks share one namespace, as a reader does who types them in from top to bottom."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    write_files(page, tmp_path)
     namespace: dict[str, object] = {"__name__": "__main__"}
-    for line, code in blocks(page, "python"):
-        # The empty lines put the page's own line numbers into a traceback.
-        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+    for block in blocks(page, "python"):
+        if block.title is None:
+            # The empty lines put the page's own line numbers into a traceback.
+            exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=page_id)
+def test_the_python_blocks_of_a_page_pass_a_strict_type_check(page: Path, tmp_path: Path) -> None:
+    """The promise that comes with ``py.typed``: who follows the pages gets no complaint."""
+    api = pytest.importorskip("mypy.api")
+    files = [path for path in write_files(page, tmp_path) if path.suffix == ".py"]
+    script = tmp_path / "typed_in.py"
+    typed_in = (block.text for block in blocks(page, "python") if block.title is None)
+    script.write_text("\n".join(typed_in), encoding="utf-8")
+    report, complaints, status = api.run(
+        ["--strict", "--cache-dir", str(tmp_path / "cache"), *map(str, files), str(script)]
+    )
+    assert status == 0, f"{report}\n{complaints}"
 
 
 def the_command_line() -> Any:

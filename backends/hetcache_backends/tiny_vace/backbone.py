@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from hetcache_core.engine import Engine
     from hetcache_core.steps import ModelInfo
+    from hetcache_core.testing import BackboneCase
 
 RANDOM_WEIGHTS_NOTICE = (
     "tiny-vace runs on random weights: speed and traces mean something, the picture does not."
@@ -91,6 +92,14 @@ class TinyVace(Backbone):
         """Say so where the weights are random."""
         notice = getattr(pipeline, "hetcache_notice", None)
         return str(notice) if notice else None
+
+    def contract_case(self) -> BackboneCase:
+        """Return the embedded model's shape with seeded weights."""
+        wan_vace.import_diffsynth()
+        from hetcache_backends.tiny_vace.config import TINY_VACE
+        from hetcache_backends.wan_case import wan_case
+
+        return wan_case(self, TINY_VACE)
 
     def sample(self) -> EditRequest:
         """Return the embedded demonstration clip."""

@@ -117,7 +117,7 @@ def draw_shape(
         A new video, `(F, H, W, 3)`.
     """
     frames, height, width = video.shape[:3]
-    out = video.copy()
+    out: FloatArray = video.copy()
     for t in range(frames):
         (cx, cy), radius = centres[t], max(float(radii[t]), 1.0)
         top, bottom = (int(np.clip(cy + s * (radius * 1.15 + 1), 0, height)) for s in (-1, 1))

@@ -50,7 +50,7 @@ def noise_tile(index: int) -> FloatArray:
     amplitude[0, 0] = 0.0
     phase = rng.uniform(0.0, 2.0 * np.pi, amplitude.shape)
     tile = np.fft.irfft2(amplitude * np.exp(1j * phase), s=(TILE_SIZE, TILE_SIZE))
-    return (0.5 + 0.22 * tile / tile.std()).astype(np.float32)
+    return np.asarray(0.5 + 0.22 * tile / tile.std(), np.float32)
 
 
 def sample_tile(tile: FloatArray, u: FloatArray, v: FloatArray) -> FloatArray:
@@ -105,7 +105,7 @@ def palette(rng: np.random.Generator, count: int) -> FloatArray:
     spread = rng.uniform(0.15, 0.45)
     tint = rng.normal(0.0, 0.12, (count, 3))
     lightness = np.linspace(-spread, spread, count)[:, None] * rng.choice([-1.0, 1.0])
-    return np.clip(base + lightness + tint, 0.02, 0.98).astype(np.float32)
+    return np.asarray(np.clip(base + lightness + tint, 0.02, 0.98), np.float32)
 
 
 def colourise(level: FloatArray, colours: FloatArray) -> FloatArray:

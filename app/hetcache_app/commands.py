@@ -1,0 +1,203 @@
+"""The commands and their options. Each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+
+from hetcache_app.config import DemoConfig, EditConfig, assignments, make_config, option_help
+from hetcache_app.console import find_plugins, print_json
+from hetcache_core.settings import build
+
+__all__ = ["app"]
+
+EDIT: Final = option_help(EditConfig)
+DEMO: Final = option_help(DemoConfig)
+
+Json = Annotated[bool, typer.Option("--json", help="print JSON, and nothing else, on stdout")]
+
+app = typer.Typer(
+    name="hetcache",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+plugins_app = typer.Typer(help="The installed plugins.", rich_markup_mode=None)
+app.add_typer(plugins_app, name="plugins")
+
+
+@app.callback(invoke_without_command=True)
+def hetcache(
+    context: typer.Context,
+    *,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="print the version and leave", is_eager=True)
+    ] = False,
+) -> None:
+    """Edit videos with diffusion transformers, faster: what changes too little is not computed."""
+    if show_version:
+        typer.echo(f"hetcache {version('hetcache')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@plugins_app.callback(invoke_without_command=True)
+def plugins(context: typer.Context) -> None:
+    """Show the installed plugins."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def edit(
+    *,
+    video: Annotated[str | None, typer.Option(help=EDIT["video"])] = None,
+    mask: Annotated[str | None, typer.Option(help=EDIT["mask"])] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help=EDIT["output"])] = None,
+    prompt: Annotated[str | None, typer.Option(help=EDIT["prompt"])] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help=EDIT["negative_prompt"])] = None,
+    invert_mask: Annotated[
+        bool | None, typer.Option("--invert-mask/--no-invert-mask", help=EDIT["invert_mask"])
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help=EDIT["backbone"])] = None,
+    model: Annotated[str | None, typer.Option(help=EDIT["model"])] = None,
+    policy: Annotated[str | None, typer.Option(help=EDIT["policy"])] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="a setting of the policy; repeatable"),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help=EDIT["preset"])] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            metavar="NAME=VALUE",
+            help="an argument of the model library's own call; repeatable",
+        ),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="a YAML file with any of these options; options win")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help=EDIT["steps"])] = None,
+    seed: Annotated[int | None, typer.Option(help=EDIT["seed"])] = None,
+    frames: Annotated[int | None, typer.Option(help=EDIT["frames"])] = None,
+    height: Annotated[int | None, typer.Option(help=EDIT["height"])] = None,
+    width: Annotated[int | None, typer.Option(help=EDIT["width"])] = None,
+    cfg_scale: Annotated[float | None, typer.Option(help=EDIT["cfg_scale"])] = None,
+    cfg_merge: Annotated[
+        bool | None, typer.Option("--cfg-merge/--no-cfg-merge", help=EDIT["cfg_merge"])
+    ] = None,
+    device: Annotated[str | None, typer.Option(help=EDIT["device"])] = None,
+    dtype: Annotated[str | None, typer.Option(help=EDIT["dtype"])] = None,
+    composite: Annotated[
+        bool | None, typer.Option("--composite/--no-composite", help=EDIT["composite"])
+    ] = None,
+    compare: Annotated[
+        bool | None, typer.Option("--compare/--no-compare", help=EDIT["compare"])
+    ] = None,
+    trace: Annotated[str | None, typer.Option(help=EDIT["trace"])] = None,
+    json: Annotated[bool | None, typer.Option("--json/--no-json", help=EDIT["json"])] = None,
+) -> None:
+    """Edit the masked part of a video."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    given.pop("config", None)
+    for name, option in (("settings", "--set"), ("options", "--option")):
+        if name in given:
+            given[name] = assignments(given[name], option=option)
+    asked = make_config(given, config)
+
+    from hetcache_app.edit import edit as run_edit
+    from hetcache_app.report import print_report
+
+    report = run_edit(asked, find_plugins())
+    if asked.json:
+        print_json(report.to_dict())
+    else:
+        print_report(report)
+
+
+@app.command()
+def demo(
+    *,
+    output: Annotated[str | None, typer.Option("--output", "-o", help=DEMO["output"])] = None,
+    backbone: Annotated[str | None, typer.Option(help=DEMO["backbone"])] = None,
+    model: Annotated[str | None, typer.Option(help=DEMO["model"])] = None,
+    policy: Annotated[str | None, typer.Option(help=DEMO["policy"])] = None,
+    steps: Annotated[int | None, typer.Option(help=DEMO["steps"])] = None,
+    seed: Annotated[int | None, typer.Option(help=DEMO["seed"])] = None,
+    device: Annotated[str | None, typer.Option(help=DEMO["device"])] = None,
+    dtype: Annotated[str | None, typer.Option(help=DEMO["dtype"])] = None,
+    json: Json = False,
+) -> None:
+    """Edit an embedded clip without and with caching, and show both side by side."""
+    given: dict[str, Any] = {name: value for name, value in locals().items() if value is not None}
+    del given["json"]
+    asked = build(DemoConfig, given, where="hetcache demo")
+
+    from hetcache_app.demo import demo as run_demo
+    from hetcache_app.report import print_report
+
+    report = run_demo(asked, find_plugins())
+    if json:
+        print_json(report.to_dict())
+    else:
+        print_report(report)
+
+
+@plugins_app.command("list")
+def list_plugins(
+    *,
+    json: Json = False,
+    hook: Annotated[
+        str | None, typer.Option(help="only the plugins that implement this hook")
+    ] = None,
+) -> None:
+    """List the installed plugins, what they provide, and what is wrong with them."""
+    from hetcache_app.plugins_view import plugins_as_json, plugins_table
+
+    registry = find_plugins(quietly=True)
+    if json:
+        print_json(plugins_as_json(registry, hook))
+    else:
+        Console().print(plugins_table(registry, hook))
+
+
+@app.command()
+def policies(*, json: Json = False) -> None:
+    """List the caching policies with their settings and presets."""
+    from hetcache_app.listing import policies_as_json, print_policies
+
+    if json:
+        print_json(policies_as_json(find_plugins()))
+    else:
+        print_policies(find_plugins())
+
+
+@app.command()
+def backbones(*, json: Json = False) -> None:
+    """List the models, what they can carry, and the sizes that they take."""
+    from hetcache_app.listing import backbones_as_json, print_backbones
+
+    if json:
+        print_json(backbones_as_json(find_plugins()))
+    else:
+        print_backbones(find_plugins())
+
+
+@app.command()
+def doctor(*, json: Json = False) -> None:
+    """Show what is installed and what is missing."""
+    from hetcache_app.doctor import examine, print_findings
+
+    found = examine(find_plugins(quietly=True))
+    if json:
+        print_json(found)
+    else:
+        print_findings(found)
+    if found["problems"]:
+        raise typer.Exit(1)

@@ -1,0 +1,171 @@
+"""What there is to choose from: ``hetcache policies`` and ``hetcache backbones``."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import asdict
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from hetcache_core.errors import NOT_GIVEN, ConfigError, HetCacheError
+from hetcache_core.settings import SettingInfo, describe
+from hetcache_core.steps import ModelInfo
+
+if TYPE_CHECKING:
+    from hetcache_core.policy import PolicyRecipe
+    from hetcache_core.registry import Registry
+
+__all__ = [
+    "backbones_as_json",
+    "installed_version",
+    "policies_as_json",
+    "print_backbones",
+    "print_policies",
+]
+
+PRESETS: Final = ("quality", "balanced", "fast")
+
+SHOWN_MODEL: Final = ModelInfo(
+    backbone="wan-vace",
+    variant="wan2.1-1.3b",
+    layers=30,
+    width=1536,
+    heads=12,
+    control_layers=tuple(range(0, 30, 2)),
+)
+"""The model that presets are shown for. Source: the configuration of Wan-AI/Wan2.1-VACE-1.3B."""
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def policies_as_json(registry: Registry) -> list[dict[str, Any]]:
+    """List the policies with their settings and presets.
+
+    Args:
+        registry: What was discovered.
+
+    Returns:
+        One value for each; one that cannot be loaded has an "error" and no settings.
+    """
+    listed = []
+    for name, summary in registry.policy_summaries.items():
+        entry: dict[str, Any] = {"name": name, "summary": summary, "source": None}
+        try:
+            kind = registry.policy(name)
+            settings = [_setting(info) for info in describe(kind)]
+            entry |= {"source": kind.source, "settings": settings, "presets": _presets(kind)}
+            entry["error"] = None
+        except HetCacheError as error:
+            entry |= {"settings": [], "presets": {}, "error": str(error)}
+        listed.append(entry)
+    return listed
+
+
+def backbones_as_json(registry: Registry) -> list[dict[str, Any]]:
+    """List the backbones with what they can carry and the sizes that they take.
+
+    Args:
+        registry: What was discovered.
+
+    Returns:
+        One value for each; one that cannot be loaded has an "error" and nothing but a name and a
+        summary.
+    """
+    listed = []
+    for name, summary in registry.backbone_summaries.items():
+        entry: dict[str, Any] = {"name": name, "summary": summary}
+        try:
+            kind = registry.backbone(name)
+            features = asdict(kind.features)
+            guidance = sorted(features.pop("guidance"))
+            entry |= {
+                "library": kind.library,
+                "library_version": installed_version(kind.library),
+                "features": features,
+                "guidance": guidance,
+                "geometry": asdict(kind.geometry),
+                "error": None,
+            }
+        except HetCacheError as error:
+            missing = dict.fromkeys(("library", "library_version", "features", "geometry"))
+            entry |= {**missing, "guidance": [], "error": str(error)}
+        listed.append(entry)
+    return listed
+
+
+def print_policies(registry: Registry) -> None:
+    """Print the policies for people."""
+    parts: list[Text | Table] = []
+    for policy in policies_as_json(registry):
+        parts += _heading(policy)
+        if policy["settings"]:
+            table = Table("setting", "default", "type", "allowed", "what it does")
+            for info in policy["settings"]:
+                allowed = ", ".join(info["allowed"])
+                cells = (info["name"], _shown(info["default"]), info["type"], allowed, info["doc"])
+                table.add_row(*(Text(cell) for cell in cells))
+            parts.append(table)
+        for preset, values in policy["presets"].items():
+            shown = " ".join(f"{name}={_shown(value)}" for name, value in values.items())
+            parts.append(Text(f"preset {preset}: {shown or 'the defaults'}"))
+        parts.append(Text())
+    Console().print(Group(*parts))
+
+
+def print_backbones(registry: Registry) -> None:
+    """Print the backbones for people."""
+    parts: list[Text | Table] = []
+    for backbone in backbones_as_json(registry):
+        parts += _heading(backbone)
+        if backbone["error"] is None:
+            features, geometry = backbone["features"], backbone["geometry"]
+            version = backbone["library_version"] or "not installed"
+            height, width = geometry["default_size"]
+            carried = ", ".join(name for name, has in features.items() if has)
+            parts += [
+                Text(f"  library   {backbone['library']} {version}"),
+                Text(f"  carries   {carried}"),
+                Text(f"  guidance  {', '.join(backbone['guidance'])}"),
+                Text(
+                    f"  sizes     multiples of {geometry['size_multiple']}, up to {height}x{width} "
+                    f"unless asked; {geometry['frame_stride']}k+{geometry['frame_offset']} frames, "
+                    f"{geometry['default_frames']} unless asked"
+                ),
+            ]
+        parts.append(Text())
+    Console().print(Group(*parts))
+
+
+def _heading(entry: dict[str, Any]) -> list[Text | Table]:
+    lines: list[Text | Table] = [Text.assemble((entry["name"], "bold"), f"  {entry['summary']}")]
+    if entry["error"] is not None:
+        lines.append(Text(f"  cannot be used: {entry['error']}", style="red"))
+    return lines
+
+
+def _setting(info: SettingInfo) -> dict[str, Any]:
+    default = None if info.default is NOT_GIVEN else info.default
+    return {**asdict(info), "allowed": list(info.allowed), "default": default}
+
+
+def _presets(kind: type[PolicyRecipe]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for preset in PRESETS:
+        try:
+            found[preset] = dict(kind.preset(preset, SHOWN_MODEL))
+        except ConfigError:  # a policy may have some of them, or none
+            continue
+    return found
+
+
+def _shown(value: object) -> str:
+    return "" if value is None else str(getattr(value, "value", value))
