@@ -52,6 +52,14 @@ class Guards:
                 remedy="Give the number of steps in a row that may be reused, at least 1",
             )
 
+    def computes(self, step: StepInfo) -> str | None:
+        """Return the reason for which all of a step is computed, blocks too, or None."""
+        if step.index < math.ceil(self.warmup * step.total):
+            return "guard: warm-up"
+        if step.index >= step.total - math.ceil(self.tail * step.total):
+            return "guard: tail"
+        return "guard: listed step" if step.index in self.full_steps else None
+
     def apply(self, step: StepInfo, decision: Decision, reused_in_row: int) -> Decision:
         """Turn the decision into FULL, with the reason, where a guard says so.
 
@@ -62,15 +70,10 @@ class Guards:
         """
         if decision.mode is Mode.FULL:
             return decision
-        reason = None
-        if step.index < math.ceil(self.warmup * step.total):
-            reason = "guard: warm-up"
-        elif step.index >= step.total - math.ceil(self.tail * step.total):
-            reason = "guard: tail"
-        elif step.index in self.full_steps:
-            reason = "guard: listed step"
-        elif (
-            self.max_reuse is not None
+        reason = self.computes(step)
+        if (
+            reason is None
+            and self.max_reuse is not None
             and decision.mode is Mode.REUSE
             and reused_in_row >= self.max_reuse
         ):

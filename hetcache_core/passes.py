@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from enum import Enum
 
-from attrs import define, field
+from attrs import define, evolve, field
 from torch import Tensor
 
 from hetcache_core.active import attention_scores
-from hetcache_core.policy import RUN_BLOCK, RUN_PART, BlockAction, BlockDecider, Predictor, Use
+from hetcache_core.policy import (
+    RUN_BLOCK,
+    RUN_PART,
+    BlockAction,
+    BlockDecider,
+    PartAction,
+    Predictor,
+    Use,
+)
 from hetcache_core.steps import ALL_SUB_LAYERS, BlockKey, Stack, StepInfo, SubLayer
 from hetcache_core.store import CacheStore, Kind, Slot
 from hetcache_core.trunk import Attend, Compute, TrunkCall, TrunkView
@@ -60,6 +68,7 @@ class Pass:
         store: where things are kept.
         predictor: what stands in for sub-layers that are not run.
         blocks: decides blocks and sub-layers, or None to run all.
+        computes_all: nothing is reused, whatever ``blocks`` says; what it stores is stored.
         keys: what to do with keys and values.
         stored_hints: take control hints from the store instead of running control blocks.
         keep_hints: remember the hints, for storing them afterwards.
@@ -75,6 +84,7 @@ class Pass:
     store: CacheStore
     predictor: Predictor
     blocks: BlockDecider | None = None
+    computes_all: bool = False
     keys: KeysUse = KeysUse.OWN
     stored_hints: bool = False
     keep_hints: bool = False
@@ -119,7 +129,7 @@ class Pass:
     def _block(self, key: BlockKey) -> None:
         action = RUN_BLOCK
         if self.blocks is not None:
-            action = self.blocks.block(self.step, self.branch, key, self.hidden)
+            action = self._allowed(self.blocks.block(self.step, self.branch, key, self.hidden))
         slot = Slot(Kind.BLOCK, key)
         if action.use is Use.REUSE and self.store.has(self.branch, slot):
             # The stored residual holds the control hint of its step, so no control block runs.
@@ -157,13 +167,19 @@ class Pass:
     def _control(self, key: BlockKey) -> Tensor:
         action = RUN_BLOCK
         if self.blocks is not None:
-            action = self.blocks.control(self.step, self.branch, key)
+            action = self._allowed(self.blocks.control(self.step, self.branch, key))
         hint = self.view.control(key.index, self._hooks(key, action))
         self.control_run += 1
         self.flops += self.trunk.flops.control_extra(key.index, rows=self.row_count)
         if self.keep_hints:
             self.hints.append(hint)
         return hint
+
+    def _allowed(self, action: BlockAction) -> BlockAction:
+        if not self.computes_all:
+            return action
+        parts = {part: PartAction(store=act.store) for part, act in action.parts.items()}
+        return evolve(action, use=Use.RUN, parts=parts)
 
     def _hooks(self, key: BlockKey, action: BlockAction) -> _Hooks | None:
         parts = action.observe | frozenset(
@@ -257,14 +273,28 @@ class _Hooks:
         return self.owner.attend(self.key, q, k, v, attend, scored=self.scored)
 
 
+def partial_flops(trunk: TrunkCall, rows: int, *, cached_keys: bool, control: bool) -> int:
+    """FLOPs of the trunk over some rows; counts, runs nothing.
+
+    Args:
+        trunk: the call.
+        rows: active rows.
+        cached_keys: whether they attend over all tokens.
+        control: whether control blocks run.
+    """
+    keys = trunk.x.shape[1] if cached_keys else rows
+    flops = trunk.layers * _block_flops(trunk, Stack.MAIN, rows, keys)
+    if control:
+        for index in range(len(trunk.control_layers)):
+            flops += _block_flops(trunk, Stack.CONTROL, rows, keys)
+            flops += trunk.flops.control_extra(index, rows=rows)
+    return flops
+
+
+def _block_flops(trunk: TrunkCall, stack: Stack, rows: int, keys: int) -> int:
+    return sum(trunk.flops.sub_layer(stack, part, rows=rows, keys=keys) for part in SubLayer)
+
+
 def full_flops(trunk: TrunkCall) -> int:
     """FLOPs of the trunk when nothing is left out; counts, runs nothing."""
-    tokens, flops = trunk.x.shape[1], 0
-    for stack, count in ((Stack.MAIN, trunk.layers), (Stack.CONTROL, len(trunk.control_layers))):
-        per_block = sum(
-            trunk.flops.sub_layer(stack, part, rows=tokens, keys=tokens) for part in SubLayer
-        )
-        flops += count * per_block
-    return flops + sum(
-        trunk.flops.control_extra(i, rows=tokens) for i in range(len(trunk.control_layers))
-    )
+    return partial_flops(trunk, trunk.x.shape[1], cached_keys=False, control=True)

@@ -27,6 +27,7 @@ from hetcache_core.steps import (
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import Self
 
     from hetcache_core.backbone import RunInfo
     from hetcache_core.signals import Signals
@@ -61,6 +62,11 @@ class StepDecider(ABC):
 
 class StepPolicy(ABC):
     """What does this step do: FULL, PARTIAL or REUSE?"""
+
+    @property
+    def schedule_only(self) -> bool:
+        """Whether decisions depend on the schedule alone, so that a run can be played ahead."""
+        return False
 
     @abstractmethod
     def begin(self, run: RunInfo) -> StepDecider:
@@ -118,6 +124,13 @@ RUN_BLOCK = BlockAction()
 class BlockDecider(ABC):
     """Decides the blocks of one run; made by ``BlockPolicy.begin``."""
 
+    def prepare(self, step: StepInfo, signals: Signals) -> None:
+        """Look at a step before its blocks are asked about.
+
+        Called once a step that is computed, before the first block of its first branch. The place
+        to read a number: ``signals.read`` counts it, and ``block`` must not wait for the device.
+        """
+
     @abstractmethod
     def block(self, step: StepInfo, branch: str, key: BlockKey, hidden: Tensor) -> BlockAction:
         """Say what a main block does. Called for every one that a computed step reaches.
@@ -142,6 +155,11 @@ class BlockDecider(ABC):
 class BlockPolicy(ABC):
     """Inside a step that runs: which blocks and which sub-layers run?"""
 
+    @property
+    def needs_sub_layers(self) -> bool:
+        """Whether actions ever name sub-layers; False runs on backbones that show none."""
+        return True
+
     @abstractmethod
     def begin(self, run: RunInfo) -> BlockDecider:
         """Make the decider of one run."""
@@ -159,7 +177,7 @@ class GuidanceDecider(ABC):
         """Make the branch's output from those of the branches already run in this step."""
 
     @abstractmethod
-    def observe(self, step: StepInfo, outputs: Mapping[str, Tensor]) -> None:
+    def observe_outputs(self, step: StepInfo, outputs: Mapping[str, Tensor]) -> None:
         """Take the outputs of a step in which every branch was run."""
 
 
@@ -312,7 +330,7 @@ class CachePolicy:
                 needed.add("attention")
         if self.selector is not None and self.selector.needs_scores:
             needed.add("attention")
-        if self.blocks is not None:
+        if self.blocks is not None and self.blocks.needs_sub_layers:
             needed.add("sub_layers")
         if self.reuse_point is ReusePoint.OUTPUT or self.guidance is not None:
             needed.add("output")
@@ -364,6 +382,17 @@ class PolicyRecipe(ABC):
         Raises:
             ConfigError: these settings don't fit the model; the message says which would.
         """
+
+    def beside(self, others: Sequence[CachePolicy]) -> Self:
+        """Return the recipe to use when composed with others ("adacache+teacache").
+
+        A recipe that can answer another question when its usual one is already answered, or that
+        can give up a piece, does so here.
+
+        Args:
+            others: what the other recipes compose on their own.
+        """
+        return self
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:

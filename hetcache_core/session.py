@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from attrs import asdict, define, field
 
+from hetcache_core.budget import check_target
 from hetcache_core.discovery import Registry, discover
 from hetcache_core.engine import Engine
 from hetcache_core.errors import (
@@ -97,6 +98,7 @@ def accelerate(
     backbone: str | Backbone | None = None,
     store: StoreSettings | None = None,
     guards: Guards | None = None,
+    target_speedup: float | None = None,
     registry: Registry | None = None,
     on_step: StepCallback | None = None,
     on_run: Callable[[Trace], None] | None = None,
@@ -111,6 +113,7 @@ def accelerate(
         backbone: registered name or adapter; None finds the one that accepts the pipeline.
         store: dtype, device and byte limit of what is kept.
         guards: steps that run in full whatever the policy says.
+        target_speedup: how many times fewer FLOPs to compute; the policy's thresholds follow.
         registry: plugins to use; None discovers the installed ones.
         on_step: called after every step with its records.
         on_run: called with the trace of every finished run.
@@ -152,6 +155,7 @@ def accelerate(
         settings=used,
         store_settings=store or StoreSettings(),
         guards=guards or Guards(),
+        target_speedup=None if target_speedup is None else check_target(target_speedup),
         on_step=on_step,
         on_run=finished,
     )
@@ -186,8 +190,11 @@ def resolve_policy(
     names = [name.strip() for name in policy.split("+")]
     composed: CachePolicy | None = None
     used: dict[str, Any] = {}
-    for name in names:
-        recipe = _recipe(name, names, settings, preset, model, registry)
+    recipes = [_recipe(name, names, settings, preset, model, registry) for name in names]
+    if len(recipes) > 1:
+        alone = [recipe.compose(model) for recipe in recipes]
+        recipes = [recipe.beside(alone[:i] + alone[i + 1 :]) for i, recipe in enumerate(recipes)]
+    for name, recipe in zip(names, recipes, strict=True):
         made = recipe.compose(model)
         composed = made if composed is None else combine(composed, made)
         prefix = f"{name}." if len(names) > 1 else ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import define, field
 
 from hetcache_core.errors import ContractError
-from hetcache_core.steps import StepInfo
+from hetcache_core.steps import WHOLE_TRUNK, Span, StepInfo
 from hetcache_core.store import CacheStore, Kind, Slot
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Signals:
     Attributes:
         step: the step.
         timesteps: unrounded timesteps of the whole run.
+        threshold_factor: multiply thresholds with it; how an asked speed-up is reached.
         reads: numbers brought to the host so far.
     """
 
@@ -45,9 +46,10 @@ class Signals:
     timesteps: tuple[float, ...]
     _call: ModelCall
     _trunk: TrunkCall | None
-    _probe: Callable[[int], Tensor]
+    _probe: Callable[[int], Tensor] | None
     _tables: dict[str, Tensor]
     _store: CacheStore
+    threshold_factor: float = 1.0
     _modulated: Tensor | None = field(default=None, init=False)
     reads: int = field(default=0, init=False)
 
@@ -88,6 +90,11 @@ class Signals:
             blocks: how many, at least 1.
         """
         self._need_trunk("probe")
+        if self._probe is None:
+            raise ContractError(
+                "a policy whose decisions depend on the schedule alone asks for a probe",
+                remedy="Return False from schedule_only",
+            )
         return self._probe(blocks)[self._rows]
 
     def read(self, value: Tensor) -> float:
@@ -99,6 +106,16 @@ class Signals:
         """Bring several numbers (k,) to the host at once; counts as one read."""
         self.reads += 1
         return [float(v) for v in values.tolist()]
+
+    def residual(self, span: Span = WHOLE_TRUNK) -> Tensor | None:
+        """Newest kept residual (b, N, D) of a span, rows of the deciding branch, or None.
+
+        It must not be written to.
+        """
+        slot = Slot(Kind.RESIDUAL, span)
+        if not self._store.has(self._call.key, slot):
+            return None
+        return self._store.get(self._call.key, slot, like=self._call.latents)[-1].value[self._rows]
 
     def keep(self, name: str, value: Tensor) -> None:
         """Keep a tensor for later steps of the run, within the cache's byte budget."""

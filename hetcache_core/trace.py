@@ -29,10 +29,10 @@ class CallRecord:
         sigma: noise level.
         branch: guidance branch, or branches of one merged call joined by "+".
         expert: the expert model, "" where there is one model.
+        tokens: all tokens ``N`` of one batch row.
         mode: what the call did.
         reason: why, in words.
         signal: the value that was compared, or None.
-        tokens: all tokens ``N`` of one batch row.
         active: tokens that went through blocks.
         active_by_role: the active ones by role name; empty for unmasked runs.
         blocks_run: main blocks that ran, whole or in part.
@@ -50,11 +50,11 @@ class CallRecord:
     sigma: float
     branch: str
     expert: str
-    mode: Mode
-    reason: str
-    signal: float | None
     tokens: int
-    active: int
+    mode: Mode = Mode.FULL
+    reason: str = ""
+    signal: float | None = None
+    active: int = 0
     active_by_role: dict[str, int] = field(factory=dict)
     blocks_run: int = 0
     control_run: int = 0
@@ -117,6 +117,7 @@ class Trace:
         peak_cache_bytes: most bytes held at once.
         notes: sentences about the run as a whole.
         complete: whether the last step was reached.
+        target_speedup: how many times fewer FLOPs were asked for, or None.
         schema_version: version of this layout.
     """
 
@@ -133,6 +134,7 @@ class Trace:
     peak_cache_bytes: int = 0
     notes: list[str] = field(factory=list)
     complete: bool = False
+    target_speedup: float | None = None
     schema_version: int = SCHEMA_VERSION
 
     def modes(self) -> list[Mode]:

@@ -8,8 +8,6 @@ Legend: `B` batch, `T` latent frames, `h`, `w` latent height and width, `L` word
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -18,8 +16,6 @@ from attrs import frozen
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "backends"))
 
 from hetcache_backends.tiny_vace.clips import RESERVED_SEEDS, Clip, random_spec
 from hetcache_backends.tiny_vace.codec import TinyCodec
@@ -144,14 +140,14 @@ class Batches(Dataset[Batch]):
             phrases.append(_phrase(rng, spec.prompt, has_object=spec.has_object))
         target = to_tensor([clip.target for clip in clips])
         mask = torch.from_numpy(np.stack([clip.mask for clip in clips])).float() / 255.0
-        behind = to_tensor([clip.video for clip in clips])
-        for i in range(size):
-            if rng.random() < DISTRACTOR_RATE and size > 1:
-                behind[i] = target[(i + 1) % size]
         latents = self.codec.encode(target)
         pixels = mask[:, None]
         known = self.codec.encode(target * (1 - pixels))
-        hidden = self.codec.encode(behind * pixels)
+        hidden = torch.zeros_like(known)  # what grey encodes to, within 0.02
+        others = (torch.rand(size, generator=generator) < DISTRACTOR_RATE).nonzero()[:, 0]
+        if size > 1 and len(others):
+            behind = target.roll(-1, 0)[others]
+            hidden[others] = self.codec.encode(behind * pixels[others])
         grid, masked = mask_channels(mask)
         u = (torch.arange(size) + torch.rand(size, generator=generator)) / size
         u = 1.0 - u[torch.randperm(size, generator=generator)]

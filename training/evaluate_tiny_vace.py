@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from attrs import evolve
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from baselines import BASELINES, Mask, Video
 from data import clip_inputs
+from PIL import Image
 
 from hetcache_backends.tiny_vace.clips import ClipSpec, builtin_clips
 from hetcache_backends.tiny_vace.pipeline import build_pipeline

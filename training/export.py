@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
@@ -12,8 +11,6 @@ from typing import Final
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "backends"))
 
 from hetcache_backends.tiny_vace.codec import TinyCodec
 

@@ -11,17 +11,13 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import sys
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from data import to_tensor
+from torch import Tensor
 
 from hetcache_backends.tiny_vace.clips import RESERVED_SEEDS, random_spec
 from hetcache_backends.tiny_vace.codec import TinyCodec

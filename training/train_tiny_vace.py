@@ -15,20 +15,16 @@ import argparse
 import csv
 import logging
 import math
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from data import Batch, Batches
 from export import export_weights, plot_loss
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from hetcache_backends.tiny_vace.pipeline import random_models
 
@@ -39,6 +35,8 @@ KNOWN_WEIGHT: Final = 0.3
 """Weight of a latent outside the mask, where the answer is given and only has to be passed on."""
 EMA_DECAY: Final = 0.999
 WARMUP_STEPS: Final = 100
+PLATEAU: Final = 0.6
+"""Share of the run before the learning rate goes down."""
 MAX_GRADIENT_NORM: Final = 1.0
 RECOMPILE_LIMIT: Final = 64
 """Two classes of blocks times a dozen clip sizes."""
@@ -93,10 +91,14 @@ def optimizers(models: nn.Module, rate: float, kind: str) -> list[torch.optim.Op
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Return the factor on the learning rate: linear warm-up, then half a cosine down to 2 %."""
+    """Return the factor on the learning rate: warm-up, a plateau, and a cosine down to 1 %.
+
+    A plateau, because a run can then be made longer or shorter while it is under way.
+    """
     if step < WARMUP_STEPS:
         return (step + 1) / WARMUP_STEPS
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+    descent = max(0.0, (step / steps - PLATEAU) / (1 - PLATEAU))
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, descent)))
 
 
 def batches(args: argparse.Namespace, start: int) -> Iterator[Batch]:

@@ -104,9 +104,10 @@ def option_help(config: type[EditConfig | DemoConfig]) -> dict[str, str]:
     """
     texts = {}
     for info in describe(config):
-        shown = isinstance(info.default, str | int | float) and not isinstance(info.default, bool)
-        default = f" (default: {info.default})" if shown and info.default != "" else ""
-        texts[info.name] = f"{info.doc}{default}"
+        plain = isinstance(info.default, str | int | float)
+        shown = plain and info.default != "" and info.default is not False
+        default = "on" if info.default is True else info.default
+        texts[info.name] = f"{info.doc} (default: {default})" if shown else info.doc
     return texts
 
 
@@ -176,7 +177,7 @@ def make_config(given: Mapping[str, Any], config: str | None = None) -> EditConf
     if missing and not unknown:
         raise ConfigError(
             f"missing {', '.join('--' + name for name in missing)}",
-            remedy="Give it as an option, or as a key of --config FILE.",
+            remedy="Give each as an option, or as a key of --config FILE.",
             setting=missing[0],
         )
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from attrs import frozen
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from hetcache_core.backbone import Geometry
 
 __all__ = ["Fit", "plan_frames", "plan_size"]
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @frozen(kw_only=True)
@@ -63,12 +65,10 @@ class Fit:
         ]
         return np.stack(covered) > 0  # (F, h, w)
 
-    def to_source(
-        self, edited: NDArray[np.uint8], source: NDArray[np.uint8]
-    ) -> NDArray[np.uint8]:
+    def to_source(self, edited: NDArray[np.uint8], source: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Put a model's (F, h, w, 3) frames back into the (F, H, W, 3) frames of the video."""
         top, left, height, width = self.box
-        result = source.copy()
+        result: NDArray[np.uint8] = source.copy()
         result[:, top : top + height, left : left + width] = _resized(edited, (height, width))
         return result
 
@@ -76,7 +76,7 @@ class Fit:
         """Count the masked pixels of a (F, H, W) mask that the model does not see."""
         return int(mask.sum()) - int(self._cropped(mask).sum())
 
-    def _cropped(self, frames: NDArray[np.generic]) -> NDArray[np.generic]:  # type: ignore[type-var]
+    def _cropped(self, frames: NDArray[Scalar]) -> NDArray[Scalar]:
         top, left, height, width = self.box
         return frames[:, top : top + height, left : left + width]
 

@@ -103,7 +103,7 @@ def prepare(config: EditConfig, geometry: Geometry) -> Job:
     model_mask = fit.mask_to_model(mask)
     if not model_mask.any():
         raise ConfigError(
-            "all of the mask lies in the margin that the model does not see",
+            "all of the mask lies in the border that the model does not see",
             where="--mask",
             remedy="Choose --height and --width with the proportions of the video.",
         )
@@ -147,11 +147,11 @@ def _notes_on_pictures(clip: VideoClip, mask: NDArray[np.bool_], fit: Fit) -> li
     if fit.crops:
         notes.append(
             f"the model sees the middle {seen_height}x{seen_width} of {height}x{width}; the "
-            "margin stays as it is"
+            "border stays as it is"
         )
     outside = fit.masked_outside(mask)
     if outside:
-        notes.append(f"{outside} masked pixels lie in that margin and are not edited")
+        notes.append(f"{outside} masked pixels lie in that border and are not edited")
     if mask.all():
         notes.append("the mask covers everything: there is no context to cache")
     if is_odd(height, width):

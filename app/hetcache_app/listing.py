@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from enum import Enum
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
@@ -107,16 +109,17 @@ def print_policies(registry: Registry) -> None:
     parts: list[Text | Table] = []
     for policy in policies_as_json(registry):
         parts += _heading(policy)
-        if policy["settings"]:
-            table = Table("setting", "default", "type", "allowed", "what it does")
-            for info in policy["settings"]:
-                allowed = ", ".join(info["allowed"])
-                cells = (info["name"], _shown(info["default"]), info["type"], allowed, info["doc"])
-                table.add_row(*(Text(cell) for cell in cells))
-            parts.append(table)
+        table = Table.grid(padding=(0, 2))
+        for info in policy["settings"]:
+            allowed = ", ".join(info["allowed"]) or info["type"]
+            table.add_row(
+                Text(f"  {info['name']}={_shown(info['default'])}"),
+                Text.assemble(info["doc"], (f" ({allowed})", "dim")),
+            )
+        parts.append(table)
         for preset, values in policy["presets"].items():
             shown = " ".join(f"{name}={_shown(value)}" for name, value in values.items())
-            parts.append(Text(f"preset {preset}: {shown or 'the defaults'}"))
+            parts.append(Text(f"  --preset {preset}: {shown or 'the defaults'}"))
         parts.append(Text())
     Console().print(Group(*parts))
 
@@ -168,4 +171,9 @@ def _presets(kind: type[PolicyRecipe]) -> dict[str, dict[str, Any]]:
 
 
 def _shown(value: object) -> str:
-    return "" if value is None else str(getattr(value, "value", value))
+    """Write a value as ``--set`` takes it."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)

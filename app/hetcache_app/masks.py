@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from PIL import Image
@@ -85,7 +85,8 @@ def resize_nearest(picture: NDArray[np.bool_], height: int, width: int) -> NDArr
         (np.arange(new) * 2 + 1) * old // (2 * new)
         for new, old in zip((height, width), picture.shape, strict=True)
     )
-    return picture[rows][:, columns]  # (H, W)
+    resized: NDArray[np.bool_] = picture[rows][:, columns]  # (H, W)
+    return resized
 
 
 def _frames(path: Path, limit: int) -> Iterable[NDArray[np.bool_]]:
@@ -122,7 +123,7 @@ def _pictures(paths: Sequence[Path]) -> Iterator[NDArray[np.bool_]]:
         yield np.asarray(brightness > THRESHOLD * (1 if labels else full))
 
 
-def _brightness(path: Path) -> tuple[NDArray[np.generic], int]:
+def _brightness(path: Path) -> tuple[NDArray[np.integer[Any]], int]:
     """Read the pixels of a picture (h, w), and the value that stands for white."""
     try:
         with Image.open(path) as image:

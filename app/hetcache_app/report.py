@@ -197,7 +197,9 @@ def _table(report: Report) -> Table:
     for (title, cells), gain_text in zip(rows, (*gains, ""), strict=True):
         table.add_row(title, *cells, *([gain_text] if compared is not None else []))
     if compared is not None:
-        table.add_row("clock speed-up / FLOP speed-up", "", "", f"{compared.speedup.clock_per_flops:.2f}")
+        table.add_row(
+            "clock speed-up / FLOP speed-up", "", "", f"{compared.speedup.clock_per_flops:.2f}"
+        )
         table.add_section()
         for region, quality in compared.psnr.items():
             table.add_row(f"PSNR to uncached, {region}", "", str(quality), "")

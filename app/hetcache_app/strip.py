@@ -45,7 +45,7 @@ def outlined(frames: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.u
     for shift in (0, 1, 3, 4):
         inside &= padded[:, shift : shift + height, 2 : 2 + width]
         inside &= padded[:, 2 : 2 + height, shift : shift + width]
-    drawn = frames.copy()
+    drawn: NDArray[np.uint8] = frames.copy()
     drawn[mask & ~inside] = OUTLINE
     return drawn
 
@@ -64,7 +64,7 @@ def side_by_side(rows: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
         bar = _bar(title, frames.shape[2])
         bars = np.broadcast_to(bar, (len(frames), *bar.shape))
         labelled.append(np.concatenate([bars, frames], axis=1))  # (F, BAR + H, W, 3)
-    return np.concatenate(labelled, axis=2)  # (F, BAR + H, n * W, 3)
+    return np.concatenate(labelled, axis=2, dtype=np.uint8)  # (F, BAR + H, n * W, 3)
 
 
 def strip(

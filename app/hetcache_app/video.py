@@ -146,9 +146,7 @@ def is_odd(height: int, width: int) -> bool:
     return bool(height % 2 or width % 2)
 
 
-def write_video(
-    path: Path, frames: NDArray[np.uint8], fps: Fraction, *, comment: str = ""
-) -> None:
+def write_video(path: Path, frames: NDArray[np.uint8], fps: Fraction, *, comment: str = "") -> None:
     """Encode frames as H.264; the file appears whole or not at all.
 
     Pictures with an odd side are written with full colour resolution (4:4:4), which keeps their
@@ -177,7 +175,7 @@ def write_video(
         raise ConfigError(f"{path} cannot be encoded: {reason}") from error
 
 
-def _encoded(container: Any, frames: NDArray[np.uint8], fps: Fraction) -> Iterator[av.Packet]:
+def _encoded(container: Any, frames: NDArray[np.uint8], fps: Fraction) -> Iterator[Any]:
     _, height, width, _ = frames.shape
     matrix, number = COLORS_709 if height >= HD_HEIGHT else COLORS_601
     stream = container.add_stream(CODEC, rate=fps, options={"crf": CRF})

@@ -8,7 +8,7 @@ sub-layers are ours; the block itself is never changed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, final
 
 import torch
@@ -185,12 +185,13 @@ class WanTrunk(TrunkCall):
     def modulated_input(self, modulation: Tensor) -> Tensor:
         """First block's normalized, modulated input (B, N, D) in fp32."""
         block = self.dit.blocks[0]
-        table = block.modulation[0].to(self.inputs.device, torch.float32)  # (6, D)
+        table: Tensor = block.modulation[0].to(self.inputs.device, torch.float32)  # (6, D)
         shift, scale = (table + modulation.view(6, -1))[:2]
         normed = torch.nn.functional.layer_norm(
             self.inputs.float(), (self.inputs.shape[2],), eps=block.norm1.eps
         )
-        return normed * (1 + scale) + shift
+        modulated: Tensor = normed * (1 + scale) + shift
+        return modulated
 
 
 @final
@@ -231,10 +232,10 @@ class WanView(TrunkView):
             # The library's block takes earlier hints stacked before its state and hands them on;
             # giving it none spares copying them block after block.
             stacked = state if block.block_id == 0 else state[None]
-            hint, self._control = block(
-                stacked, self.inputs, self.trunk.context, self.modulation, self.freqs
-            ).unbind()
-            return hint
+            arguments = (self.inputs, self.trunk.context, self.modulation, self.freqs)
+            states: Tensor = block(stacked, *arguments)  # (2, B, n, D)
+            self._control = states[1]
+            return states[0]
         inner = _unwrapped(block)
         if block.block_id == 0:
             state = inner.before_proj(state) + self.inputs
@@ -260,7 +261,7 @@ class WanView(TrunkView):
             return plain
         from diffsynth.models.wan_video_dit import DiTBlock
 
-        hooked: Tensor = DiTBlock.forward(_BlockStandIn(_unwrapped(block), hooks), *arguments)  # type: ignore[arg-type]  # a stand-in for self
+        hooked: Tensor = DiTBlock.forward(_BlockStandIn(_unwrapped(block), hooks), *arguments)
         return hooked
 
 
@@ -329,7 +330,7 @@ def embed_macs(dit: Any, *, batch: int, tokens: int, text: int) -> int:
     """Multiply-accumulates of patch, text and timestep embedding and the head."""
     width = int(dit.dim)
     patch = batch * tokens * _conv_macs(dit.patch_embedding)
-    text_dim = int(dit.text_embedding[0].in_features)
+    text_dim: int = dit.text_embedding[0].in_features
     words = batch * text * (text_dim * width + width * width)
     time = int(dit.freq_dim) * width + width * width + 6 * width * width
     head = batch * tokens * width * int(dit.head.head.out_features)
@@ -338,19 +339,20 @@ def embed_macs(dit: Any, *, batch: int, tokens: int, text: int) -> int:
 
 def _conv_macs(conv: Any) -> int:
     """Multiply-accumulates of a patch embedding for one token."""
-    return int(conv.in_channels) * int(conv.out_channels) * math.prod(conv.kernel_size)
+    volume: int = math.prod(conv.kernel_size)
+    return int(conv.in_channels) * int(conv.out_channels) * volume
 
 
 def _rows(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x.index_select(1, rows)
 
 
-def _apply_fp32(layers: Any, x: Tensor) -> Tensor:
+def _apply_fp32(layers: Iterable[Any], x: Tensor) -> Tensor:
     """Run an embedding's layers in fp32 whatever the dtype of their weights."""
     for layer in layers:
         if isinstance(layer, torch.nn.Linear):
-            bias = None if layer.bias is None else layer.bias.to(x.device, torch.float32)
-            x = torch.nn.functional.linear(x, layer.weight.to(x.device, torch.float32), bias)
+            weight = layer.weight.to(x.device, torch.float32)
+            x = torch.nn.functional.linear(x, weight, layer.bias.to(x.device, torch.float32))
         else:
             x = layer(x)
     return x

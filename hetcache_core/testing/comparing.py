@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -193,5 +192,3 @@ def failing_block(block: nn.Module, call: int, error: Exception) -> Iterator[Non
         yield
     finally:
         handle.remove()
-
-

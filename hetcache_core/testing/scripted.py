@@ -150,10 +150,8 @@ class BlockScript(BlockPolicy, BlockDecider):
 
     def control(self, step: StepInfo, branch: str, key: BlockKey) -> BlockAction:
         """Say what a control block does."""
-        if self._stores(step):
-            action = PartAction(store=True)
-        else:
-            action = PartAction(use=Use.REUSE, rows=self.rows)
+        reuse = PartAction(use=Use.REUSE, rows=self.rows)
+        action = PartAction(store=True) if self._stores(step) else reuse
         return BlockAction(parts=dict.fromkeys(self.parts, action))
 
     def _stores(self, step: StepInfo) -> bool:

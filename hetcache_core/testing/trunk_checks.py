@@ -24,7 +24,6 @@ from hetcache_core.testing.scripted import (
     FULL_STEPS,
     BlockScript,
     LastFirst,
-    ScriptedError,
     scripted,
 )
 from hetcache_core.testing.watch import Repeat, replay, watched_run
@@ -40,7 +39,9 @@ def check_full_steps_are_the_bare_model(case: BackboneCase) -> None:
     for layout in case.layouts:
         bare = case.run(case.make_pipeline(0), 3, layout, 0)
         _, result = watched_run(case, FULL_STEPS, steps=3, layout=layout)
-        require_same(result, bare, f"guidance {layout!r}, three full steps against the bare pipeline")
+        require_same(
+            result, bare, f"guidance {layout!r}, three full steps against the bare pipeline"
+        )
 
 
 def check_full_steps_that_store_are_the_bare_model(case: BackboneCase) -> None:
@@ -94,14 +95,13 @@ def check_reuse_between_front_and_back_blocks(case: BackboneCase) -> None:
     """With front and back blocks run, REUSE of the middle repeats the full step."""
     layers = case.backbone.describe(case.make_pipeline(0)).layers
     _needs(layers > 1, "the trunk has one block")
-    spans = [Span(front=1), Span(back=1)] + ([Span(front=1, back=1)] if layers > 2 else [])
-    for span in spans:
+    for span in (Span(front=1), Span(back=1), Span(front=1, back=1)):
         for layout, (full, reused) in _replays(case, scripted(_FULL, _REUSE, span=span), 2):
             _require_mode(reused, _REUSE)
             require_close(
                 reused.trunk_output,
                 full.trunk_output,
-                rounding_bound(full.trunk_output, layers),
+                _rounding(full),
                 f"guidance {layout!r}, reused between {span.front} front and {span.back} back blocks",
             )
             require(
@@ -133,7 +133,9 @@ def check_a_probed_block_is_not_run_again(case: BackboneCase) -> None:
     for number, (layout, (probed,)) in _numbered(_replays(case, scripted(_FULL, probe=1), 1)):
         _require_counts(probed, model.layers, len(model.control_layers), f"probed, {layout}")
         _, (expected,) = plain[number]
-        require_same(probed.trunk_output, expected.trunk_output, "a probed step against a plain one")
+        require_same(
+            probed.trunk_output, expected.trunk_output, "a probed step against a plain one"
+        )
 
 
 def check_a_partial_step_of_all_tokens_is_a_full_step(case: BackboneCase) -> None:
@@ -147,8 +149,8 @@ def check_a_partial_step_of_all_tokens_is_a_full_step(case: BackboneCase) -> Non
                 part.record.active == part.record.tokens,
                 f"{what}: {part.record.active} of {part.record.tokens} tokens were active",
             )
-            bound = rounding_bound(full.trunk_output, _layers(case))
-            require_close(part.trunk_output, full.trunk_output, bound, f"{what}, part against full")
+            require_close(
+                part.trunk_output, full.trunk_output, _rounding(full), f"{what}, part against full")
             require_same(again.trunk_output, full.trunk_output, f"{what}, full again")
 
 
@@ -163,7 +165,7 @@ def check_a_partial_step_with_cached_keys_is_a_full_step(case: BackboneCase) -> 
             require_close(
                 part.trunk_output,
                 full.trunk_output,
-                rounding_bound(full.trunk_output, _layers(case)),
+                _rounding(full),
                 f"guidance {layout!r}, {_names(partial)}, {part.record.active} of "
                 f"{part.record.tokens} tokens against all",
                 "Do rotary table, per-token modulation and control follow the rows?",
@@ -177,13 +179,13 @@ def check_a_partial_step_keeps_the_other_tokens(case: BackboneCase) -> None:
         for layout, (full, part, reused) in _replays(case, policy, 3):
             _require_mode(part, _PARTIAL)
             what = f"guidance {layout!r}, {_names(partial)}"
-            kept = (part.trunk_output == reused.trunk_output).all(-1).all(0)  # (N,)
-            error = (part.trunk_output - full.trunk_output).double().abs()
-            inactive = (error <= _subtraction(full)).all(-1).all(0)  # (N,)
-            expected = part.record.tokens - part.record.active
+            error = (part.trunk_output.double() - full.trunk_output.double()).abs()
+            stored = (error <= _subtraction(full)).all(-1).all(0)  # (N,)
+            stored &= (part.trunk_output == reused.trunk_output).all(-1).all(0)
+            inactive = part.record.tokens - part.record.active
             require(
-                int(inactive.sum()) >= expected,
-                f"{what}: {int(inactive.sum())} tokens came out as stored, {expected} are inactive",
+                int(stored.sum()) >= inactive,
+                f"{what}: {int(stored.sum())} tokens came out as stored, {inactive} are inactive",
             )
             require_close(
                 reused.trunk_output,
@@ -192,7 +194,6 @@ def check_a_partial_step_keeps_the_other_tokens(case: BackboneCase) -> None:
                 f"{what}, reused right after a partial step",
                 "The residual of the active tokens must be stored anew.",
             )
-            require(bool(kept[inactive].all()), f"{what}: an inactive token changed in REUSE")
 
 
 def check_a_partial_step_runs_control_as_asked(case: BackboneCase) -> None:
@@ -236,7 +237,7 @@ def check_sub_layers_run_on_some_rows(case: BackboneCase) -> None:
             require_close(
                 reused.trunk_output,
                 full.trunk_output,
-                rounding_bound(full.trunk_output, _layers(case)),
+                _rounding(full),
                 f"guidance {layout!r}, {part.value} on three rows, the others reused",
             )
 
@@ -249,7 +250,7 @@ def check_reused_blocks_repeat_the_full_step(case: BackboneCase) -> None:
         require_close(
             reused.trunk_output,
             full.trunk_output,
-            rounding_bound(full.trunk_output, _layers(case)),
+            _rounding(full),
             f"guidance {layout!r}, reused block by block",
         )
 
@@ -260,33 +261,32 @@ def check_merged_and_separate_guidance_agree(case: BackboneCase) -> None:
     merged, _ = watched_run(case, FULL_STEPS, steps=1, layout="merged")
     separate, _ = watched_run(case, FULL_STEPS, steps=1, layout="separate")
     both = merged.seen[0].trunk_output
-    apart = {seen.call.key: seen.trunk_output for seen in separate.seen}
+    apart = {seen.call.key: seen for seen in separate.seen}
     for branch in merged.seen[0].call.branches:
-        alone = apart.get(branch.name)
-        if both is None or alone is None:
+        trunk, alone = apart[branch.name].trunk, apart[branch.name].trunk_output
+        if both is None or trunk is None or alone is None:
             raise NotApplicableError("the trunk was not entered")
-        bound = rounding_bound(alone, _layers(case))
+        bound = rounding_bound(alone, trunk.layers)
         require_close(both[branch.rows], alone, bound, f"branch {branch.name!r}, merged, separate")
 
 
 def check_flops_are_those_that_torch_counts(case: BackboneCase) -> None:
     """The FLOP formula is within 1 % of ``FlopCounterMode`` in full, partial and reused steps."""
     scored = LastFirst(scored=True) if case.features.attention else LastFirst()
-    policies = [scripted(_FULL, _REUSE)]
-    for partial in _partial_modes(case, required=False):
-        policies.append(scripted(_FULL, _PARTIAL, _REUSE, partial=partial, selector=scored))
-    for policy, layout in product(policies, case.layouts):
-        repeats = len(policy.step.modes)  # type: ignore[union-attr]  # it is a script
-        for answers in replay(
-            case, policy, repeats=repeats, layout=layout, steps=1, count_flops=True
-        ):
-            for repeat in answers:
-                counted, said = repeat.seen.flops or 0, repeat.record.flops
-                require(
-                    abs(said - counted) <= FLOP_TOLERANCE * counted,
-                    f"guidance {layout!r}, {repeat.record.mode} step: the formula says {said:,} "
-                    f"FLOPs, torch counts {counted:,}",
-                )
+    runs = [(scripted(_FULL, _REUSE), 2, layout) for layout in case.layouts]
+    runs += [
+        (scripted(_FULL, _PARTIAL, partial=partial, selector=scored), 2, case.layouts[-1])
+        for partial in _partial_modes(case, required=False)
+    ]
+    for policy, repeats, layout in runs:
+        replays = replay(case, policy, repeats=repeats, layout=layout, steps=1, count_flops=True)
+        for repeat in replays[0]:
+            counted, said = repeat.seen.flops or 0, repeat.record.flops
+            require(
+                abs(said - counted) <= FLOP_TOLERANCE * counted,
+                f"guidance {layout!r}, {repeat.record.mode} step: the formula says {said:,} FLOPs, "
+                f"torch counts {counted:,}",
+            )
 
 
 def _partial(**changes: object) -> PartialSettings:
@@ -309,7 +309,7 @@ def _replays(
     case: BackboneCase, policy: CachePolicy, repeats: int
 ) -> Iterator[tuple[str, list[Repeat]]]:
     for layout in case.layouts:
-        for answers in replay(case, policy, repeats=repeats, layout=layout):
+        for answers in replay(case, policy, repeats=repeats, layout=layout, steps=1):
             yield layout, answers
 
 
@@ -317,10 +317,6 @@ def _numbered(
     replays: Iterator[tuple[str, list[Repeat]]],
 ) -> Iterator[tuple[int, tuple[str, list[Repeat]]]]:
     return enumerate(replays)
-
-
-def _layers(case: BackboneCase) -> int:
-    return case.backbone.describe(case.make_pipeline(0)).layers
 
 
 def _names(partial: PartialSettings) -> str:
@@ -336,6 +332,12 @@ def _subtraction(repeat: Repeat) -> Tensor:
     if repeat.seen.trunk is None:
         raise NotApplicableError("the trunk was not entered")
     return subtraction_bound(repeat.seen.trunk.x, repeat.trunk_output)
+
+
+def _rounding(repeat: Repeat) -> float:
+    if repeat.seen.trunk is None:
+        raise NotApplicableError("the trunk was not entered")
+    return rounding_bound(repeat.trunk_output, repeat.seen.trunk.layers)
 
 
 def _require_mode(repeat: Repeat, mode: Mode) -> None:

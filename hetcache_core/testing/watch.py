@@ -104,7 +104,9 @@ class WatchedEngine(Engine):
             return self.pinned[key].clone()
         self._trunk, flops = None, None
         if self.count_flops:
-            output, flops = counting_flops(lambda: super(WatchedEngine, self).model_call(call, forward))
+            output, flops = counting_flops(
+                lambda: super(WatchedEngine, self).model_call(call, forward)
+            )
         else:
             output = super().model_call(call, forward)
         trunk, trunk_output = self._trunk or (None, None)

@@ -221,8 +221,10 @@ class TinyCodec(nn.Module):
             Coefficients `(B, P, K, K, T, h, w)`, unscaled.
         """
         mix = self.mix if pairs is None else self.mix[pairs]
-        x = x.unflatten(2, (-1, TEMPORAL_FACTOR))  # (B, 3, T, 4, H, W)
-        x = torch.einsum("bctshw,pcs->bpthw", x, mix)
+        size = x.shape[3:]
+        x = x.unflatten(2, (-1, TEMPORAL_FACTOR)).transpose(1, 2)  # (B, T, 3, 4, H, W)
+        x = mix.flatten(1) @ x.flatten(4).flatten(2, 3)  # (B, T, P, HW)
+        x = x.unflatten(3, size).transpose(1, 2)  # (B, P, T, H, W)
         x = self._analyse(self._analyse(x, -1, waves), -3, waves)  # (B, P, T, h, K, w, K)
         return x.permute(0, 1, 4, 6, 2, 3, 5)
 

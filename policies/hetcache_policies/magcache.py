@@ -1,0 +1,200 @@
+"""MagCache: reuse while the magnitude of the residual is known to stay near that of the kept one.
+
+How much the residual grows or shrinks from step to step is a property of the model, measured once. The
+product of these ratios since the last computed step says how far the kept residual is off by now, and the sum
+of what it has been off by is the error that a threshold bounds. Nothing of the run itself is looked at.
+
+Source: MagCache (NeurIPS 2025, arXiv:2506.09045) and its reference code. Different from that code: the
+conditional branch's ratios decide for both branches, the last step runs in full (no published schedule
+changes by it), and a model without ratios gets none of another model's unless asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Final, final
+
+from attrs import define, field, frozen
+
+from hetcache_core.backbone import RunInfo
+from hetcache_core.errors import ConfigError, nearest_name
+from hetcache_core.policy import CachePolicy, PolicyRecipe, StepDecider, StepPolicy
+from hetcache_core.settings import setting
+from hetcache_core.signals import Signals
+from hetcache_core.steps import Decision, Mode, ModelInfo, StepInfo
+from hetcache_policies.every_nth import first_part
+from hetcache_policies.magcache_ratios import RATIOS, Ratios, find_ratios, load_ratios
+from hetcache_policies.presets import find_preset
+
+__all__ = ["MagCache", "MagnitudeSteps"]
+
+THRESHOLD: Final = 0.12
+"""Source: MagCache4Wan2.1, setting E012K2R02."""
+
+LONGEST_REUSE: Final = 2
+"""Source: the same setting."""
+
+WARMUP: Final = 0.2
+"""Source: the same setting, ``retention_ratio``."""
+
+PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
+    "quality": {"threshold": THRESHOLD, "longest_reuse": LONGEST_REUSE, "warmup": WARMUP},
+    "balanced": {"threshold": 0.24, "longest_reuse": 6, "warmup": WARMUP},
+    "fast": {"threshold": 0.16, "longest_reuse": 6, "warmup": 0.1},
+}
+"""About 50, 36 and 28 % of the steps, with each of the published ratios, from 20 to 100 steps.
+
+Source: E012K2R02 and E024K6R02 of MagCache4Wan2.1; our design for "fast".
+"""
+
+
+@final
+@frozen(kw_only=True)
+class MagnitudeSteps(StepPolicy):
+    """Computes a step when the estimated error since the last computed one reaches a threshold.
+
+    Attributes:
+        ratios: the residual's ratios.
+        threshold: error at which a step is computed.
+        longest_reuse: most steps reused in a row; an asked speed-up may stretch it.
+        warmup: share of the run, from its start, that is computed.
+        force_last: whether the last step is computed.
+    """
+
+    ratios: Ratios
+    threshold: float
+    longest_reuse: int
+    warmup: float
+    force_last: bool
+
+    @property
+    def schedule_only(self) -> bool:
+        """Nothing of the run is looked at."""
+        return True
+
+    def begin(self, run: RunInfo) -> StepDecider:
+        """Bring the ratios to the run's number of steps."""
+        return _Decider(
+            self, ratios=self.ratios.at(run.steps), warmup=first_part(self.warmup, run.steps)
+        )
+
+
+@final
+@define(eq=False)
+class _Decider(StepDecider):
+    _policy: MagnitudeSteps
+    _ratios: tuple[float, ...] = field(kw_only=True)
+    _warmup: int = field(kw_only=True)
+    _ratio: float = field(default=1.0, init=False)
+    _error: float = field(default=0.0, init=False)
+    _reused: int = field(default=0, init=False)
+
+    def decide(self, step: StepInfo, signals: Signals) -> Decision:
+        policy, factor = self._policy, signals.threshold_factor
+        threshold = policy.threshold * factor
+        if step.index < self._warmup:
+            return Decision(Mode.FULL, "warm-up")
+        if policy.force_last and step.is_last:
+            return Decision(Mode.FULL, "last step")
+        self._ratio *= self._ratios[step.index]
+        self._error += abs(1 - self._ratio)
+        if self._error >= threshold:
+            reason = f"error {self._error:.3f} >= {threshold:.3f}"
+            return Decision(Mode.FULL, reason, self._error)
+        if self._reused >= policy.longest_reuse * max(1.0, factor):
+            return Decision(Mode.FULL, f"{self._reused} steps reused in a row", self._error)
+        reason = f"error {self._error:.3f} < {threshold:.3f}"
+        return Decision(Mode.REUSE, reason, self._error)
+
+    def settle(self, step: StepInfo, mode: Mode) -> None:
+        if mode is Mode.FULL:
+            self._ratio, self._error, self._reused = 1.0, 0.0, 0
+        else:
+            self._reused += 1
+
+
+@final
+@frozen(kw_only=True)
+class MagCache(PolicyRecipe):
+    """Settings of MagCache."""
+
+    name: ClassVar[str] = "magcache"
+    summary: ClassVar[str] = (
+        "reuse the trunk's residual by how its magnitude is known to change on this model"
+    )
+    source: ClassVar[str] = "MagCache, NeurIPS 2025, arXiv:2506.09045"
+
+    ratios: str = setting(
+        "auto",
+        doc="the model's own published ratios (auto), those of t2v-1.3b, t2v-14b or vace-1.3b, or a "
+        "calibration file",
+    )
+    values: tuple[float, ...] = setting(
+        (), gt=0, doc="ratios given here, one a step; they go before those of the setting ratios"
+    )
+    threshold: float = setting(THRESHOLD, ge=0, doc="estimated error at which a step is computed")
+    longest_reuse: int = setting(LONGEST_REUSE, ge=1, doc="most steps reused in a row")
+    warmup: float = setting(WARMUP, ge=0, le=1, doc="share of the steps always computed first")
+    force_last: bool = setting(True, doc="always compute the last step")
+
+    @classmethod
+    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
+        """Return threshold, longest reuse and warm-up; the same for every model.
+
+        Raises:
+            ConfigError: There is no such preset.
+        """
+        return find_preset(cls.name, preset, PRESETS)
+
+    def compose(self, model: ModelInfo) -> CachePolicy:
+        """Find the ratios.
+
+        Raises:
+            ConfigError: There are none for the model, or those asked for cannot be used.
+        """
+        return CachePolicy(
+            name=self.name,
+            step=MagnitudeSteps(
+                ratios=self._find(model),
+                threshold=self.threshold,
+                longest_reuse=self.longest_reuse,
+                warmup=self.warmup,
+                force_last=self.force_last,
+            ),
+        )
+
+    def _find(self, model: ModelInfo) -> Ratios:
+        calibrate = f"hetcache calibrate --backbone {model.backbone} --policy {self.name}"
+        if self.values:
+            shift = None
+            return Ratios(model=model.backbone, shift=shift, source="given", values=self.values)
+        if self.ratios == "auto":
+            found = find_ratios(model)
+            if found is not None:
+                return found
+            raise ConfigError(
+                f"no magnitude ratios are known for {model.variant or f'this {model.backbone} model'}",
+                where=f"policy {self.name}",
+                setting="ratios",
+                given=self.ratios,
+                allowed=RATIOS,
+                remedy=f"Measure them with {calibrate} and give the file as ratios=FILE, or borrow "
+                f"another model's with ratios=vace-1.3b (known: {', '.join(RATIOS)}).",
+            )
+        if self.ratios in RATIOS:
+            return RATIOS[self.ratios]
+        path = Path(self.ratios).expanduser()
+        if path.suffix == ".json" or path.is_file():
+            return load_ratios(path, model)
+        nearest = nearest_name(self.ratios, RATIOS)
+        raise ConfigError(
+            f"there are no ratios {self.ratios!r}"
+            + (f", did you mean {nearest!r}?" if nearest else ""),
+            where=f"policy {self.name}",
+            setting="ratios",
+            given=self.ratios,
+            allowed=RATIOS,
+            nearest=nearest,
+            remedy=f"Known: auto, {', '.join(RATIOS)}, or a file made by {calibrate}.",
+        )
