@@ -197,7 +197,7 @@ def test_cuda_that_is_not_there_is_refused(folder: Path, capfd: pytest.CaptureFi
 
 def on_a_full_file_system(folder: Path) -> Callable[[], None]:
     """Mount a file system that is too small, where root may; return what unmounts it."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(folder / "empty")]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(folder / "empty")]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root may mount a small file system")
     return lambda: subprocess.run(["umount", str(folder / "empty")], check=True)

@@ -81,9 +81,7 @@ def test_the_three_roles_of_active_tokens_are_counted() -> None:
 
 @pytest.mark.parametrize("kv_mode", list(KVMode))
 @pytest.mark.parametrize("guidance", ["separate", "merged", "none"])
-def test_partial_steps_of_all_tokens_are_the_uncached_model(
-    kv_mode: KVMode, guidance: str
-) -> None:
+def test_partial_steps_of_all_tokens_are_the_uncached_model(kv_mode: KVMode, guidance: str) -> None:
     """With hints of their own; those of the last full step would be older than the step."""
     recipe = HetCache(
         kv_mode=kv_mode,
@@ -165,6 +163,17 @@ def test_merged_guidance_decides_as_separate_calls_do(signal: str) -> None:
     assert distance(merged, separate) < 1e-4
 
 
+@pytest.mark.parametrize("recipe", [HetCache(), TeaCache()], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("speedup", [1.5, 2.5])
+def test_thresholds_follow_an_asked_speed_up(recipe: PolicyRecipe, speedup: float) -> None:
+    pipeline = CASE.make_pipeline(0)
+    with accelerate(pipeline, recipe, backbone=CASE.backbone, target_speedup=speedup) as session:
+        CASE.run(pipeline, 40, "separate", 0)
+    assert session.trace.totals().flops_speedup == pytest.approx(speedup, rel=0.1)
+    decided = [record.reason for record in session.trace.records if "signal" in record.reason]
+    assert len(decided) > len(session.trace.records) / 2
+
+
 # Settings ----------------------------------------------------------------------------------------
 
 
@@ -197,14 +206,24 @@ def test_the_settings_of_partial_steps_arrive() -> None:
         score_layers=(0, -1), score_queries=99, residual_ema=0.1, seed=7,
     ).compose(MODEL).partial  # fmt: skip
     assert partial is not None
-    assert (partial.context_ratio, partial.margin_ratio, partial.max_active_share) == (0.4, 0.6, 0.7)
+    assert (partial.context_ratio, partial.margin_ratio, partial.max_active_share) == (
+        0.4,
+        0.6,
+        0.7,
+    )
     assert (partial.pad_to, partial.refresh_after, partial.score_layers) == (8, 3, (0, -1))
     assert (partial.score_queries, partial.residual_ema, partial.seed) == (99, 0.1, 7)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"rho": 0.9}, {"context_ratio": 1.1}, {"selector": "best"}, {"margin": -1}, {"kv_mode": "all"}],
+    [
+        {"rho": 0.9},
+        {"context_ratio": 1.1},
+        {"selector": "best"},
+        {"margin": -1},
+        {"kv_mode": "all"},
+    ],
 )
 def test_a_setting_out_of_range_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
@@ -214,9 +233,9 @@ def test_a_setting_out_of_range_is_refused(settings: dict[str, object]) -> None:
 def test_a_run_without_a_mask_is_refused() -> None:
     pipeline = CASE.make_pipeline(0)
     video = torch.zeros(5, 32, 32, 3, dtype=torch.uint8)
-    with accelerate(pipeline, HetCache(), backbone=CASE.backbone):
-        with pytest.raises(ConfigError, match="needs the edit mask"):
-            pipeline(video, None, steps=3)
+    session = accelerate(pipeline, HetCache(), backbone=CASE.backbone)
+    with session, pytest.raises(ConfigError, match="needs the edit mask"):
+        pipeline(video, None, steps=3)
 
 
 def test_an_engine_can_hold_the_policy_by_itself() -> None:

@@ -110,7 +110,9 @@ def test_feed_forward_outputs_are_kept_at_starts_and_reused_for_some_steps() -> 
     assert letters(other, FEED) == "R" * 11
 
 
-def test_feed_forward_outputs_of_a_start_that_was_left_out_are_not_taken_from_an_older_one() -> None:
+def test_feed_forward_outputs_of_a_start_that_was_left_out_are_not_taken_from_an_older_one() -> (
+    None
+):
     decider = begin(PyramidBroadcast(feed_forward_starts=(0.2, 0.6), feed_forward_skip=2), 11)
     actions = [ask(decider, i, 11, "cond", MAIN_0) for i in range(11) if i != 6]
     assert letters(actions, FEED) == "RRSrrR" + "RRRR"

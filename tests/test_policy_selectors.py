@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hetcache_core.active import attention_scores
 from hetcache_core.tokens import ContextSelector, Grid, Partition, Role, Selection, SelectionRequest
@@ -74,6 +77,26 @@ def test_every_context_token_is_ordered_once_and_the_same_way_again(
     order = selector.select(asked).order
     assert torch.equal(order.sort().values, torch.arange(asked.partition.count(Role.CONTEXT)))
     assert torch.equal(order, selector.select(asked).order)
+
+
+class NoWait(TorchDispatchMode):
+    """Refuses what brings values to the host, and so waits for the device."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "bincount")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        assert not any(name in str(func) for name in self.WAITS), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("selector", SELECTORS[:-1], ids=name)
+def test_a_selection_does_not_wait_for_the_device(selector: ContextSelector) -> None:
+    asked = request(selector, 40)
+    with NoWait():
+        first = selector.select(asked)
+        selector.select(evolve(asked, previous=first))
 
 
 def test_uniform_takes_the_same_share_of_every_frame() -> None:

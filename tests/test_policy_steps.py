@@ -28,9 +28,9 @@ from hetcache_policies.tiers import TieredSteps
 STEPS = (8, 20, 50, 100)
 WAN = ModelInfo(backbone="wan-vace", variant="wan2.1-1.3b", layers=30, width=1536, heads=12)
 UNKNOWN = ModelInfo(backbone="tiny", variant="", layers=1, width=4, heads=1)
-GRID = Grid(frames=1, height=4, width=4, pixel_height=2, pixel_width=2, frame_stride=4)
-MASK = torch.zeros(1, 8, 8, dtype=torch.bool)
-MASK[0, :4, :4] = True  # 4 of 16 tokens
+GRID = Grid(frames=1, height=12, width=12, pixel_height=2, pixel_width=2, frame_stride=4)
+MASK = torch.zeros(1, 24, 24, dtype=torch.bool)
+MASK[0, :4, :4] = True  # 4 of 144 tokens
 LETTERS = {"full": "F", "partial": "p", "reuse": "s"}
 
 
@@ -370,10 +370,10 @@ def test_partial_steps_that_would_run_nearly_all_tokens_run_in_full_and_start_th
     None
 ):
     policy = hetcache()
-    crowded = evolve(policy, partial=evolve(policy.partial, max_active_share=0.1))
+    crowded = evolve(policy, partial=evolve(policy.partial, max_active_share=0.01))
     trace = run(crowded, [0.6] * 8)
     assert modes(trace) == "FFsFsFsFF"
-    assert trace.records[3].reason == "25% of the tokens active, over 10%"
+    assert trace.records[3].reason == "6% of the tokens active, over 1%"
 
 
 # Settings ----------------------------------------------------------------------------------------

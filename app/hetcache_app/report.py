@@ -163,6 +163,11 @@ def speedup(run: Measures, reference: Measures) -> Speedup:
 def print_report(report: Report) -> None:
     """Print a report for people on stdout."""
     console = Console()
+    title = (
+        f"{report.backbone}, {report.frames} frames of {report.height}x{report.width}, "
+        f"{report.run.steps} steps, {report.device} {report.dtype}"
+    )
+    console.print(Text(title, style="bold"), soft_wrap=True)
     console.print(_table(report))
     for role, path in report.files.items():
         console.print(Text(f"{role}: {path}"), soft_wrap=True)
@@ -171,10 +176,7 @@ def print_report(report: Report) -> None:
 def _table(report: Report) -> Table:
     compared = report.comparison
     runs = [report.run] if compared is None else [compared.reference, report.run]
-    table = Table(
-        title=f"{report.backbone}, {report.frames} frames of {report.height}x{report.width}, "
-        f"{report.run.steps} steps, {report.device} {report.dtype}"
-    )
+    table = Table()
     table.add_column("")
     for run in runs:
         table.add_column("uncached" if run is not report.run else run.policy, justify="right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, final
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 COND: Final = "cond"
 UNCOND: Final = "uncond"
+
+TEXT_PARTS: Final = ("text_encoder", "tokenizer")
+"""Parts that a saved pipeline may lack; prompts then come as embeddings."""
 
 
 @final
@@ -115,12 +119,15 @@ def missing_library(error: ImportError) -> UnsupportedBackboneError:
     )
 
 
-def load_pipeline(kind: Any, request: LoadRequest, *, example: str, dtype: Any) -> Any:
+def load_pipeline(
+    kind: Any, request: LoadRequest, *, model_kind: str, example: str, dtype: Any
+) -> Any:
     """Load a folder or hub id through a pipeline class's own ``from_pretrained``.
 
     Args:
         kind: the pipeline class.
         request: what to load.
+        model_kind: class of the transformer that it must hold.
         example: hub id of a published checkpoint, for the messages.
         dtype: ``torch_dtype`` of ``from_pretrained``.
 
@@ -134,7 +141,15 @@ def load_pipeline(kind: Any, request: LoadRequest, *, example: str, dtype: Any) 
             f"{example}.",
         )
     try:
-        return kind.from_pretrained(request.model, torch_dtype=dtype).to(request.device)
+        index = kind.load_config(request.model)
+        absent = {name: None for name in TEXT_PARTS if not any(index.get(name) or ())}
+        with warnings.catch_warnings():
+            # diffusers 0.42 would call it dtype; older ones would ignore that name.
+            warnings.simplefilter("ignore", FutureWarning)
+            loaded = kind.from_pretrained(request.model, torch_dtype=dtype, **absent)
+        if not is_pipeline(loaded, model_kind):
+            raise TypeError(f"its transformer is a {type(loaded.transformer).__name__}")  # noqa: TRY301 - reported like all that can be wrong with a folder
+        return loaded.to(request.device)
     except Exception as error:  # the hub client and the loaders raise dozens of unrelated types
         raise UnsupportedBackboneError(
             f"{kind.__name__} could not be loaded from {request.model!r}: {first_line(error)}",

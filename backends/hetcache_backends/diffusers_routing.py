@@ -213,7 +213,8 @@ def _resampled(values: Any, count: int) -> NDArray[np.float32]:
 
     given = np.asarray(values, dtype=np.float32)
     places = np.arange(count) * (len(given) / count)
-    return np.interp(places, np.arange(len(given)), given).astype(np.float32)
+    taken: NDArray[np.float32] = np.interp(places, np.arange(len(given)), given).astype(np.float32)
+    return taken
 
 
 def _steps(scheduler: Any, offset: int, count: int) -> Steps:

@@ -103,7 +103,9 @@ class LtxVideo(Backbone):
         except ImportError as error:
             raise missing_library(error) from error
         dtype = getattr(torch, request.dtype)
-        return load_pipeline(MaskedLTXPipeline, request, example=CHECKPOINT, dtype=dtype)
+        return load_pipeline(
+            MaskedLTXPipeline, request, model_kind=MODEL, example=CHECKPOINT, dtype=dtype
+        )
 
     def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
         """Run one masked edit through ``MaskedLTXPipeline.__call__``.

@@ -101,7 +101,9 @@ class WanVaceDiffusers(Backbone):
         except ImportError as error:
             raise missing_library(error) from error
         dtypes = {"default": getattr(torch, request.dtype), "vae": torch.float32}
-        return load_pipeline(WanVACEPipeline, request, example=CHECKPOINT, dtype=dtypes)
+        return load_pipeline(
+            WanVACEPipeline, request, model_kind=MODEL, example=CHECKPOINT, dtype=dtypes
+        )
 
     def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
         """Run one masked edit through ``WanVACEPipeline.__call__``."""

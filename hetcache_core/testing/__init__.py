@@ -1,14 +1,44 @@
 """The contract kit: what every backbone and every policy must do, as checks to run in your tests.
 
-``TinyBackbone`` is a complete backbone in plain torch, to test policies with and to copy from.
+A backbone is tested by ``check_backbone(case)``, a policy by ``check_policy(make)``, and
+``parametrize_with_checks`` makes every check a pytest test of its own. Checks that fail raise
+``ContractError`` with what was found. ``TinyBackbone`` is a complete backbone in plain torch, to
+test policies with and to copy from; ``scripted`` policies do what they are told.
 """
 
 from __future__ import annotations
 
 from hetcache_core.testing.case import BackboneCase
+from hetcache_core.testing.kit import (
+    BACKBONE_CHECKS,
+    check_backbone,
+    check_policy,
+    parametrize_with_checks,
+)
+from hetcache_core.testing.policy_checks import POLICY_CHECKS, PolicySubject
+from hetcache_core.testing.running import BoundCheck, CheckResult, NotApplicableError
+from hetcache_core.testing.scripted import FULL_STEPS, scripted
 from hetcache_core.testing.tiny import TinyBackbone
-from hetcache_core.testing.tiny_case import tiny_case
+from hetcache_core.testing.tiny_case import tiny_case, tiny_video
 from hetcache_core.testing.tiny_model import TinyConfig
 from hetcache_core.testing.tiny_pipeline import TinyPipeline
 
-__all__ = ["BackboneCase", "TinyBackbone", "TinyConfig", "TinyPipeline", "tiny_case"]
+__all__ = [
+    "BACKBONE_CHECKS",
+    "FULL_STEPS",
+    "POLICY_CHECKS",
+    "BackboneCase",
+    "BoundCheck",
+    "CheckResult",
+    "NotApplicableError",
+    "PolicySubject",
+    "TinyBackbone",
+    "TinyConfig",
+    "TinyPipeline",
+    "check_backbone",
+    "check_policy",
+    "parametrize_with_checks",
+    "scripted",
+    "tiny_case",
+    "tiny_video",
+]

@@ -131,7 +131,7 @@ def check_signals_are_fp32_and_know_the_timestep(case: BackboneCase) -> None:
         require(bool(signal.isfinite().all()), f"{name} is not finite")
     for name, rows in (("embedding", embedding), ("modulation", modulation)):
         require(
-            len(rows.unique(dim=0)) == len(rows),
+            len({tuple(row.tolist()) for row in rows}) == len(rows),
             f"the {name}s of timesteps 900, 899.5 and 100 are equal: is the timestep rounded?",
         )
     first, other = modulated, trunk.modulated_input(modulation[2])

@@ -72,7 +72,7 @@ def bind(
     """Bind checks to a subject."""
 
     def bound(check: Callable[[Subject], None]) -> BoundCheck:
-        return BoundCheck(name, lambda: check(subject), check.__name__)  # type: ignore[attr-defined]  # functions have names
+        return BoundCheck(name, lambda: check(subject), check.__name__)
 
     return [bound(check) for check in checks]
 

@@ -150,7 +150,8 @@ def check_a_partial_step_of_all_tokens_is_a_full_step(case: BackboneCase) -> Non
                 f"{what}: {part.record.active} of {part.record.tokens} tokens were active",
             )
             require_close(
-                part.trunk_output, full.trunk_output, _rounding(full), f"{what}, part against full")
+                part.trunk_output, full.trunk_output, _rounding(full), f"{what}, part against full"
+            )
             require_same(again.trunk_output, full.trunk_output, f"{what}, full again")
 
 

@@ -65,7 +65,7 @@ class WatchedEngine(Engine):
     seen: list[Seen] = field(factory=list, init=False)
     steps_ended: int = field(default=0, init=False)
     traces: list[Trace] = field(factory=list, init=False)
-    _trunk: tuple[TrunkCall, Tensor] | None = field(default=None, init=False)
+    _entered: list[tuple[TrunkCall, Tensor]] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
         """Keep the traces."""
@@ -94,7 +94,7 @@ class WatchedEngine(Engine):
     def run_trunk(self, trunk: TrunkCall) -> Tensor:
         """Answer the trunk and keep it."""
         output = super().run_trunk(trunk)
-        self._trunk = (trunk, output.clone())
+        self._entered.append((trunk, output.clone()))
         return output
 
     def model_call(self, call: ModelCall, forward: Callable[[], Tensor]) -> Tensor:
@@ -102,14 +102,15 @@ class WatchedEngine(Engine):
         key = (call.step, call.key)
         if self.only is not None and call.key not in self.only:
             return self.pinned[key].clone()
-        self._trunk, flops = None, None
+        self._entered.clear()
+        flops = None
         if self.count_flops:
             output, flops = counting_flops(
                 lambda: super(WatchedEngine, self).model_call(call, forward)
             )
         else:
             output = super().model_call(call, forward)
-        trunk, trunk_output = self._trunk or (None, None)
+        trunk, trunk_output = self._entered[-1] if self._entered else (None, None)
         self.seen.append(
             Seen(
                 call=call,

@@ -36,16 +36,15 @@ class CodeBook:
         """Return the steps from a computed step to the next one, at least 1.
 
         Args:
-            change: change of attention per step of the run; above all thresholds the last rate is
-                taken.
+            change: change of attention per step of the run; from the last threshold on, as for one
+                that is no number, the next step is computed.
             steps: number of steps ``S`` of the run.
         """
-        length = self.steps / steps  # of one step of the run, in steps of the book
-        pairs = zip(self.thresholds, self.rates, strict=True)
-        rate = next(
-            (rate for threshold, rate in pairs if change / length < threshold), self.rates[-1]
-        )
-        return max(1, math.floor(rate / length + 0.5))
+        length = (self.steps or steps) / steps  # of one step of the run, in steps of the book
+        for threshold, rate in zip(self.thresholds, self.rates, strict=True):
+            if change / length < threshold:
+                return max(1, math.floor(rate / length + 0.5))
+        return 1
 
 
 BOOKS: Final[Mapping[str, tuple[CodeBook, ...]]] = {

@@ -141,7 +141,7 @@ class DiCache(PolicyRecipe):
 
     name: ClassVar[str] = "dicache"
     summary: ClassVar[str] = (
-        "reuse while the first block's output drifts little, along the line of two computed steps"
+        "reuse while the first block drifts little, on the line of two computed steps"
     )
     source: ClassVar[str] = "DiCache, arXiv:2508.17356"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Final, Literal, final
 
 import torch
@@ -26,6 +25,9 @@ Our design: means over a few million numbers do not change in their third digit 
 whole input of a 720p video would be 1.5 GB in fp32.
 """
 
+TINY: Final = 1e-12
+"""Least divisor, as in ``relative_l1``."""
+
 
 @final
 @frozen(kw_only=True)
@@ -44,13 +46,18 @@ class DriftSettings:
     rescale: RescaleName
     fit: Fit | None = None
 
+    @property
+    def schedule_only(self) -> bool:
+        """Whether all changes of a run are known at its first step."""
+        return self.signal != "modulated_input"
+
     def __attrs_post_init__(self) -> None:
         """Refuse units that the signal cannot be given in.
 
         Raises:
             ConfigError: the signal and the unit do not go together.
         """
-        if self.rescale == "normalized" and self.signal == "modulated_input":
+        if self.rescale == "normalized" and not self.schedule_only:
             raise ConfigError(
                 "changes of modulated_input cannot be normalized: they are not known before the run",
                 setting="signal",
@@ -83,7 +90,7 @@ class Drift:
         Ask at every step, whatever it does, so that the last step is the one before this. Waits for
         the device once a run, or once a step where the signal depends on the content.
         """
-        if self._settings.signal != "modulated_input":
+        if self._settings.schedule_only:
             if self._ahead is None:
                 self._ahead = self._look_ahead(signals)
             return self._ahead[step.index]
@@ -99,10 +106,11 @@ class Drift:
         steps = len(signals.timesteps)
         if steps == 1:
             return [0.0]
-        values = [self._of_schedule(signals, index) for index in range(steps)]
-        changes = torch.stack([relative_l1(new, old) for old, new in pairwise(values)])  # (S - 1,)
+        at = torch.stack([self._of_schedule(signals, index) for index in range(steps)])  # (S, k)
+        old = at[:-1]
+        changes = (at[1:] - old).abs().mean(1) / old.abs().mean(1).clamp_min(TINY)  # (S - 1,)
         if self._settings.rescale == "normalized":
-            changes = changes / changes.mean().clamp_min(torch.finfo(changes.dtype).tiny)
+            changes = changes / changes.mean().clamp_min(TINY)
         return [0.0, *(self._rescaled(change, steps) for change in signals.read_many(changes))]
 
     def _of_schedule(self, signals: Signals, index: int) -> Tensor:

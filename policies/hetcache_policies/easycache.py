@@ -136,9 +136,7 @@ class EasyCache(PolicyRecipe):
     """Settings of EasyCache."""
 
     name: ClassVar[str] = "easycache"
-    summary: ClassVar[str] = (
-        "reuse whole model calls while the latents say that the output has changed little"
-    )
+    summary: ClassVar[str] = "reuse whole model calls while the latents say that little has changed"
     source: ClassVar[str] = "EasyCache, arXiv:2507.02860"
 
     threshold: float = setting(

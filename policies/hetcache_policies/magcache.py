@@ -121,9 +121,14 @@ class MagCache(PolicyRecipe):
 
     name: ClassVar[str] = "magcache"
     summary: ClassVar[str] = (
-        "reuse the trunk's residual by how its magnitude is known to change on this model"
+        "reuse the residual by how its magnitude is known to change on this model"
     )
     source: ClassVar[str] = "MagCache, NeurIPS 2025, arXiv:2506.09045"
+    anywhere: ClassVar[Mapping[str, object]] = {"ratios": "vace-1.3b"}
+    """Settings with which it can be composed for every model, for those that try every policy.
+
+    With its defaults it is refused on a model without ratios of its own.
+    """
 
     ratios: str = setting(
         "auto",

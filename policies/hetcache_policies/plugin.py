@@ -31,4 +31,69 @@ def hetcache_register_policies() -> list[Registration]:
             target="hetcache_policies.hetcache:HetCache",
             summary="full, partial or reused steps; partial ones run the tokens of the edit only",
         ),
+        Registration(
+            name="every-nth",
+            target="hetcache_policies.every_nth:EveryNth",
+            summary="compute every n-th step: the floor that every signal has to beat",
+        ),
+        Registration(
+            name="fewer-steps",
+            target="hetcache_policies.fewer_steps:FewerSteps",
+            summary="take fewer sampler steps and cache nothing: the baseline of caches",
+        ),
+        Registration(
+            name="magcache",
+            target="hetcache_policies.magcache:MagCache",
+            summary="reuse the residual by how its magnitude is known to change on this model",
+        ),
+        Registration(
+            name="easycache",
+            target="hetcache_policies.easycache:EasyCache",
+            summary="reuse whole model calls while the latents say that little has changed",
+        ),
+        Registration(
+            name="fbcache",
+            target="hetcache_policies.fbcache:FBCache",
+            summary="run the first block, and the others only if it does something new",
+        ),
+        Registration(
+            name="dbcache",
+            target="hetcache_policies.fbcache:DBCache",
+            summary="run the first and last blocks, and the middle only if it will change",
+        ),
+        Registration(
+            name="dicache",
+            target="hetcache_policies.dicache:DiCache",
+            summary="reuse while the first block drifts little, on the line of two computed steps",
+        ),
+        Registration(
+            name="taylorseer",
+            target="hetcache_policies.taylorseer:TaylorSeer",
+            summary="predict features by a Taylor series instead of holding them",
+        ),
+        Registration(
+            name="fastercache-cfg",
+            target="hetcache_policies.fastercache_cfg:FasterCacheCFG",
+            summary="predict the unconditional branch of guidance from the conditional one",
+        ),
+        Registration(
+            name="adacache",
+            target="hetcache_policies.adacache:AdaCache",
+            summary="reuse steps for as long as the change of attention at the last one allows",
+        ),
+        Registration(
+            name="fastcache",
+            target="hetcache_policies.fastcache:FastCache",
+            summary="leave out middle blocks while their input has hardly moved",
+        ),
+        Registration(
+            name="toca",
+            target="hetcache_policies.toca:ToCa",
+            summary="reuse attention between full steps and recompute a few tokens' rest",
+        ),
+        Registration(
+            name="duca",
+            target="hetcache_policies.toca:DuCa",
+            summary="between full steps, reuse the trunk and recompute a few tokens in turn",
+        ),
     ]

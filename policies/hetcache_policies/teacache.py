@@ -72,6 +72,11 @@ class DriftSteps(StepPolicy):
     force_last: bool
     longest_reuse: float
 
+    @property
+    def schedule_only(self) -> bool:
+        """Whether the signal depends on the schedule alone."""
+        return self.drift.schedule_only
+
     def begin(self, run: RunInfo) -> StepDecider:
         """Start with nothing added up."""
         return _Decider(self, Drift(self.drift), longest_run(self.longest_reuse, run.steps))
@@ -96,12 +101,13 @@ class _Decider(StepDecider):
             return Decision(Mode.FULL, "first steps")
         if policy.force_last and step.is_last:
             return Decision(Mode.FULL, "last step")
-        if self._sum >= policy.threshold:
-            reason = f"signal {self._sum:.3f} >= {policy.threshold:.3f}"
+        threshold = policy.threshold * signals.threshold_factor
+        if self._sum >= threshold:
+            reason = f"signal {self._sum:.3f} >= {threshold:.3f}"
             return Decision(Mode.FULL, reason, self._sum)
         if self._reused >= self._longest:
             return Decision(Mode.FULL, f"{self._reused} steps reused in a row", self._sum)
-        reason = f"signal {self._sum:.3f} < {policy.threshold:.3f}"
+        reason = f"signal {self._sum:.3f} < {threshold:.3f}"
         return Decision(Mode.REUSE, reason, self._sum)
 
     def settle(self, step: StepInfo, mode: Mode) -> None:

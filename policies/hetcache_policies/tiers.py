@@ -42,6 +42,11 @@ class TieredSteps(StepPolicy):
     max_partials: int
     longest_reuse: float
 
+    @property
+    def schedule_only(self) -> bool:
+        """Whether the signal depends on the schedule alone."""
+        return self.drift.schedule_only
+
     def begin(self, run: RunInfo) -> StepDecider:
         """Start with nothing added up."""
         return _Decider(self, Drift(self.drift), longest_run(self.longest_reuse, run.steps))
@@ -67,8 +72,9 @@ class _Decider(StepDecider):
             return Decision(Mode.FULL, "warm-up")
         if step.is_last:
             return Decision(Mode.FULL, "last step")
-        low, high, signal = policy.threshold, policy.rho * policy.threshold, self._sum
-        if signal > high or policy.threshold == 0:
+        low, signal = policy.threshold * signals.threshold_factor, self._sum
+        high = policy.rho * low
+        if signal > high or low == 0:
             return Decision(Mode.FULL, f"signal {signal:.3f} > {high:.3f}", signal)
         if signal <= low and self._reused < self._longest:
             return Decision(Mode.REUSE, f"signal {signal:.3f} <= {low:.3f}", signal)
