@@ -13,7 +13,7 @@ from hetcache_core.budget import Budget
 from hetcache_core.clock import Clock
 from hetcache_core.errors import CacheStateError, ConfigError
 from hetcache_core.policy import BlockDecider, CachePolicy, GuidanceDecider, StepDecider
-from hetcache_core.signals import Signals
+from hetcache_core.signals import ScheduleSignals, Signals
 from hetcache_core.steps import Decision, Mode, StepInfo
 from hetcache_core.store import CacheStore
 from hetcache_core.tokens import Role
@@ -68,7 +68,7 @@ class RunState:
         expert: the expert model of the last call.
         reused_in_row: steps reused directly before this one.
         chosen_at: step in which the active rows were last looked at.
-        tables: signals of the whole schedule.
+        ahead: signals of the whole schedule.
         sizes: fp32 scalars, sum of magnitudes of each kept residual.
     """
 
@@ -87,7 +87,7 @@ class RunState:
     expert: str = field(default="", init=False)
     reused_in_row: int = field(default=0, init=False)
     chosen_at: int = field(default=-1, init=False)
-    tables: dict[str, Tensor] = field(factory=dict, init=False)
+    ahead: ScheduleSignals = field(factory=ScheduleSignals, init=False)
     sizes: list[Tensor] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -135,7 +135,7 @@ class RunState:
         if call.step > 0 and call.expert != self.expert:
             # Another model: nothing that the first one computed means anything to it.
             self.store.clear()
-            self.tables.clear()
+            self.ahead = ScheduleSignals()
             self._begin()
             self.trace.notes.append(f"Cache reset at step {call.step}: expert {call.expert!r}.")
         self.expert = call.expert

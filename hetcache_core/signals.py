@@ -29,6 +29,19 @@ def relative_l1(new: Tensor, old: Tensor) -> Tensor:
 
 
 @define(eq=False)
+class ScheduleSignals:
+    """Signals of the whole schedule, shared by the steps of a run.
+
+    Attributes:
+        tables: fp32 (S, k) by name, on the trunk's device.
+        numbers: what was read of them.
+    """
+
+    tables: dict[str, Tensor] = field(factory=dict)
+    numbers: dict[str, list[float]] = field(factory=dict)
+
+
+@define(eq=False)
 class Signals:
     """Signals of one step, taken from the branch that is run first.
 
@@ -47,7 +60,7 @@ class Signals:
     _call: ModelCall
     _trunk: TrunkCall | None
     _probe: Callable[[int], Tensor] | None
-    _tables: dict[str, Tensor]
+    _ahead: ScheduleSignals
     _store: CacheStore
     threshold_factor: float = 1.0
     _modulated: Tensor | None = field(default=None, init=False)
@@ -107,6 +120,18 @@ class Signals:
         self.reads += 1
         return [float(v) for v in values.tolist()]
 
+    def read_ahead(self, name: str, compute: Callable[[], Tensor]) -> list[float]:
+        """Bring numbers (k,) that depend on the schedule alone to the host, once a run.
+
+        Args:
+            name: what they are; later calls of the run with this name get the same list.
+            compute: makes them, on the first call.
+        """
+        numbers = self._ahead.numbers
+        if name not in numbers:
+            numbers[name] = self.read_many(compute())
+        return numbers[name]
+
     def residual(self, span: Span = WHOLE_TRUNK) -> Tensor | None:
         """Newest kept residual (b, N, D) of a span, rows of the deciding branch, or None.
 
@@ -119,14 +144,15 @@ class Signals:
 
     def keep(self, name: str, value: Tensor) -> None:
         """Keep a tensor for later steps of the run, within the cache's byte budget."""
-        self._store.put(SIGNALS, Slot(Kind.SIGNAL, name), value, step=self.step.index)
+        # In its own dtype, whatever the cache's: decisions are taken in fp32.
+        self._store.put(SIGNALS, Slot(Kind.SIGNAL, name), value, step=self.step.index, exact=True)
 
     def kept(self, name: str) -> Tensor | None:
         """Return what ``keep`` was last given under this name, or None."""
         slot = Slot(Kind.SIGNAL, name)
         if not self._store.has(SIGNALS, slot):
             return None
-        return self._store.get(SIGNALS, slot, like=self._call.latents)[-1].value
+        return self._store.newest(SIGNALS, slot).to(self._call.latents.device)
 
     @property
     def _rows(self) -> slice:
@@ -136,9 +162,10 @@ class Signals:
         self, name: str, compute: Callable[[Sequence[float]], Tensor], index: int | None
     ) -> Tensor:
         # All steps at once, once a run: fp32 copies of the weights live only for this call.
-        if name not in self._tables:
-            self._tables[name] = compute(self.timesteps)
-        return self._tables[name][self.step.index if index is None else index]
+        tables = self._ahead.tables
+        if name not in tables:
+            tables[name] = compute(self.timesteps)
+        return tables[name][self.step.index if index is None else index]
 
     def _need_trunk(self, name: str) -> TrunkCall:
         if self._trunk is None:

@@ -112,8 +112,25 @@ class CacheStore:
         """Whether a value is held."""
         return (branch, slot) in self._values
 
-    def put(self, branch: str, slot: Slot, value: Tensor, *, step: int, history: int = 1) -> None:
+    def put(
+        self,
+        branch: str,
+        slot: Slot,
+        value: Tensor,
+        *,
+        step: int,
+        history: int = 1,
+        exact: bool = False,
+    ) -> None:
         """Keep a value; the oldest beyond ``history`` is dropped.
+
+        Args:
+            branch: whose it is.
+            slot: what it is.
+            value: the tensor; the store owns it from here on.
+            step: the step that computed it.
+            history: how many values the slot holds.
+            exact: keep its dtype, whatever the settings say.
 
         Raises:
             CacheBudgetError: the store would pass ``max_bytes``.
@@ -121,8 +138,9 @@ class CacheStore:
         entries = self._values.setdefault((branch, slot), [])
         while len(entries) >= history:
             self._bytes -= _size(entries.pop(0).value)
+        wanted = self.settings.dtype
         kept = value.detach().to(
-            dtype=getattr(torch, self.settings.dtype) if self.settings.dtype else value.dtype,
+            dtype=value.dtype if exact or wanted is None else getattr(torch, wanted),
             device=self.settings.device or value.device,
         )
         # A view would keep its whole base alive and the byte count would be a lie.

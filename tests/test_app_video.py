@@ -182,7 +182,7 @@ def test_a_full_file_system_leaves_the_old_file_alone(tmp_path: Path) -> None:
         assert [path.name for path in disk.iterdir()] == ["clip.mp4"]
         assert (disk / "clip.mp4").read_bytes() == b"old"
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_an_encoder_that_refuses_leaves_no_partial_file(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -195,24 +195,23 @@ def test_cuda_that_is_not_there_is_refused(folder: Path, capfd: pytest.CaptureFi
     assert "--device cpu" in said
 
 
-def on_a_full_file_system(folder: Path) -> Callable[[], None]:
-    """Mount a file system that is too small, where root may; return what unmounts it."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(folder / "empty")]
+@pytest.fixture
+def full_disk(folder: Path) -> Iterator[Path]:
+    """A folder on a file system without any room, where root may mount one."""
+    disk = folder / "empty"
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(disk)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root may mount a small file system")
-    return lambda: subprocess.run(["umount", str(folder / "empty")], check=True)
+    (disk / "filler").write_bytes(bytes(8 * 1024))
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(
-    folder: Path, capfd: pytest.CaptureFixture[str]
+    full_disk: Path, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    unmount = on_a_full_file_system(folder)
-    try:
-        options = {"--output": "empty/out.mp4", "--no-composite": ""}
-        said = refusal(arguments(options), folder, capfd)
-    finally:
-        unmount()
-    assert "empty/out.mp4 cannot be written: No space left on device" in said
+    said = refusal(arguments({"--output": str(full_disk / "out.mp4")}), folder, capfd)
+    assert "out.mp4 cannot be written: No space left on device" in said
 
 
 def test_a_limit_on_file_sizes_is_one_line_and_leaves_nothing(

@@ -87,7 +87,10 @@ def test_a_calibration_file_is_read(tmp_path: Path) -> None:
     [
         ({"policy": "teacache"}, "no MagCache calibration"),
         ({"version": 2}, "its version is 2, this release reads 1"),
-        ({"model": {"backbone": "wan-vace"}}, "made for backbone 'wan-vace', this model has 'tiny-vace'"),
+        (
+            {"model": {"backbone": "wan-vace"}},
+            "made for backbone 'wan-vace', this model has 'tiny-vace'",
+        ),
         ({"model": None}, "made for backbone None"),
         ({"ratios": []}, "not a list of positive numbers"),
         ({"ratios": [1.0, "0.9"]}, "not a list of positive numbers"),

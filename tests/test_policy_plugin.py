@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
+from enum import Enum
 from importlib import import_module
+from pathlib import Path
 
 import attrs
 import pytest
@@ -17,7 +21,7 @@ from hetcache_core.steps import ModelInfo
 from hetcache_policies.plugin import hetcache_register_policies
 
 REGISTERED = hetcache_register_policies()
-MODEL = ModelInfo(backbone="tiny", variant="", layers=4, width=32, heads=2)
+MODEL = ModelInfo(backbone="wan-vace", variant="wan2.1-1.3b", layers=30, width=1536, heads=12)
 
 
 def load(registration: Registration) -> type[PolicyRecipe]:
@@ -79,6 +83,23 @@ def test_presets_are_settings_of_the_policy_or_there_are_none(registration: Regi
         return
     for preset in ("quality", "balanced", "fast"):
         recipe(**recipe.preset(preset, MODEL)).compose(MODEL)
+
+
+def shown(default: object) -> str:
+    if isinstance(default, str):
+        return default.value if isinstance(default, Enum) else default
+    return json.dumps(default)
+
+
+@pytest.mark.parametrize("name", ["none", "teacache", "pab", "hetcache"])
+def test_the_docs_list_every_setting_with_its_default(name: str) -> None:
+    page = Path(__file__).parents[1] / "docs" / "policies.md"
+    sections = page.read_text(encoding="utf-8").split("\n## ")
+    section = next(text for text in sections if text.startswith(f"`{name}`"))
+    recipe = next(load(r) for r in REGISTERED if r.name == name)
+    rows = [f"| `{info.name}` | `{shown(info.default)}` |" for info in describe(recipe)]
+    listed = [line for line in section.splitlines() if re.match(r"\| `\w+` \| `[^`]+` \|", line)]
+    assert [line.split(" |")[:2] for line in listed] == [row.split(" |")[:2] for row in rows]
 
 
 def test_the_reference_has_no_piece() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby, pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -448,11 +449,7 @@ def even(steps: int) -> list[float]:
     return [0.1] * (steps - 1)
 
 
-def in_proportion_to_the_schedule(steps: int) -> list[float]:
-    return shifted(steps)
-
-
-@pytest.mark.parametrize("shape", [even, in_proportion_to_the_schedule])
+@pytest.mark.parametrize("shape", [even, shifted])
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("kind", [TeaCache, HetCache])
 def test_a_faster_preset_computes_no_more(
@@ -486,3 +483,17 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
         HetCache.preset("fats", UNKNOWN)
     assert caught.value.nearest == "fast"
     assert caught.value.allowed == PRESETS
+
+
+def test_the_table_of_presets_in_the_docs_is_what_they_do() -> None:
+    page = Path(__file__).parents[1] / "docs" / "policies.md"
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for kind in (TeaCache, HetCache):
+        for preset in PRESETS:
+            policy = kind(**kind.preset(preset, UNKNOWN)).compose(UNKNOWN)
+            cells = [f"`{kind.name}`", f"`{preset}`"]
+            for steps in (20, 50):
+                for shape in (even, shifted):
+                    taken = modes(run(policy, shape(steps)))
+                    cells.append(" / ".join(str(taken.count(letter)) for letter in "Fps"))
+            assert f"| {' | '.join(cells)} |" in lines

@@ -179,6 +179,13 @@ def quicken(models: nn.ModuleDict, *, compiled: bool) -> None:
         block.forward = torch.compile(block.forward, dynamic=True)
 
 
+def start_curve(path: Path, step: int) -> None:
+    """Start the loss curve, or cut off what an interrupted run wrote after its last checkpoint."""
+    lines = path.read_text().splitlines()[1:] if path.exists() else []
+    kept = [line for line in lines if int(line.split(",")[0]) <= step]
+    path.write_text("\n".join([",".join(FIELDS), *kept]) + "\n")
+
+
 def train(args: argparse.Namespace) -> None:
     """Train until the last step, a time limit or an interruption."""
     torch.set_num_threads(args.threads)
@@ -194,8 +201,7 @@ def train(args: argparse.Namespace) -> None:
     checkpoint, curve = args.out / "checkpoint.pt", args.out / "loss.csv"
     step, seconds = load(checkpoint, models, ema, parts) if checkpoint.exists() else (0, 0.0)
     log.info("%d parameters, from step %d", sum(p.numel() for p in models.parameters()), step)
-    if not curve.exists():
-        curve.write_text(",".join(FIELDS) + "\n")
+    start_curve(curve, step)
     began, rows = time.monotonic() - seconds, []
     for batch in batches(args, step):
         factor = learning_rate(step, args.steps)

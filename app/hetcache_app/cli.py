@@ -59,10 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{missing} is not installed. Run: pip install 'hetcache[app]'")
     except KeyboardInterrupt:
         return _interrupted()
-    except BrokenPipeError:
-        # Whoever read the output has enough of it; Python would complain again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -60,6 +60,7 @@ class MaskedLTXPipeline(LTXConditionPipeline):
 
         Raises:
             ValueError: a mask came without a video, or the other way round, or of another length.
+            ConfigError: the mask has another size than what is generated.
         """
         if (source_video is None) != (edit_mask is None):
             raise ValueError("source_video and edit_mask go together; give both or neither.")
@@ -111,7 +112,8 @@ class MaskedLTXPipeline(LTXConditionPipeline):
         )
         if len(conditions) == 1:
             given = latents.new_zeros(latents.shape[:2])  # (B, N)
-        edited = self._edited_tokens(self.edit_mask).to(device)  # (N - prefix,)
+        sizes = (arguments[name] for name in ("num_frames", "height", "width"))
+        edited = mask_to_tokens(self.edit_mask, self._grid(*sizes)).flatten().to(device)
         kept = ~edited & (given[:, prefix:] == 0)  # (B, N - prefix)
         packed = self._pack_latents(
             source, self.transformer_spatial_patch_size, self.transformer_temporal_patch_size
@@ -120,17 +122,15 @@ class MaskedLTXPipeline(LTXConditionPipeline):
         given[:, prefix:] = torch.where(kept, 1.0, given[:, prefix:])
         return latents, given, coordinates, prefix
 
-    def _edited_tokens(self, mask: Tensor) -> Tensor:
-        """Mark the tokens that the mask touches in any pixel of any frame: (N - prefix,) bool."""
+    def _grid(self, num_frames: int, height: int, width: int) -> Grid:
+        """Lay out the video's tokens for a size in pixels."""
         side = self.vae_spatial_compression_ratio * self.transformer_spatial_patch_size
         stride = self.vae_temporal_compression_ratio * self.transformer_temporal_patch_size
-        frames, height, width = mask.shape
-        grid = Grid(
-            frames=(frames - 1) // stride + 1,
+        return Grid(
+            frames=(num_frames - 1) // stride + 1,
             height=height // side,
             width=width // side,
             pixel_height=side,
             pixel_width=side,
             frame_stride=stride,
         )
-        return mask_to_tokens(mask, grid).flatten()

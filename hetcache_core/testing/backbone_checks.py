@@ -267,6 +267,19 @@ def check_a_second_session_on_a_pipeline_is_refused(case: BackboneCase) -> None:
     require_same(result, expected, "the first session after a second one was refused")
 
 
+def check_the_policy_may_take_fewer_steps(case: BackboneCase) -> None:
+    """The engine is asked how many steps the sampler takes, and the sampler takes those."""
+    if not case.features.sampler:
+        raise NotApplicableError("the number of sampler steps cannot be changed")
+    halved = evolve(FULL_STEPS, name="every other step", sampler_share=0.5)
+    engine, result = watched_run(case, halved, steps=4, layout=case.layouts[-1])
+    asked, taken = engine.trace.requested_steps, engine.trace.steps
+    require((asked, taken) == (4, 2), f"of 4 steps, {asked} were asked for and {taken} taken")
+    pipeline = case.make_pipeline(0)
+    bare = case.run(pipeline, 2, case.layouts[-1], 0)
+    require_same(result, bare, "4 steps halved against the bare pipeline with 2")
+
+
 def check_a_missing_feature_is_refused(case: BackboneCase) -> None:
     """A policy that needs what the backbone lacks is refused before anything runs."""
     pipeline = case.make_pipeline(0)
@@ -288,5 +301,6 @@ ATTACH_CHECKS: Final[tuple[Callable[[BackboneCase], None], ...]] = (
     check_sessions_one_after_the_other_do_not_see_each_other,
     check_pipelines_in_two_threads_do_not_see_each_other,
     check_a_second_session_on_a_pipeline_is_refused,
+    check_the_policy_may_take_fewer_steps,
     check_a_missing_feature_is_refused,
 )

@@ -58,7 +58,6 @@ class _Link:
     pipeline: TinyPipeline
     engine: Engine
     step: int = field(default=0, init=False)
-    begun: bool = field(default=False, init=False)
     scheduler: Any = field(init=False)
     model_fn: Callable[..., Tensor] = field(init=False)
 
@@ -66,8 +65,9 @@ class _Link:
         self.scheduler, self.model_fn = self.pipeline.scheduler, self.pipeline.model_fn
 
     def set_timesteps(self, steps: int) -> None:
-        self.scheduler.set_timesteps(steps)
-        self.step, self.begun = 0, False
+        self.engine.abort_run()  # one that an error cut short
+        self.scheduler.set_timesteps(self.engine.sampler_steps(steps))
+        self.step = 0
 
     def scheduler_step(self, velocity: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
         following: Tensor = self.scheduler.step(velocity, timestep, latents)
@@ -84,8 +84,7 @@ class _Link:
             latents=latents,
             expert=self._expert(model),
         )
-        if not self.begun:
-            self.begun = True
+        if not self.engine.running:
             self.engine.begin_run(self._run_info(latents, positive=positive, **arguments))
 
         def forward() -> Tensor:

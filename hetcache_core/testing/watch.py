@@ -51,6 +51,7 @@ class WatchedEngine(Engine):
             ``pinned`` for the others.
         pinned: model outputs that the pipeline is answered, whatever the engine computes, so that
             two runs see the same latents.
+        reverse: the engine sees the two calls of a step in reverse order; needs ``pinned``.
         count_flops: let torch count the FLOPs of each call.
         infos: the runs that began.
         seen: what passed, in order.
@@ -60,12 +61,14 @@ class WatchedEngine(Engine):
 
     only: frozenset[str] | None = None
     pinned: Mapping[CallKey, Tensor] = field(factory=dict)
+    reverse: bool = False
     count_flops: bool = False
     infos: list[RunInfo] = field(factory=list, init=False)
     seen: list[Seen] = field(factory=list, init=False)
     steps_ended: int = field(default=0, init=False)
     traces: list[Trace] = field(factory=list, init=False)
     _entered: list[tuple[TrunkCall, Tensor]] = field(factory=list, init=False)
+    _waiting: list[tuple[ModelCall, Callable[[], Tensor]]] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
         """Keep the traces."""
@@ -83,6 +86,10 @@ class WatchedEngine(Engine):
 
     def begin_run(self, info: RunInfo) -> None:
         """Start a run and keep what is known of it."""
+        branches = info.branches[::-1] if self.reverse else info.branches
+        if self.only is not None:
+            branches = tuple(branch for branch in branches if branch in self.only)
+        info = evolve(info, branches=branches)
         self.infos.append(info)
         super().begin_run(info)
 
@@ -99,9 +106,18 @@ class WatchedEngine(Engine):
 
     def model_call(self, call: ModelCall, forward: Callable[[], Tensor]) -> Tensor:
         """Answer a call and keep it."""
-        key = (call.step, call.key)
-        if self.only is not None and call.key not in self.only:
-            return self.pinned[key].clone()
+        pinned = self.pinned.get((call.step, call.key))
+        if self.only is not None and call.key not in self.only and pinned is not None:
+            return pinned.clone()
+        if self.reverse and pinned is not None and not self._waiting:
+            self._waiting.append((call, forward))
+            return pinned.clone()
+        output = self._watch(call, forward)
+        while self._waiting:
+            self._watch(*self._waiting.pop())
+        return output if pinned is None else pinned.clone()
+
+    def _watch(self, call: ModelCall, forward: Callable[[], Tensor]) -> Tensor:
         self._entered.clear()
         flops = None
         if self.count_flops:
@@ -121,7 +137,7 @@ class WatchedEngine(Engine):
                 held_bytes=self._held_bytes(),
             )
         )
-        return self.pinned[key].clone() if key in self.pinned else output
+        return output
 
     def _held_bytes(self) -> int:
         if self._run is None:
@@ -219,14 +235,23 @@ class ReplayEngine(Engine):
     count_flops: bool = False
     replays: list[list[Repeat]] = field(factory=list, init=False)
     _info: RunInfo | None = field(default=None, init=False)
+    _steps_left: int = field(default=0, init=False)
     _inner: WatchedEngine | None = field(default=None, init=False)
+
+    @property
+    def running(self) -> bool:
+        """Whether the pipeline's run has begun and not ended."""
+        return self._info is not None
 
     def begin_run(self, info: RunInfo) -> None:
         """Keep what is known of the run."""
-        self._info = info
+        self._info, self._steps_left = info, info.steps
 
     def end_step(self) -> None:
-        """Nothing ends with the pipeline's step: every call has a run of its own."""
+        """Count the steps; every call has a run of its own."""
+        self._steps_left -= 1
+        if not self._steps_left:
+            self._info = None
 
     def run_trunk(self, trunk: TrunkCall) -> Tensor:
         """Hand the trunk to the engine of the call."""

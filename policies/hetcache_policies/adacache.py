@@ -32,7 +32,7 @@ from hetcache_core.settings import setting
 from hetcache_core.signals import Signals
 from hetcache_core.steps import BlockKey, Decision, Mode, ModelInfo, StepInfo, SubLayer
 from hetcache_policies.adacache_codebooks import BOOKS, CodeBook
-from hetcache_policies.adacache_meter import Meter, RateRule, make_meter
+from hetcache_policies.adacache_meter import Meter, RateRule
 from hetcache_policies.presets import find_preset
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class RatedSteps(StepPolicy, BlockPolicy):
 
     def begin(self, run: RunInfo) -> _StepDecider:
         """Start with no step computed."""
-        return _StepDecider(self, make_meter(self.rule, run))
+        return _StepDecider(self, Meter(self.rule, run.grid))
 
 
 @final
@@ -118,7 +118,7 @@ class RatedBlocks(BlockPolicy):
 
     def begin(self, run: RunInfo) -> BlockDecider:
         """Start with no block computed."""
-        return _BlockDecider(self.rule, make_meter(self.rule, run))
+        return _BlockDecider(self.rule, Meter(self.rule, run.grid))
 
 
 @final

@@ -2,7 +2,7 @@
 
 Source: AdaCache (ICCV 2025, arXiv:2411.02397) and its reference code. Different from that code:
 attention is compared before its gate, on evenly spaced tokens, a change is divided by the steps it
-really took, and the conditional branch is looked at for all.
+really took, and the branch that is run first is looked at for all.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
-from hetcache_core.backbone import RunInfo
 from hetcache_core.signals import relative_l1
 from hetcache_core.steps import StepInfo, SubLayer
 from hetcache_core.tokens import Grid
 from hetcache_policies.adacache_codebooks import CodeBook, find_book
 
-__all__ = ["Meter", "RateRule", "make_meter"]
+__all__ = ["Meter", "RateRule"]
 
 SKETCH_TOKENS: Final = 512
 """At most about this many tokens of an attention output are kept and compared.
@@ -71,18 +70,19 @@ class Meter:
 
     _rule: RateRule
     _grid: Grid
-    _branch: str
+    _first: str | None = field(default=None, init=False)
     kept: dict[int, tuple[Tensor, int]] = field(factory=dict, init=False)
     _pending: dict[int, tuple[Tensor, StepInfo, int]] = field(factory=dict, init=False)
     _motion: dict[int, float] = field(factory=dict, init=False)
 
     def watches(self, branch: str) -> bool:
-        """Whether a call holds the branch that decides."""
-        return self._branch in branch.split("+")
+        """Whether a call holds the branch that decides: the one that is run first."""
+        self._first = self._first or branch
+        return branch == self._first
 
     def take(self, step: StepInfo, branch: str, block: int, output: Tensor) -> None:
         """Measure one output (B, N, D); nothing waits for the device."""
-        rows = output.chunk(len(branch.split("+")))[branch.split("+").index(self._branch)]
+        rows = output.chunk(branch.count("+") + 1)[0]  # (b, N, D) of the call's first branch
         stride = -(-rows.shape[1] // SKETCH_TOKENS)
         sketch = rows[:, ::stride].clone()  # (b, n, D)
         if block in self.kept:
@@ -126,10 +126,3 @@ class Meter:
         gradient = MOTION_GRADIENT * (motion - self._motion.get(block, 1.0)) / gap
         self._motion[block] = motion
         return change * (motion + abs(gradient))
-
-
-def make_meter(rule: RateRule, run: RunInfo) -> Meter:
-    """Make the meter of one run."""
-    # Branches decide alike, by the conditional one where there is one, in whatever order they come.
-    branch = "cond" if "cond" in run.branches else run.branches[0]
-    return Meter(rule, run.grid, branch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, Literal, final
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, frozen
 from torch import Tensor
 
 from hetcache_core.errors import ConfigError
@@ -17,6 +17,9 @@ __all__ = ["Drift", "DriftSettings", "RescaleName"]
 
 RescaleName = Literal["normalized", "none", "poly"]
 """The unit of changes: average steps of the run, relative L1 as it is, or a polynomial of it."""
+
+PREVIOUS_INPUT: Final = "modulated input of the last step"
+"""Name under which the last step's signal is kept."""
 
 SIGNAL_TOKENS: Final = 4096
 """At most about this many tokens of a modulated input are compared and kept.
@@ -81,8 +84,6 @@ class Drift:
     """The changes of one run's signal."""
 
     _settings: DriftSettings
-    _ahead: list[float] | None = field(default=None, init=False)
-    _previous: Tensor | None = field(default=None, init=False)
 
     def change(self, step: StepInfo, signals: Signals) -> float:
         """Return the change from the last step to this one, 0 at the first.
@@ -91,12 +92,11 @@ class Drift:
         the device once a run, or once a step where the signal depends on the content.
         """
         if self._settings.schedule_only:
-            if self._ahead is None:
-                self._ahead = self._look_ahead(signals)
-            return self._ahead[step.index]
+            return self._look_ahead(signals)[step.index]
         fresh = signals.modulated_input()
-        fresh = fresh[:, :: -(-fresh.shape[1] // SIGNAL_TOKENS)].clone()
-        previous, self._previous = self._previous, fresh
+        fresh = fresh[:, :: -(-fresh.shape[1] // SIGNAL_TOKENS)]
+        previous = signals.kept(PREVIOUS_INPUT)
+        signals.keep(PREVIOUS_INPUT, fresh)
         if previous is None:
             return 0.0
         return self._rescaled(signals.read(relative_l1(fresh, previous)), step.total)
@@ -106,12 +106,17 @@ class Drift:
         steps = len(signals.timesteps)
         if steps == 1:
             return [0.0]
-        at = torch.stack([self._of_schedule(signals, index) for index in range(steps)])  # (S, k)
-        old = at[:-1]
-        changes = (at[1:] - old).abs().mean(1) / old.abs().mean(1).clamp_min(TINY)  # (S - 1,)
-        if self._settings.rescale == "normalized":
-            changes = changes / changes.mean().clamp_min(TINY)
-        return [0.0, *(self._rescaled(change, steps) for change in signals.read_many(changes))]
+
+        def changes() -> Tensor:
+            at = torch.stack([self._of_schedule(signals, i) for i in range(steps)])  # (S, k)
+            old = at[:-1]
+            moved = (at[1:] - old).abs().mean(1) / old.abs().mean(1).clamp_min(TINY)  # (S - 1,)
+            normalized = self._settings.rescale == "normalized"
+            return moved / moved.mean().clamp_min(TINY) if normalized else moved
+
+        name = f"drift of {self._settings.signal}, {self._settings.rescale}"
+        read = signals.read_ahead(name, changes)
+        return [0.0, *(self._rescaled(change, steps) for change in read)]
 
     def _of_schedule(self, signals: Signals, index: int) -> Tensor:
         if self._settings.signal == "timestep":

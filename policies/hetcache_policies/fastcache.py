@@ -11,7 +11,7 @@ different from that code:
   out a few times in a row at most; the first and the last third of the blocks always run.
 - No block waits for the device. Distances are measured where they arise, brought to the host together
   one computed step later, and taken on to that step as growing evenly since the block's last run.
-- The conditional branch decides for all; every branch adds its own residuals.
+- The branch that is run first decides for all; every branch adds its own residuals.
 """
 
 from __future__ import annotations
@@ -85,8 +85,7 @@ class SimilarBlocks(BlockPolicy):
 
     def begin(self, run: RunInfo) -> BlockDecider:
         """Start with no block computed."""
-        # Whatever the order of the branches, the same one decides.
-        return _Decider(self, "cond" if "cond" in run.branches else run.branches[0])
+        return _Decider(self)
 
 
 @define(eq=False)
@@ -110,7 +109,7 @@ class _Block:
 @define(eq=False)
 class _Decider(BlockDecider):
     _policy: SimilarBlocks
-    _branch: str
+    _first: str | None = field(default=None, init=False)
     _known: dict[int, _Block] = field(factory=dict, init=False)
     _pending: dict[int, tuple[Tensor, int]] = field(factory=dict, init=False)
     _ran: dict[tuple[str, int], int] = field(factory=dict, init=False)
@@ -145,14 +144,14 @@ class _Decider(BlockDecider):
         hit = step.index == self._step and index in self._hits and alike
         if not hit:
             self._ran[branch, index] = step.index
-        if self._branch in branch.split("+"):
-            self._look(step, branch, index, hidden, hit=hit)
+        self._first = self._first or branch
+        if branch == self._first:
+            rows = hidden.chunk(branch.count("+") + 1)[0]  # (b, N, D) of the call's first branch
+            self._look(step, index, rows, hit=hit)
         return BlockAction(use=Use.REUSE if hit else Use.RUN, store=not step.is_last)
 
-    def _look(self, step: StepInfo, branch: str, index: int, hidden: Tensor, *, hit: bool) -> None:
-        """Measure the input (B, N, D) of a block; nothing waits for the device."""
-        names = branch.split("+")
-        rows = hidden.chunk(len(names))[names.index(self._branch)]
+    def _look(self, step: StepInfo, index: int, rows: Tensor, *, hit: bool) -> None:
+        """Measure the input (b, N, D) of a block; nothing waits for the device."""
         sketch = rows[:, :: -(-rows.shape[1] // SKETCH_TOKENS)]  # (b, n, D)
         known = self._known.get(index)
         if known is None:

@@ -1,8 +1,7 @@
 """HetCache: steps of three kinds, and tokens of three kinds.
 
-A step runs in full, only for the tokens of the edit (partial), or not at all (reuse), as the changes of a
-signal add up. In a partial step the masked tokens, a margin around them and a chosen share of the context
-go through the blocks; all others take their stored residual.
+A step runs in full, only for the tokens of the edit (partial), or not at all (reuse). In a partial step
+masked tokens, a margin around them and a chosen share of the context go through the blocks.
 
 Source: HetCache (CVPR 2026). What its code does differently from its paper, what both leave open and why
 the defaults are what they are: docs/policies.md.

@@ -8,8 +8,8 @@ these steps cheaper still and reuses the whole trunk.
 A token's score is its importance, plus a bonus for the steps since it was last computed. The
 reference takes importance from attention maps, which fused attention does not give; DuCa found the
 norm of values as good, and random choice hardly worse. Here it is ``1 - norm`` of the token's
-self-attention output, or random. Tokens are chosen block by block, once a step, by the conditional
-branch for all.
+self-attention output, or random. Tokens are chosen block by block, once a step, by the branch that is
+run first for all.
 """
 
 from __future__ import annotations
@@ -78,7 +78,6 @@ class TokenCycle(StepPolicy, BlockPolicy):
         return _Decider(
             self,
             tokens=run.grid.tokens,
-            branch="cond" if "cond" in run.branches else run.branches[0],
             generator=torch.Generator(run.device).manual_seed(self.seed),
         )
 
@@ -88,8 +87,8 @@ class TokenCycle(StepPolicy, BlockPolicy):
 class _Decider(StepDecider, BlockDecider):
     _policy: TokenCycle
     _tokens: int = field(kw_only=True)
-    _branch: str = field(kw_only=True)
     _generator: torch.Generator = field(kw_only=True)
+    _first_branch: str | None = field(default=None, init=False)
     _step: int = field(default=-1, init=False)
     _kind: _Kind = field(default=_Kind.FULL, init=False)
     _begun: int | None = field(default=None, init=False)
@@ -125,8 +124,7 @@ class _Decider(StepDecider, BlockDecider):
     def observe(
         self, step: StepInfo, branch: str, key: BlockKey, part: SubLayer | None, output: Tensor
     ) -> None:
-        names = branch.split("+")
-        rows = output.chunk(len(names))[names.index(self._branch)]  # (b, N, D)
+        rows = output.chunk(branch.count("+") + 1)[0]  # (b, N, D) of the call's first branch
         norms: Tensor = rows.float().norm(dim=-1).mean(0)  # (N,)
         self._importance[key] = 1 - norms / norms.max().clamp_min(torch.finfo(norms.dtype).tiny)
 
@@ -156,7 +154,8 @@ class _Decider(StepDecider, BlockDecider):
         parts = {part: PartAction(store=not step.is_last) for part in SubLayer}
         if self._cross != step.index:
             parts[SubLayer.CROSS_ATTENTION] = PartAction(Use.REUSE, store=True)
-        watched = self._policy.score == "norm" and self._branch in branch.split("+")
+        self._first_branch = self._first_branch or branch
+        watched = self._policy.score == "norm" and branch == self._first_branch
         observe = frozenset({SubLayer.SELF_ATTENTION} if watched else ())
         return BlockAction(parts=parts, observe=observe)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from configparser import ConfigParser
 from importlib import import_module
@@ -92,6 +94,14 @@ def test_the_python_blocks_of_a_page_run_in_order(
         if block.title is None:
             # The empty lines put the page's own line numbers into a traceback.
             exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+
+
+def test_the_tests_that_the_page_on_plugins_shows_pass(tmp_path: Path) -> None:
+    write_files(DOCS / "plugins.md", tmp_path)
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,1 @@
+"""BWCache as a plugin of hetcache."""
