@@ -21,13 +21,19 @@ import av
 import numpy as np
 
 from hetcache_app.cli import main
+from hetcache_app.config import EditConfig
+from hetcache_app.edit import edit as run_edit
 from hetcache_app.video import read_video, write_video
+from hetcache_core.discovery import discover
+from hetcache_core.hookspecs import Registration
+from hetcache_core.testing import TinyBackbone, TinyPipeline
 from hetcache_core.trace import Trace
 
 RATE = Fraction(30000, 1001)
 FRAMES, HEIGHT, WIDTH = 6, 64, 96
 EDITED = 5
 STEPS = 8
+LENGTHS = "the model takes 4k+1"
 
 KEYS = {
     "backbone", "comparison", "device", "dtype", "files", "fps", "frames", "height",
@@ -113,7 +119,7 @@ def test_json_is_one_object_with_the_documented_keys_and_nothing_else(
     assert speedup["clock"] == pytest.approx(reference["denoise_seconds"] / run["denoise_seconds"])
     assert speedup["clock_per_flops"] == pytest.approx(speedup["clock"] / speedup["flops"])
     assert report["notes"] == [
-        f"the first {EDITED} of {FRAMES} frames are edited and written (the model takes 4k+1)"
+        f"the first {EDITED} of {FRAMES} frames are edited and written: {LENGTHS}"
     ]
     assert all(line.startswith(("note: ", "notice: ")) for line in err.splitlines())
 
@@ -213,6 +219,26 @@ def test_a_file_and_options_go_together(
     assert report["frames"] == 1
 
 
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ("1", None),
+        ("4", "the first 1 of 6 frames are edited and written: " + LENGTHS),
+        ("9", "the first 5 of 6 frames are edited and written: there are no 9, and " + LENGTHS),
+    ],
+)
+def test_a_length_other_than_what_was_asked_for_is_noted(
+    clip: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    asked: str,
+    reason: str | None,
+) -> None:
+    options = ["--json", "--steps", "1", "--frames", asked]
+    assert edit(clip, tmp_path / "out.mp4", *options) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == ([reason] if reason else [])
+
+
 def test_policies_can_be_joined_and_presets_chosen(
     clip: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,17 +249,24 @@ def test_policies_can_be_joined_and_presets_chosen(
     assert json.loads(capsys.readouterr().out)["run"]["steps_reused"] > 0
 
 
-def test_random_weights_are_said_wherever_the_result_goes(
+def test_a_warning_of_the_backbone_goes_wherever_the_result_goes(
     clip: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trace = tmp_path / "trace.json"
-    assert edit(clip, tmp_path / "out.mp4", "--json", "--trace", str(trace)) == 0
-    out, err = capsys.readouterr()
-    notice = json.loads(out)["notice"]
-    if notice is None:
-        pytest.skip("the embedded backbone is trained")
-    assert f"notice: {notice}" in err.splitlines()
-    assert notice in Trace.load(trace).notes
+    registration = Registration(name="tiny", target=TinyBackbone, summary="random weights")
+    config = EditConfig(
+        **clip,
+        output=str(tmp_path / "out.mp4"),
+        trace=str(tmp_path / "trace.json"),
+        backbone="tiny",
+        policy="teacache",
+        steps=4,
+        device="cpu",
+    )
+    report = run_edit(config, discover().with_backbones(registration))
+    notice = TinyBackbone().notice(TinyPipeline())
+    assert report.to_dict()["notice"] == notice
+    assert f"notice: {notice}" in capsys.readouterr().err.splitlines()
+    assert notice in Trace.load(tmp_path / "trace.json").notes
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert notice in container.metadata["comment"]
 

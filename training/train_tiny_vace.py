@@ -90,14 +90,18 @@ def optimizers(models: nn.Module, rate: float, kind: str) -> list[torch.optim.Op
     return out
 
 
-def learning_rate(step: int, steps: int) -> float:
+def learning_rate(step: int, done: float) -> float:
     """Return the factor on the learning rate: warm-up, a plateau, and a cosine down to 1 %.
 
     A plateau, because a run can then be made longer or shorter while it is under way.
+
+    Args:
+        step: Steps so far, for the warm-up.
+        done: Share of the run that is over, of its steps or of its time, whichever is more.
     """
     if step < WARMUP_STEPS:
         return (step + 1) / WARMUP_STEPS
-    descent = max(0.0, (step / steps - PLATEAU) / (1 - PLATEAU))
+    descent = max(0.0, (done - PLATEAU) / (1 - PLATEAU))
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, descent)))
 
 
@@ -204,7 +208,9 @@ def train(args: argparse.Namespace) -> None:
     start_curve(curve, step)
     began, rows = time.monotonic() - seconds, []
     for batch in batches(args, step):
-        factor = learning_rate(step, args.steps)
+        spent = time.monotonic() - began
+        in_time = spent / args.seconds if args.seconds else 0.0
+        factor = learning_rate(step, max(step / args.steps, in_time))
         for part in parts:
             for group in part.param_groups:
                 group["lr"] = group["base"] * factor

@@ -56,6 +56,9 @@ def edit(config: EditConfig, registry: Registry) -> Report:
             reference, result = run_both(runner, job.request, policy, steps)
         else:
             reference, result = None, runner.run(job.request, policy, steps.track(policy.name))
+    of_run = tuple(text for text in result.trace.notes if text != notice)
+    for text in of_run:
+        note(text)
     files = _write(config, job, result, notice)
     _, height, width, _ = job.request.video.shape
     return Report(
@@ -72,7 +75,7 @@ def edit(config: EditConfig, registry: Registry) -> Report:
         run=measure(result),
         comparison=held_against(result, reference, runner, job.request) if reference else None,
         files=files,
-        notes=job.notes,
+        notes=(*job.notes, *of_run),
         notice=notice,
     )
 

@@ -124,16 +124,18 @@ def prepare(config: EditConfig, geometry: Geometry) -> Job:
 def _notes_on_frames(
     config: EditConfig, geometry: Geometry, clip: VideoClip, count: int
 ) -> list[str]:
-    if count in {clip.total, config.frames}:
+    available = len(clip.frames)
+    if count == (clip.total if config.frames is None else config.frames):
         return []
-    whole = "" if clip.total is None else f" of {clip.total}"
     reasons = []
-    if config.frames is None and len(clip.frames) == geometry.default_frames:
-        reasons.append(f"{config.backbone} takes that many unless --frames asks for more")
-    if count < len(clip.frames):
+    if config.frames is None and available == geometry.default_frames:
+        reasons.append(f"{config.backbone} takes {available} unless --frames asks for more")
+    if config.frames is not None and available < config.frames:
+        reasons.append(f"there are no {config.frames}")
+    if count < available:
         reasons.append(f"the model takes {geometry.frame_stride}k+{geometry.frame_offset}")
-    because = f" ({'; '.join(reasons)})" if reasons else ""
-    return [f"the first {count}{whole} frames are edited and written{because}"]
+    whole = "" if clip.total is None else f" of {clip.total}"
+    return [f"the first {count}{whole} frames are edited and written: {', and '.join(reasons)}"]
 
 
 def _notes_on_pictures(clip: VideoClip, mask: NDArray[np.bool_], fit: Fit) -> list[str]:

@@ -158,13 +158,20 @@ def wan_vace_arguments(seed: int = 0, *, guided: bool = True) -> dict[str, Any]:
     }
 
 
+def _sample(pipeline: Any, steps: int, arguments: dict[str, Any]) -> Tensor:
+    try:
+        latents: Tensor = pipeline(num_inference_steps=steps, **arguments).frames
+    finally:
+        pipeline._current_timestep = None  # noqa: SLF001 - the library leaves it where an error struck
+    return latents
+
+
 def ltx_case(backbone: LtxVideo) -> BackboneCase:
     """Make the contract kit's case of LTX-Video."""
 
     def run(pipeline: Any, steps: int, guidance: str, seed: int) -> Tensor:
         arguments = ltx_arguments(seed, guided=guidance != "none")
-        latents: Tensor = pipeline(num_inference_steps=steps, **arguments).frames
-        return latents
+        return _sample(pipeline, steps, arguments)
 
     return BackboneCase(
         name=backbone.name,
@@ -180,8 +187,7 @@ def wan_vace_case(backbone: WanVaceDiffusers) -> BackboneCase:
 
     def run(pipeline: Any, steps: int, guidance: str, seed: int) -> Tensor:
         arguments = wan_vace_arguments(seed, guided=guidance != "none")
-        latents: Tensor = pipeline(num_inference_steps=steps, **arguments).frames
-        return latents
+        return _sample(pipeline, steps, arguments)
 
     return BackboneCase(
         name=backbone.name,

@@ -15,8 +15,8 @@ from hetcache_core.testing.kit import (
     check_policy,
     parametrize_with_checks,
 )
-from hetcache_core.testing.policy_checks import POLICY_CHECKS, PolicySubject
-from hetcache_core.testing.running import BoundCheck, CheckResult, NotApplicableError
+from hetcache_core.testing.policy_checks import PAIR_CHECKS, POLICY_CHECKS, PolicySubject
+from hetcache_core.testing.running import BoundCheck, CheckResult, NotApplicableError, bind
 from hetcache_core.testing.scripted import FULL_STEPS, scripted
 from hetcache_core.testing.tiny import TinyBackbone
 from hetcache_core.testing.tiny_case import tiny_case, tiny_video
@@ -26,6 +26,7 @@ from hetcache_core.testing.tiny_pipeline import TinyPipeline
 __all__ = [
     "BACKBONE_CHECKS",
     "FULL_STEPS",
+    "PAIR_CHECKS",
     "POLICY_CHECKS",
     "BackboneCase",
     "BoundCheck",
@@ -35,6 +36,7 @@ __all__ = [
     "TinyBackbone",
     "TinyConfig",
     "TinyPipeline",
+    "bind",
     "check_backbone",
     "check_policy",
     "parametrize_with_checks",

@@ -75,11 +75,18 @@ class PolicySubject:
         return self.case.layouts[-1]
 
     def compose(self) -> CachePolicy:
-        """Compose the policy for the case's model."""
+        """Compose the policy for the case's model.
+
+        Raises:
+            NotApplicableError: the backbone lacks what the policy needs.
+        """
         made = self.make()
-        if isinstance(made, CachePolicy):
-            return made
-        return made.compose(self.case.backbone.describe(self.case.make_pipeline(0)))
+        if not isinstance(made, CachePolicy):
+            made = made.compose(self.case.backbone.describe(self.case.make_pipeline(0)))
+        missing = self.case.features.missing(made.needs())
+        if missing:
+            raise NotApplicableError(f"{self.case.name} lacks {', '.join(missing)}")
+        return made
 
     def run(self, steps: int = _STEPS, **options: Any) -> tuple[WatchedEngine, Tensor]:
         """Run the policy; options as ``watched_run`` takes them."""
@@ -416,24 +423,32 @@ def _require_same_decisions(actual: Trace, expected: Trace, what: str) -> None:
         )
 
 
-POLICY_CHECKS: Final[tuple[Callable[[PolicySubject], None], ...]] = (
+RECIPE_CHECKS: Final[tuple[Callable[[PolicySubject], None], ...]] = (
     check_the_recipe_is_a_value,
     check_the_settings_are_described,
     check_the_presets_compose,
     check_it_composes_for_other_models,
-    check_it_runs_any_number_of_steps,
-    check_nothing_is_used_before_it_was_computed,
-    check_two_runs_decide_alike,
     check_deciding_changes_nothing,
+    check_the_roles_cover_the_mask,
+    check_the_selector_orders_all_context,
+    check_it_runs_any_number_of_steps,
+    check_two_runs_decide_alike,
     check_the_trace_is_read_back,
+    check_it_runs_with_a_smaller_cache,
+    check_the_host_waits_once_a_step,
+    check_one_policy_serves_two_threads,
+)
+"""What can only be a policy's own fault."""
+
+PAIR_CHECKS: Final[tuple[Callable[[PolicySubject], None], ...]] = (
+    check_nothing_is_used_before_it_was_computed,
     check_the_totals_add_up,
     check_branches_do_not_mix,
     check_guidance_layouts_decide_alike,
     check_the_bytes_are_those_held,
-    check_it_runs_with_a_smaller_cache,
-    check_the_host_waits_once_a_step,
     check_the_pipeline_is_left_as_it_was,
-    check_one_policy_serves_two_threads,
-    check_the_roles_cover_the_mask,
-    check_the_selector_orders_all_context,
 )
+"""What a policy and a backbone can break together."""
+
+POLICY_CHECKS: Final = (*RECIPE_CHECKS, *PAIR_CHECKS)
+"""All checks of a policy, in the order in which they run."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from configparser import ConfigParser
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -89,13 +90,16 @@ def test_the_python_blocks_of_a_page_run_in_order(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     write_files(page, tmp_path)
-    namespace: dict[str, object] = {"__name__": "__main__"}
+    script = ModuleType("typed_in")
+    monkeypatch.setitem(sys.modules, script.__name__, script)  # where attrs looks annotations up
     for block in blocks(page, "python"):
         if block.title is None:
             # The empty lines put the page's own line numbers into a traceback.
-            exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+            source = "\n" * block.line + block.text
+            exec(compile(source, str(page), "exec", dont_inherit=True), script.__dict__)
 
 
+@pytest.mark.timeout(400)
 def test_the_tests_that_the_page_on_plugins_shows_pass(tmp_path: Path) -> None:
     write_files(DOCS / "plugins.md", tmp_path)
     command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests")
@@ -110,6 +114,7 @@ def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mypy")
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=page_id)
 def test_the_python_blocks_of_a_page_pass_a_strict_type_check(
     page: Path, tmp_path: Path, mypy_cache: Path, monkeypatch: pytest.MonkeyPatch

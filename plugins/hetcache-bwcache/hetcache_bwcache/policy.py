@@ -1,6 +1,6 @@
 """BWCache: reuse the trunk for some steps when the outputs of all blocks have hardly changed.
 
-Source: BWCache (arXiv:2509.13789), from descriptions of it; neither its formula nor its code was at
+Source: BWCache (ICLR 2026, arXiv:2509.13789), from descriptions; neither its formula nor its code was at
 hand. At every computed step the relative L1 changes of all blocks' outputs are averaged. Below a
 threshold, the next steps, a tenth of the run, are reused; then one is computed and the test is made
 again. When it is first passed, the last half of the steps that are left is set aside to be computed.
@@ -158,7 +158,7 @@ class BWCache(PolicyRecipe):
 
     name: ClassVar[str] = "bwcache"
     summary: ClassVar[str] = "reuse steps while the outputs of all blocks have hardly changed"
-    source: ClassVar[str] = "BWCache, arXiv:2509.13789"
+    source: ClassVar[str] = "BWCache, ICLR 2026, arXiv:2509.13789"
 
     threshold: float = setting(
         THRESHOLDS["quality"],

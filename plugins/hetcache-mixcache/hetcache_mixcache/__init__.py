@@ -1,0 +1,1 @@
+"""MixCache as a plugin of hetcache."""
