@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ModelCall,
         RunInfo,
     )
+    from hetcache_core.calibration import Calibration, Calibrator
     from hetcache_core.discovery import Registry, discover
     from hetcache_core.engine import Engine
     from hetcache_core.errors import (
@@ -86,6 +87,7 @@ _HOMES: Final[dict[str, str]] = {
     name: module
     for module, names in {
         "backbone": "Backbone EditRequest Features FlopModel Geometry LoadRequest ModelCall RunInfo",
+        "calibration": "Calibration Calibrator",
         "discovery": "Registry discover",
         "engine": "Engine",
         "errors": "CacheBudgetError CacheStateError ConfigError ContractError HetCacheError "
@@ -120,6 +122,8 @@ __all__ = [
     "CachePolicy",
     "CacheStateError",
     "CacheStore",
+    "Calibration",
+    "Calibrator",
     "CallRecord",
     "ConfigError",
     "ContextSelector",

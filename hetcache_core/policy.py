@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from hetcache_core.backbone import RunInfo
+    from hetcache_core.calibration import Calibrator
     from hetcache_core.signals import Signals
     from hetcache_core.store import Stored
     from hetcache_core.tokens import ContextSelector, TokenPartitioner
@@ -374,6 +375,8 @@ class PolicyRecipe(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
+    anywhere: ClassVar[Mapping[str, object]] = {}
+    """Settings with which it runs on every model, for those that try every policy on one."""
 
     @abstractmethod
     def compose(self, model: ModelInfo) -> CachePolicy:
@@ -393,6 +396,11 @@ class PolicyRecipe(ABC):
             others: what the other recipes compose on their own.
         """
         return self
+
+    @classmethod
+    def calibrator(cls) -> Calibrator | None:
+        """Return a calibrator for this policy, or None where it needs no calibration."""
+        return None
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:

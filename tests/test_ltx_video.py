@@ -214,11 +214,24 @@ def test_full_steps_are_the_bare_pipeline(pipe: Any, dtype: torch.dtype, guided:
     ] * STEPS
 
 
-def test_full_steps_that_look_into_every_block_are_the_bare_pipeline(pipe: Any) -> None:
-    bare = run(pipe)
+@pytest.mark.parametrize("adapted", [False, True])
+def test_full_steps_that_look_into_every_block_are_the_bare_pipeline(
+    pipe: Any, adapted: bool
+) -> None:
+    plain, kwargs = run(pipe), {}
+    if adapted:
+        peft = pytest.importorskip("peft")
+        layers = ["to_q", "to_k", "to_v", "timestep_embedder.linear_1"]
+        lora = peft.LoraConfig(r=2, target_modules=layers, init_lora_weights=False)
+        torch.manual_seed(0)
+        pipe.transformer.add_adapter(lora)
+        kwargs = {"attention_kwargs": {"scale": 0.5}}
+    bare = run(pipe, **kwargs)
+    assert torch.equal(bare, plain) != adapted
     blocks = CachePolicy(name="looking", blocks=BlockScript(reuses=False))
-    assert torch.equal(cached(pipe, blocks)[0], bare)
-    assert torch.equal(cached(pipe, scripted(F, partial=partial()))[0], bare)
+    assert torch.equal(cached(pipe, blocks, **kwargs)[0], bare)
+    assert torch.equal(cached(pipe, scripted(F, partial=partial()), **kwargs)[0], bare)
+    assert torch.isfinite(cached(pipe, "teacache", **kwargs)[0]).all()
 
 
 def test_the_text_to_video_pipeline_is_carried(pipe: Any) -> None:

@@ -679,14 +679,14 @@ SCRIPTED = {
 
 @pytest.mark.parametrize("policy", [*SCRIPTED, *discover().policy_names])
 def test_both_libraries_give_the_same_output_and_trace(twins: Any, policy: str) -> None:
-    """Stock pipelines agree to 4e-6 here; caching repeats and scales what they differ by."""
+    """Without caching they differ by 2e-6, in latents whose deviation is 1.2."""
     run_diffusers, run_diffsynth = twins
     chosen = SCRIPTED.get(policy, policy)
     try:
         (out, trace), (expected, expected_trace) = run_diffusers(chosen), run_diffsynth(chosen)
     except ConfigError as error:
         pytest.skip(f"not for this model: {error}")
-    assert float((out - expected).abs().max()) < 2e-4 * float(expected.std())
+    assert float((out - expected).abs().max()) < 2e-5
     if trace is None or expected_trace is None:
         return
     assert comparable(trace) == comparable(expected_trace)

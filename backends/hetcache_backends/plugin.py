@@ -19,4 +19,14 @@ def hetcache_register_backbones() -> list[Registration]:
             target="hetcache_backends.wan_vace:WanVace",
             summary="Wan2.1-VACE video editing (DiffSynth)",
         ),
+        Registration(
+            name="wan-vace-diffusers",
+            target="hetcache_backends.wan_vace_diffusers:WanVaceDiffusers",
+            summary="Wan2.1-VACE video editing (diffusers)",
+        ),
+        Registration(
+            name="ltx-video",
+            target="hetcache_backends.ltx_video:LtxVideo",
+            summary="LTX-Video, masked video-to-video (diffusers)",
+        ),
     ]

@@ -83,15 +83,19 @@ def subtraction_bound(before: Tensor, after: Tensor) -> Tensor:
     return epsilon * (before.double().abs() + after.double().abs())
 
 
-def rounding_bound(reference: Tensor, layers: int) -> float:
-    """Bound what another order of summation changes in a trunk's output (B, N, D).
+def rounding_bound(reference: Tensor, layers: int, width: int) -> float:
+    """Bound what another order of summation changes in what a trunk computes.
 
-    Rounding errors of a sum over D terms grow as the square root of D, and the sums of all blocks
+    Rounding errors of a sum over D terms grow as the square root of D, and the sums of all layers
     follow one another.
+
+    Args:
+        reference: what was computed, of any shape.
+        layers: layers that it went through.
+        width: width ``D`` of the trunk.
     """
     epsilon = torch.finfo(reference.dtype).eps
-    scale = float(reference.abs().max())
-    return float(epsilon * layers * SUMS_PER_BLOCK * reference.shape[-1] ** 0.5 * scale)
+    return float(epsilon * layers * SUMS_PER_BLOCK * width**0.5 * float(reference.abs().max()))
 
 
 @frozen(eq=False)

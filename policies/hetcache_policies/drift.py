@@ -8,6 +8,7 @@ import torch
 from attrs import define, frozen
 from torch import Tensor
 
+from hetcache_core.calibration import Calibration
 from hetcache_core.errors import ConfigError
 from hetcache_core.signals import Signals, relative_l1
 from hetcache_core.steps import StepInfo
@@ -43,11 +44,13 @@ class DriftSettings:
         rescale: the unit. "normalized" divides by the mean change of the run's schedule, so that a
             change of 1 is an average step on every model and for every number of steps.
         fit: the polynomial, with "poly".
+        calibration: the file that it comes from, which the run's steps must match, or None.
     """
 
     signal: SignalName
     rescale: RescaleName
     fit: Fit | None = None
+    calibration: Calibration | None = None
 
     @property
     def schedule_only(self) -> bool:

@@ -16,13 +16,15 @@ from typing import ClassVar, Final, Literal, final
 from attrs import define, field, frozen
 
 from hetcache_core.backbone import RunInfo
+from hetcache_core.calibration import Calibration, Calibrator
 from hetcache_core.policy import CachePolicy, PolicyRecipe, StepDecider, StepPolicy
 from hetcache_core.settings import setting
 from hetcache_core.signals import Signals
 from hetcache_core.steps import Decision, Mode, ModelInfo, StepInfo
+from hetcache_policies.calibrating import PolynomialCalibrator
 from hetcache_policies.drift import Drift, DriftSettings
 from hetcache_policies.presets import find_preset
-from hetcache_policies.teacache_fits import FITS, SignalName, find_fit
+from hetcache_policies.teacache_fits import FITS, SignalName, find_fit, fit_of
 
 __all__ = ["LONGEST_REUSE", "RAW_THRESHOLD", "DriftSteps", "TeaCache", "longest_run"]
 
@@ -79,6 +81,8 @@ class DriftSteps(StepPolicy):
 
     def begin(self, run: RunInfo) -> StepDecider:
         """Start with nothing added up."""
+        if self.drift.calibration is not None:
+            self.drift.calibration.check_run(run)
         return _Decider(self, Drift(self.drift), longest_run(self.longest_reuse, run.steps))
 
 
@@ -140,6 +144,10 @@ class TeaCache(PolicyRecipe):
     signal: Literal["auto", "timestep", "modulation", "modulated_input"] = setting(
         "auto", doc="what is looked at; auto takes the polynomial's own, or modulation"
     )
+    calibration: str | None = setting(
+        None,
+        doc="file of hetcache calibrate whose polynomial is used; it goes before coefficients",
+    )
     first_steps: int | None = setting(
         None, ge=1, doc="steps always computed first; null takes the polynomial's own, or 1"
     )
@@ -184,7 +192,18 @@ class TeaCache(PolicyRecipe):
             ),
         )
 
+    @classmethod
+    def calibrator(cls) -> Calibrator:
+        """Fit the model's own polynomial."""
+        return PolynomialCalibrator()
+
     def _drift(self, model: ModelInfo) -> DriftSettings:
+        if self.calibration is not None:
+            calibration = Calibration.load(self.calibration, policy=self.name, model=model)
+            own = fit_of(calibration)
+            return DriftSettings(
+                signal=own.signal, rescale="poly", fit=own, calibration=calibration
+            )
         wanted: SignalName | None = None if self.signal == "auto" else self.signal
         automatic = self.coefficients == "auto"
         fit = find_fit(model.variant, wanted) if automatic else FITS.get(self.coefficients)

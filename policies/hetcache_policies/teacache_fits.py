@@ -15,10 +15,18 @@ from typing import Final, Literal, final
 
 from attrs import frozen
 
-__all__ = ["FITS", "FIT_OF_VARIANT", "Fit", "SignalName", "find_fit"]
+from hetcache_core.calibration import Calibration
+from hetcache_core.errors import ConfigError
+
+__all__ = ["FITS", "FIT_OF_VARIANT", "Fit", "SignalName", "find_fit", "fit_of"]
 
 SignalName = Literal["timestep", "modulation", "modulated_input"]
 """What a policy looks at: Wan's ``e`` and ``e0``, or the first block's modulated input."""
+
+SAFE_STEPS: Final = 1.5
+FAST_STEPS: Final = 2.5
+"""Thresholds of a calibrated polynomial, in mean changes a step; our design, half a step off the
+point at which an evenly moving signal is computed one step later."""
 
 RET_STEPS: Final = 5
 """Steps that are always computed first with Wan's modulation.
@@ -166,3 +174,31 @@ def find_fit(variant: str, signal: SignalName | None) -> Fit | None:
     """
     fits = (FITS[name] for name in FIT_OF_VARIANT.get(variant, ()))
     return next((fit for fit in fits if signal in {None, fit.signal}), None)
+
+
+def fit_of(calibration: Calibration) -> Fit:
+    """Turn a calibration of this model into a fit.
+
+    Its thresholds are in units of the model's own mean change a step, as no others are known:
+    computing about every second step is called safe, about every third fast.
+
+    Raises:
+        ConfigError: the file's values are not those of a polynomial.
+    """
+    data = calibration.data
+    try:
+        mean = float(data["mean_change"])
+        return Fit(
+            signal=data["signal"],
+            coefficients=tuple(float(c) for c in data["coefficients"]),
+            low=float(data["low"]),
+            high=float(data["high"]),
+            steps=calibration.steps,
+            first_steps=1,
+            safe=SAFE_STEPS * mean,
+            fast=FAST_STEPS * mean,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"it holds no polynomial: {error!r}", where=f"calibration for {calibration.policy}"
+        ) from error
