@@ -8,6 +8,9 @@ import subprocess
 import sys
 
 import pytest
+
+pytest.importorskip("rich")
+
 from rich.console import Console
 
 from hetcache_app.plugins_view import plugins_as_json, plugins_table
