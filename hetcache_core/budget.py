@@ -16,7 +16,9 @@ from typing import Final
 from attrs import define, evolve, field, frozen
 
 from hetcache_core.errors import ConfigError
+from hetcache_core.policy import CachePolicy
 from hetcache_core.steps import Decision, Mode, StepInfo
+from hetcache_core.trace import Trace
 
 GAIN: Final = 0.5
 """How strongly one step's cost, off its share of the budget, moves the factor (its logarithm)."""
@@ -26,6 +28,12 @@ FACTOR_RANGE: Final = (1 / 256, 256.0)
 
 SOLVER_ROUNDS: Final = 20
 """Halvings of the factor's range, in logarithms: 11 / 2**20 is finer than any threshold needs."""
+
+TOLERANCE: Final = 0.05
+"""A budget counts as met within this share of it, or within ``HALF_STEP`` where that is more."""
+
+HALF_STEP: Final = 0.5
+"""A run spends whole steps, so what is left or missing at its end is up to half of one."""
 
 
 @frozen(kw_only=True)
@@ -47,15 +55,20 @@ class Budget:
     Attributes:
         target_speedup: FLOPs without caching over FLOPs with it; at least 1.
         steps: steps of the run.
+        forced: indices of the steps that guards compute.
+        steady: whether all full steps cost the same, since nothing inside of them is decided.
         factor: what thresholds are multiplied with now.
         follows: whether the factor follows the spending; False once it was solved ahead.
     """
 
     target_speedup: float
     steps: int
+    forced: frozenset[int] = frozenset()
+    steady: bool = True
     factor: float = field(default=1.0, init=False)
     follows: bool = field(default=True, init=False)
     _spent: float = field(default=0.0, init=False)
+    _seen: dict[Mode, list[float]] = field(factory=dict, init=False)
 
     @property
     def total(self) -> float:
@@ -65,33 +78,56 @@ class Budget:
     def apply(self, step: StepInfo, decision: Decision, costs: Costs) -> Decision:
         """Keep the budget: no more than it, and no less.
 
+        A decision is replaced where the other mode brings the run nearer to its budget even if all
+        later steps were as cheap, or as dear, as they can be. So a budget that can be met is met
+        within half the difference of a full and a reused step.
+
         Args:
             step: the step.
             decision: what the policy wants.
-            costs: what the modes cost.
+            costs: what the modes cost, as far as it is known ahead.
         """
-        if step.is_first or step.is_last:
+        if step.is_first:
             return decision
         left = self.steps - step.index  # this step and those after it
         spare = self.total - self._spent
-        # The last step runs in full, the others cost at least a reuse.
-        for_this = spare - 1 - costs.reuse * (left - 2)
-        wanted = costs.of(decision.mode)
-        if decision.mode is not Mode.FULL and spare >= left - (1 - wanted) / 2:
+        full, reuse = self._cost(Mode.FULL, costs), self._cost(Mode.REUSE, costs)
+        wanted = self._cost(decision.mode, costs)
+        if decision.mode is not Mode.FULL and spare >= full * left - (full - wanted) / 2:
             return evolve(decision, mode=Mode.FULL, reason="budget: to be spent")
-        if decision.mode is not Mode.REUSE and for_this < (wanted + costs.reuse) / 2:
+        # The last step and those of the guards run in full, the others cost at least a reuse.
+        later = len({i for i in self.forced if i > step.index} | {self.steps - 1})
+        for_this = spare - later - reuse * (left - 1 - later)
+        if (
+            decision.mode is not Mode.REUSE
+            and not step.is_last
+            and for_this < (wanted + reuse) / 2
+        ):
             return evolve(decision, mode=Mode.REUSE, reason="budget: spent")
         return decision
 
-    def spend(self, step: StepInfo, cost: float) -> None:
-        """Book what a step has cost and let the factor follow."""
+    def spend(self, step: StepInfo, mode: Mode | None, cost: float) -> None:
+        """Book what a step has cost and let the factor follow.
+
+        Args:
+            step: the step.
+            mode: what its deciding call did, or None where nothing was decided.
+            cost: of all of its calls.
+        """
         left = self.steps - step.index - 1
         self._spent += cost
+        if mode is not None and not step.is_first:  # nothing can be reused in the first step
+            self._seen.setdefault(mode, []).append(cost)
         if not self.follows or left <= 1:
             return
         share = max(0.0, self.total - self._spent - 1) / (left - 1)
         low, high = FACTOR_RANGE
         self.factor = min(high, max(low, self.factor * math.exp(GAIN * (cost - share))))
+
+    def _cost(self, mode: Mode, costs: Costs) -> float:
+        """Return what steps of a mode have cost on average, or else what is known ahead."""
+        seen = self._seen.get(mode)
+        return sum(seen) / len(seen) if seen else costs.of(mode)
 
     def solve(self, cost_at: Callable[[float], float]) -> None:
         """Find the factor whose whole run costs what may be spent.
@@ -106,7 +142,29 @@ class Budget:
             cost = cost_at(math.exp(middle))
             best = min(best, (abs(cost - self.total), math.exp(middle)))
             low, high = (middle, high) if cost > self.total else (low, middle)
-        self.factor, self.follows = best[1], False
+        self.factor, self.follows = best[1], not self.steady
+
+
+def outcome(trace: Trace, policy: CachePolicy) -> str:
+    """Say in words which speed-up a whole run was asked for and reached, and why it is another.
+
+    Args:
+        trace: of the run, which was asked for a speed-up.
+        policy: what was done.
+    """
+    totals, asked = trace.totals(), trace.target_speedup or 1.0
+    said = f"Asked for {asked:g}x fewer FLOPs, reached {totals.flops_speedup:.2f}x."
+    allowed = trace.requested_steps / asked
+    spent = trace.requested_steps / totals.flops_speedup
+    if abs(spent - allowed) <= max(TOLERANCE * allowed, HALF_STEP):
+        return said
+    if policy.step is None and policy.blocks is None:
+        return f"{said} Policy {policy.name} decides nothing that could be adjusted."
+    if spent < allowed:
+        return f"{said} With these settings policy {policy.name} computes no more."
+    if policy.step is None:
+        return f"{said} Policy {policy.name} leaves out no whole steps, and no more inside of them."
+    return f"{said} Policy {policy.name} cannot leave out more with these settings and guards."
 
 
 def check_target(target_speedup: float) -> float:

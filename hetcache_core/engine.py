@@ -59,7 +59,11 @@ class Engine:
     # Runs and steps
 
     def sampler_steps(self, requested: int) -> int:
-        """Say how many steps the sampler should take; called before its timesteps are set."""
+        """Say how many steps the sampler should take; called before its timesteps are set.
+
+        A backbone that learns only later how many were really asked for (a schedule cut short) calls
+        again before the run begins.
+        """
         self._requested = requested
         return max(1, round(requested * self.policy.sampler_share))
 
@@ -85,9 +89,6 @@ class Engine:
             tokens=info.grid.tokens,
             target_speedup=self.target_speedup,
         )
-        budget = None
-        if self.target_speedup is not None and self.policy.step is not None:
-            budget = Budget(self.target_speedup, info.steps)
         self._run = RunState(
             info=info,
             policy=self.policy,
@@ -95,8 +96,9 @@ class Engine:
             trace=trace,
             clock=Clock(info.device),
             active=make_active(self.policy, info, trace),
-            budget=budget,
+            budget=None,
         )
+        self._run.budget = self._budget(self._run)
         _log.info("%d steps with %s on %s", info.steps, self.policy.name, info.model.backbone)
 
     def end_step(self) -> None:
@@ -231,6 +233,8 @@ class Engine:
         decision = self._decide(run, step, call, trunk, execution.probe)
         decision = self._possible(run, call, decision)
         self._settle(run, record, decision)
+        if run.block_decider is not None and decision.mode is Mode.FULL:
+            run.block_decider.enter_call(step, call.branches)
         if run.block_decider is not None and decision.mode is Mode.FULL and not run.step.prepared:
             run.step.prepared = True
             signals = self._signals(run, step, call, trunk, execution.probe)
@@ -318,6 +322,18 @@ class Engine:
         run.step_decider.output(step, latents, output[rows])
 
     # Budget
+
+    def _budget(self, run: RunState) -> Budget | None:
+        """Make the budget, or None where none was asked for or nothing could keep it."""
+        policy, steps = self.policy, range(run.info.steps)
+        if self.target_speedup is None or (policy.step is None and policy.blocks is None):
+            return None
+        return Budget(
+            self.target_speedup,
+            run.info.steps,
+            forced=frozenset(i for i in steps if self.guards.computes(run.step_info(i))),
+            steady=policy.blocks is None and policy.guidance is None,
+        )
 
     def _costs(self, run: RunState, trunk: TrunkCall | None, record: CallRecord) -> Costs:
         """Costs of the modes, counted where the trunk is at hand."""

@@ -17,6 +17,7 @@ from hetcache_core.errors import ConfigError
 from hetcache_core.steps import (
     WHOLE_TRUNK,
     BlockKey,
+    BranchRows,
     Decision,
     Mode,
     ModelInfo,
@@ -130,6 +131,12 @@ class BlockDecider(ABC):
 
         Called once a step that is computed, before the first block of its first branch. The place
         to read a number: ``signals.read`` counts it, and ``block`` must not wait for the device.
+        """
+
+    def enter_call(self, step: StepInfo, branches: tuple[BranchRows, ...]) -> None:
+        """Learn which batch rows belong to which branch, before the blocks of a computed call.
+
+        The first of ``branches`` is the one that decides; its rows need not come first.
         """
 
     @abstractmethod

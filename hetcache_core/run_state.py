@@ -9,7 +9,7 @@ import torch
 from attrs import define, field
 
 from hetcache_core.active import ActiveRows
-from hetcache_core.budget import Budget
+from hetcache_core.budget import Budget, outcome
 from hetcache_core.clock import Clock
 from hetcache_core.errors import CacheStateError, ConfigError
 from hetcache_core.policy import BlockDecider, CachePolicy, GuidanceDecider, StepDecider
@@ -152,7 +152,8 @@ class RunState:
         records = [r for r in self.trace.records if r.step == self.index]
         if self.budget is not None:
             full = sum(r.flops_full for r in records)
-            self.budget.spend(info, sum(r.flops for r in records) / full if full else 1.0)
+            cost = sum(r.flops for r in records) / full if full else 1.0
+            self.budget.spend(info, step.mode, cost)
         return records
 
     def finish(self) -> Trace:
@@ -178,11 +179,8 @@ class RunState:
             if any(size == 0 for size in sizes):
                 found.append("A cached residual was all zero: the trunk changed nothing.")
         trace = self.trace
-        if trace.target_speedup is not None:
-            reached = trace.totals().flops_speedup
-            found.append(
-                f"Asked for {trace.target_speedup:g}x fewer FLOPs, reached {reached:.2f}x."
-            )
+        if trace.target_speedup is not None and trace.complete:
+            found.append(outcome(trace, self.policy))
         modes = trace.modes()
         caches = self.step_decider is not None or self.block_decider is not None
         if not trace.complete or not caches or len(modes) < MIN_STEPS_TO_JUDGE:
@@ -211,8 +209,8 @@ def make_active(policy: CachePolicy, info: RunInfo, trace: Trace) -> ActiveRows 
         raise ConfigError(
             "it needs the edit mask, and this pipeline call has none",
             where=f"policy {policy.name}",
-            remedy="Pass the mask to the pipeline (vace_video_mask for Wan-VACE), or use a policy "
-            "without token roles, such as teacache",
+            remedy="Pass the edit mask to the pipeline's call, or use a policy without token roles, "
+            "such as teacache",
         )
     partition = policy.partitioner.partition(info.mask, info.grid)
     active = ActiveRows(partition, policy.partial, policy.selector)

@@ -139,6 +139,13 @@ def accelerate(
             f"Policy {composed.name!r} cannot run on backbone {adapter.name!r}, which lacks: "
             f"{', '.join(missing)}. `hetcache backbones` shows what each can carry."
         )
+    if composed.guidance is not None and "separate" not in adapter.features.guidance:
+        raise UnsupportedBackboneError(
+            f"policy {composed.name!r} predicts one guidance branch from the other",
+            where=f"backbone {adapter.name}",
+            remedy="This backbone runs both in one call, where nothing can be left out; use another "
+            "policy",
+        )
     traces: list[Trace] = []
 
     def finished(trace: Trace) -> None:

@@ -15,7 +15,7 @@ from hetcache_core.errors import ConfigError
 from hetcache_core.signals import Signals
 from hetcache_core.steps import BranchRows, Decision, Mode, ModelInfo, StepInfo
 from hetcache_core.store import CacheStore
-from hetcache_core.testing import BoundCheck, parametrize_with_checks, tiny_case
+from hetcache_core.testing import tiny_case
 from hetcache_core.testing.watch import WatchedEngine, watched_run
 from hetcache_core.tokens import Grid
 from hetcache_policies.dicache import PRESETS, DiCache
@@ -191,8 +191,3 @@ def test_what_is_kept_is_counted_and_read_once_a_step(layout: str) -> None:
 
 def test_two_runs_are_the_same() -> None:
     assert torch.equal(run(DiCache(), 8, "separate")[1], run(DiCache(), 8, "separate")[1])
-
-
-@parametrize_with_checks(policies=[DiCache])
-def test_contract(check: BoundCheck) -> None:
-    check()

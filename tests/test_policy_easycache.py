@@ -194,6 +194,6 @@ def test_two_runs_are_the_same() -> None:
     assert torch.equal(run(REUSING, 8, "separate")[1], run(REUSING, 8, "separate")[1])
 
 
-@parametrize_with_checks(policies={"easycache": EasyCache, "easycache, reusing": lambda: REUSING})
+@parametrize_with_checks(policies={"easycache that reuses": lambda: REUSING})
 def test_contract(check: BoundCheck) -> None:
     check()

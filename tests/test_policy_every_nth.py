@@ -7,7 +7,7 @@ import pytest
 from hetcache_core.errors import ConfigError
 from hetcache_core.session import accelerate
 from hetcache_core.steps import Mode, ModelInfo
-from hetcache_core.testing import BoundCheck, parametrize_with_checks, tiny_case
+from hetcache_core.testing import tiny_case
 from hetcache_core.trace import Trace
 from hetcache_policies.every_nth import PRESETS, EveryNth, UniformSteps, first_part
 
@@ -93,8 +93,3 @@ def test_an_asked_speed_up_is_reached(steps: int, speedup: float) -> None:
 
 def test_the_first_part_of_a_run_has_at_least_one_step() -> None:
     assert [first_part(0.2, steps) for steps in (1, 8, 20, 50, 100)] == [1, 1, 4, 10, 20]
-
-
-@parametrize_with_checks(policies=[EveryNth])
-def test_contract(check: BoundCheck) -> None:
-    check()

@@ -14,7 +14,7 @@ from hetcache_core.errors import ConfigError, ContractError
 from hetcache_core.policy import CachePolicy, GuidanceDecider
 from hetcache_core.session import accelerate, resolve_policy
 from hetcache_core.steps import Mode, ModelInfo, StepInfo
-from hetcache_core.testing import BoundCheck, parametrize_with_checks, tiny_case, tiny_video
+from hetcache_core.testing import tiny_case, tiny_video
 from hetcache_core.testing.watch import WatchedEngine, watched_run
 from hetcache_core.tokens import Grid
 from hetcache_policies.fastercache_cfg import (
@@ -257,8 +257,3 @@ def test_it_goes_with_policies_that_decide_steps(names: str) -> None:
         assert result.isfinite().all()
         predicts = any(record.mode is Mode.PREDICT for record in engine.trace.records)
         assert predicts == (layout == "separate")
-
-
-@parametrize_with_checks(policies=[FasterCacheCFG])
-def test_contract(check: BoundCheck) -> None:
-    check()

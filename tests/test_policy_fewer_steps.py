@@ -8,7 +8,6 @@ from hetcache_core.engine import Engine
 from hetcache_core.errors import ConfigError
 from hetcache_core.policy import combine
 from hetcache_core.steps import ModelInfo
-from hetcache_core.testing import BoundCheck, parametrize_with_checks
 from hetcache_policies.every_nth import PRESETS as UNIFORM
 from hetcache_policies.every_nth import EveryNth
 from hetcache_policies.fewer_steps import PRESETS, FewerSteps
@@ -47,8 +46,3 @@ def test_presets_cost_what_uniform_skipping_costs() -> None:
 def test_a_share_outside_of_0_to_1_is_refused(share: float) -> None:
     with pytest.raises(ConfigError, match="share must be"):
         FewerSteps(share=share)
-
-
-@parametrize_with_checks(policies=[FewerSteps])
-def test_contract(check: BoundCheck) -> None:
-    check()

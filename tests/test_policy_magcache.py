@@ -68,7 +68,7 @@ def computed(
 
 
 def setting(threshold: float, longest: int, warmup: float = 0.2, **more: object) -> MagCache:
-    return MagCache(threshold=threshold, longest_reuse=longest, warmup=warmup, **more)
+    return MagCache(threshold=threshold, max_reuse=longest, warmup=warmup, **more)
 
 
 # Golden schedules: computed from the rule and the published ratios
@@ -145,7 +145,7 @@ def test_reuse_never_runs_away(steps: int, model: ModelInfo) -> None:
         assert found[0] == 0
         assert found[-1] == steps - 1
         gaps = [late - early - 1 for early, late in pairwise(found)]
-        assert max(gaps) <= recipe.longest_reuse
+        assert max(gaps) <= recipe.max_reuse
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -178,7 +178,7 @@ def test_a_model_without_ratios_gets_none_of_another_ones() -> None:
 
 
 def test_another_models_ratios_can_be_borrowed_by_name() -> None:
-    borrowed = MagCache(ratios="vace-1.3b", threshold=0.02, longest_reuse=3)
+    borrowed = MagCache(ratios="vace-1.3b", threshold=0.02, max_reuse=3)
     assert computed(borrowed, 50, TINY) == computed(setting(0.02, 3), 50, VACE)
     assert MagCache(**MagCache.anywhere).compose(TINY).step is not None
 

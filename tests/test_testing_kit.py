@@ -261,7 +261,7 @@ class Careless(TinyBackbone):  # type: ignore[misc]  # final, so that only a tes
             link.scheduler, set_timesteps=link.set_timesteps, step=link.scheduler_step
         )
         yield
-        if not engine.running:
+        if link.step == len(link.scheduler.timesteps):
             pipeline.model_fn, pipeline.scheduler = link.model_fn, link.scheduler
 
 

@@ -365,8 +365,9 @@ def test_options_that_a_session_cannot_carry_are_named(
 ) -> None:
     option(pipe)
     session = accelerate(pipe, FULL_STEPS, backbone=BACKBONE)
-    with pytest.raises(UnsupportedBackboneError, match=message), session:
+    with pytest.raises(UnsupportedBackboneError, match=message) as caught, session:
         pytest.fail("entered")
+    assert caught.value.remedy
     assert type(pipe.scheduler) is FlowMatchEulerDiscreteScheduler
 
 

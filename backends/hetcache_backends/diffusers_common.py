@@ -59,41 +59,49 @@ def refuse_options(model: Any, blocks: Sequence[Any]) -> None:
     Raises:
         UnsupportedBackboneError: names the option and how to turn it off.
     """
-    for option, active, remedy in (
+    for option, what, active, remedy in (
         (
-            "diffusers' own cache (enable_cache)",
+            "enable_cache",
+            "diffusers' own cache",
             model.is_cache_enabled,
             "Call disable_cache() on the model; a session does the caching.",
         ),
         (
-            "gradient checkpointing (enable_gradient_checkpointing)",
+            "enable_gradient_checkpointing",
+            "gradient checkpointing",
             model.gradient_checkpointing,
             "Call disable_gradient_checkpointing() on the model.",
         ),
         (
-            "context or tensor parallelism (enable_parallelism)",
+            "enable_parallelism",
+            "context or tensor parallelism",
             getattr(model, "_parallel_config", None) is not None,
             "Load the model without it.",
         ),
         (
-            "a compiled model (torch.compile)",
+            "torch.compile",
+            "a model that is compiled as a whole",
             model._compiled_call_impl is not None or _unwrapped(model) is not model,  # noqa: SLF001 - torch offers no other sign
             "Call compile_repeated_blocks() on the model instead: blocks may be compiled.",
         ),
         (
-            "offloading or placing single blocks (sequential offload, device_map)",
+            "enable_sequential_cpu_offload, device_map",
+            "offloading or placing single blocks",
             any("_hf_hook" in vars(block) for block in blocks),
             "Use enable_model_cpu_offload() on the pipeline, which moves whole models.",
         ),
     ):
         if active:
-            raise UnsupportedBackboneError(f"A session cannot carry {option}", remedy=remedy)
+            raise UnsupportedBackboneError(
+                f"A session cannot carry {what} ({option})", option=option, remedy=remedy
+            )
     for module in (model, *blocks):
         hooks = getattr(vars(module).get("_diffusers_hook"), "hooks", {})
         if hooks:
             raise UnsupportedBackboneError(
                 f"A session cannot carry diffusers' hook {', '.join(hooks)!r} on a "
                 f"{type(module).__name__}",
+                option=", ".join(hooks),
                 remedy="Load the pipeline without it (group offloading: use "
                 "enable_model_cpu_offload() instead).",
             )
@@ -114,8 +122,8 @@ def refuse_processors(blocks: Sequence[Any]) -> None:
 def missing_library(error: ImportError) -> UnsupportedBackboneError:
     """Make the error for a library that is not installed."""
     return UnsupportedBackboneError(
-        f"This backbone needs diffusers ({first_line(error)})",
-        remedy="Install it with: pip install 'hetcache[diffusers]'",
+        f"diffusers cannot be imported: {first_line(error)}",
+        pip="pip install 'hetcache[diffusers]'",
     )
 
 

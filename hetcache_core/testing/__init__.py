@@ -15,9 +15,10 @@ from hetcache_core.testing.kit import (
     check_policy,
     parametrize_with_checks,
 )
-from hetcache_core.testing.policy_checks import PAIR_CHECKS, POLICY_CHECKS, PolicySubject
+from hetcache_core.testing.policy_checks import PAIR_CHECKS, POLICY_CHECKS
 from hetcache_core.testing.running import BoundCheck, CheckResult, NotApplicableError, bind
 from hetcache_core.testing.scripted import FULL_STEPS, scripted
+from hetcache_core.testing.subject import PolicySubject
 from hetcache_core.testing.tiny import TinyBackbone
 from hetcache_core.testing.tiny_case import tiny_case, tiny_video
 from hetcache_core.testing.tiny_model import TinyConfig

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 from hetcache_core.policy import CachePolicy, PolicyRecipe
 from hetcache_core.testing.backbone_checks import ATTACH_CHECKS
 from hetcache_core.testing.case import BackboneCase
-from hetcache_core.testing.policy_checks import POLICY_CHECKS, PolicySubject
+from hetcache_core.testing.partial_checks import PARTIAL_CHECKS
+from hetcache_core.testing.policy_checks import POLICY_CHECKS
 from hetcache_core.testing.running import (
     BoundCheck,
     CheckResult,
@@ -16,6 +17,7 @@ from hetcache_core.testing.running import (
     bind,
     run_checks,
 )
+from hetcache_core.testing.subject import PolicySubject
 from hetcache_core.testing.tiny_case import tiny_case
 from hetcache_core.testing.trunk_checks import TRUNK_CHECKS
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 PolicyMaker = Callable[[], PolicyRecipe | CachePolicy]
 """Makes a policy, the same one each time; the class of a recipe is one."""
 
-BACKBONE_CHECKS: Final = (*ATTACH_CHECKS, *TRUNK_CHECKS)
+BACKBONE_CHECKS: Final = (*ATTACH_CHECKS, *TRUNK_CHECKS, *PARTIAL_CHECKS)
 """All checks of a backbone, in the order in which they run."""
 
 

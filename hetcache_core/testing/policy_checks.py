@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
-import pickle
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final
 
-import attrs
-import torch
-from attrs import evolve, fields, frozen
+from attrs import evolve
 from torch import Tensor
 
-from hetcache_core.backbone import Features
-from hetcache_core.errors import ConfigError
-from hetcache_core.policy import CachePolicy, PolicyRecipe
-from hetcache_core.settings import build, describe
 from hetcache_core.steps import Mode
 from hetcache_core.store import StoreSettings
-from hetcache_core.testing.case import BackboneCase
 from hetcache_core.testing.comparing import (
     Snapshot,
     failing_block,
@@ -29,120 +20,14 @@ from hetcache_core.testing.comparing import (
     require,
     require_same,
 )
+from hetcache_core.testing.recipe_checks import RECIPE_CHECKS
 from hetcache_core.testing.running import NotApplicableError
-from hetcache_core.testing.scripted import FULL_STEPS, ScriptedError
-from hetcache_core.testing.watch import BlockCounter, WatchedEngine, watched_run
-from hetcache_core.tokens import Role, SelectionRequest, mask_to_tokens
+from hetcache_core.testing.scripted import ScriptedError
+from hetcache_core.testing.subject import STEPS, PolicySubject
+from hetcache_core.testing.watch import BlockCounter, watched_run
 from hetcache_core.trace import CallRecord, Trace
 
-if TYPE_CHECKING:
-    from attrs import AttrsInstance
-
-_STEPS: Final = 8
 _LENGTHS: Final = (1, 2, 8, 20)
-_PRESETS: Final = ("quality", "balanced", "fast")
-
-
-@frozen(eq=False, kw_only=True)
-class PolicySubject:
-    """A policy and the backbone that it is tested on.
-
-    Attributes:
-        name: what failures are reported under.
-        make: makes the policy, the same one each time.
-        case: the backbone.
-    """
-
-    name: str
-    make: Callable[[], PolicyRecipe | CachePolicy]
-    case: BackboneCase
-
-    @property
-    def recipe(self) -> PolicyRecipe:
-        """The recipe.
-
-        Raises:
-            NotApplicableError: the policy was composed by hand.
-        """
-        made = self.make()
-        if isinstance(made, CachePolicy):
-            raise NotApplicableError("the policy was composed by hand and has no recipe")
-        return made
-
-    @property
-    def layout(self) -> str:
-        """The guidance layout with the most calls that the backbone carries."""
-        return self.case.layouts[-1]
-
-    def compose(self) -> CachePolicy:
-        """Compose the policy for the case's model.
-
-        Raises:
-            NotApplicableError: the backbone lacks what the policy needs.
-        """
-        made = self.make()
-        if not isinstance(made, CachePolicy):
-            made = made.compose(self.case.backbone.describe(self.case.make_pipeline(0)))
-        missing = self.case.features.missing(made.needs())
-        if missing:
-            raise NotApplicableError(f"{self.case.name} lacks {', '.join(missing)}")
-        return made
-
-    def run(self, steps: int = _STEPS, **options: Any) -> tuple[WatchedEngine, Tensor]:
-        """Run the policy; options as ``watched_run`` takes them."""
-        options = {"layout": self.layout, **options}
-        return watched_run(self.case, self.compose(), steps=steps, **options)
-
-
-def check_the_recipe_is_a_value(subject: PolicySubject) -> None:
-    """A recipe is a frozen attrs value: equal to another one, hashable, pickled whole."""
-    recipe, again = subject.recipe, subject.make()
-    require(attrs.has(type(recipe)), f"{type(recipe).__name__} is no attrs class")
-    require(recipe == again, "two recipes made alike are not equal")
-    require(hash(recipe) == hash(again), "two equal recipes have different hashes")
-    require(pickle.loads(pickle.dumps(recipe)) == recipe, "a pickled recipe comes back changed")  # noqa: S301 - our own bytes
-    for text in ("name", "summary", "source"):
-        value = getattr(type(recipe), text, None)
-        require(isinstance(value, str) and bool(value.strip()), f"{text} is {value!r}, not a text")
-
-
-def check_the_settings_are_described(subject: PolicySubject) -> None:
-    """Every setting says what it does, and the recipe is built again from its own settings."""
-    recipe = subject.recipe
-    for info in describe(type(recipe)):
-        require(bool(info.doc), f"setting {info.name!r} does not say what it does")
-    values = attrs.asdict(cast("AttrsInstance", recipe), recurse=False)
-    built = build(type(recipe), values, where=f"policy {subject.name}")
-    require(built == recipe, f"built from its own settings, the recipe is {built}")
-
-
-def check_the_presets_compose(subject: PolicySubject) -> None:
-    """Each preset that the policy has names settings that it takes."""
-    recipe = subject.recipe
-    kind, own = type(recipe), attrs.asdict(cast("AttrsInstance", recipe), recurse=False)
-    model = subject.case.backbone.describe(subject.case.make_pipeline(0))
-    for preset in _PRESETS:
-        try:
-            values = kind.preset(preset, model)
-        except ConfigError:
-            continue  # a policy need not have presets
-        build(kind, {**own, **values}, where=f"preset {preset}").compose(model)
-
-
-def check_it_composes_for_other_models(subject: PolicySubject) -> None:
-    """It composes without a control branch, with a few blocks and with many, always alike."""
-    recipe = subject.recipe
-    model = subject.case.backbone.describe(subject.case.make_pipeline(0))
-    for layers, control in ((model.layers, ()), (2, (0,)), (30, tuple(range(0, 30, 2)))):
-        other = evolve(model, layers=layers, control_layers=control)
-        first, second = recipe.compose(other), recipe.compose(other)
-        require(
-            first == second,
-            f"composed twice for {layers} blocks, two policies come out",
-            "Pieces are frozen attrs values without tensors.",
-        )
-        unknown = first.needs() - {f.name for f in fields(Features)}
-        require(not unknown, f"it needs the unknown features {sorted(unknown)}")
 
 
 def check_it_runs_any_number_of_steps(subject: PolicySubject) -> None:
@@ -180,8 +65,8 @@ def check_two_runs_decide_alike(subject: PolicySubject) -> None:
     """One composed policy decides a second run as it did the first, and so does a fresh one."""
     policy = subject.compose()
     runs = [
-        watched_run(subject.case, policy, steps=_STEPS, layout=subject.layout),
-        watched_run(subject.case, policy, steps=_STEPS, layout=subject.layout),
+        watched_run(subject.case, policy, steps=STEPS, layout=subject.layout),
+        watched_run(subject.case, policy, steps=STEPS, layout=subject.layout),
         subject.run(),
     ]
     (first, result), *others = runs
@@ -195,7 +80,7 @@ def check_deciding_changes_nothing(subject: PolicySubject) -> None:
     policy = subject.compose()
     before = subject.compose()
     require(policy == before, "composed twice, two policies come out")
-    watched_run(subject.case, policy, steps=_STEPS, layout=subject.layout)
+    watched_run(subject.case, policy, steps=STEPS, layout=subject.layout)
     require(
         policy == before,
         "a run has changed the policy",
@@ -318,7 +203,7 @@ def check_the_host_waits_once_a_step(subject: PolicySubject) -> None:
 def check_the_pipeline_is_left_as_it_was(subject: PolicySubject) -> None:
     """After a run, and after one that broke off, the pipeline is what it was."""
     case, pipeline = subject.case, subject.case.make_pipeline(0)
-    bare = case.run(pipeline, _STEPS, subject.layout, 0)
+    bare = case.run(pipeline, STEPS, subject.layout, 0)
     before = Snapshot.of(pipeline)
     subject.run(pipeline=pipeline)
     before.require_unchanged(pipeline, "after a run")
@@ -327,9 +212,7 @@ def check_the_pipeline_is_left_as_it_was(subject: PolicySubject) -> None:
     with raising(ScriptedError, "an error in a block"), failing_block(block, 1, error):
         subject.run(pipeline=pipeline)
     before.require_unchanged(pipeline, "after a run that broke off")
-    require_same(
-        case.run(pipeline, _STEPS, subject.layout, 0), bare, "the bare pipeline afterwards"
-    )
+    require_same(case.run(pipeline, STEPS, subject.layout, 0), bare, "the bare pipeline afterwards")
 
 
 def check_one_policy_serves_two_threads(subject: PolicySubject) -> None:
@@ -338,9 +221,7 @@ def check_one_policy_serves_two_threads(subject: PolicySubject) -> None:
     pipelines = [case.make_pipeline(seed) for seed in range(2)]
 
     def run(pipeline: Any) -> Tensor:
-        _, result = watched_run(
-            case, policy, steps=_STEPS, layout=subject.layout, pipeline=pipeline
-        )
+        _, result = watched_run(case, policy, steps=STEPS, layout=subject.layout, pipeline=pipeline)
         return result
 
     alone = [run(pipeline) for pipeline in pipelines]
@@ -348,66 +229,6 @@ def check_one_policy_serves_two_threads(subject: PolicySubject) -> None:
         together = list(pool.map(run, pipelines))
     for expected, result in zip(alone, together, strict=True):
         require_same(result, expected, "a run beside another one with the same policy")
-
-
-def check_the_roles_cover_the_mask(subject: PolicySubject) -> None:
-    """Every token has a role: masked ones are generative, those before the video pinned."""
-    policy = subject.compose()
-    if policy.partitioner is None:
-        raise NotApplicableError("the policy gives tokens no roles")
-    engine, _ = watched_run(subject.case, FULL_STEPS, steps=1, layout=subject.layout)
-    info = engine.infos[0]
-    if info.mask is None:
-        raise NotApplicableError("the run has no mask")
-    for mask in (info.mask, torch.zeros_like(info.mask), torch.ones_like(info.mask)):
-        for grid in (info.grid, evolve(info.grid, prefix=3)):
-            partition = policy.partitioner.partition(mask, grid)
-            counts = {role.name: partition.count(role) for role in Role}
-            require(
-                partition.tokens == grid.tokens == sum(counts.values()),
-                f"{grid.tokens} tokens have the roles {counts}",
-            )
-            pinned = partition.of(Role.PINNED)
-            require(
-                torch.equal(pinned, torch.arange(grid.prefix)),
-                f"of {grid.prefix} tokens before the video, {pinned.tolist()} are pinned",
-            )
-            masked = mask_to_tokens(mask, grid).flatten().nonzero().flatten() + grid.prefix
-            require(
-                torch.equal(partition.of(Role.GENERATIVE), masked),
-                f"{len(masked)} tokens are masked, {counts['GENERATIVE']} are generative",
-            )
-
-
-def check_the_selector_orders_all_context(subject: PolicySubject) -> None:
-    """The selector orders all context tokens, the same way each time, whatever the count."""
-    policy = subject.compose()
-    if policy.selector is None or policy.partitioner is None:
-        raise NotApplicableError("the policy selects no context")
-    engine, _ = watched_run(subject.case, FULL_STEPS, steps=1, layout=subject.layout)
-    info, width = engine.infos[0], engine.infos[0].model.width
-    if info.mask is None:
-        raise NotApplicableError("the run has no mask")
-    partition = policy.partitioner.partition(info.mask, info.grid)
-    context = partition.count(Role.CONTEXT)
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.rand(context, generator=generator)
-    features = torch.randn(context, width, generator=generator)
-    for count in {1, math.ceil(context / 3), context - 1} - {0}:
-        request = SelectionRequest(
-            partition=partition,
-            count=count,
-            scores=scores.clone,
-            features=features.clone,
-            seed=0,
-        )
-        order = policy.selector.select(request).order
-        require(
-            sorted(order.tolist()) == list(range(context)),
-            f"the order of {count} out of {context} context tokens is no permutation of all",
-        )
-        again = policy.selector.select(request).order
-        require(torch.equal(order, again), "the same request gives another order the second time")
 
 
 def _modes(trace: Trace) -> list[Mode]:
@@ -423,14 +244,8 @@ def _require_same_decisions(actual: Trace, expected: Trace, what: str) -> None:
         )
 
 
-RECIPE_CHECKS: Final[tuple[Callable[[PolicySubject], None], ...]] = (
-    check_the_recipe_is_a_value,
-    check_the_settings_are_described,
-    check_the_presets_compose,
-    check_it_composes_for_other_models,
+RUN_CHECKS: Final[tuple[Callable[[PolicySubject], None], ...]] = (
     check_deciding_changes_nothing,
-    check_the_roles_cover_the_mask,
-    check_the_selector_orders_all_context,
     check_it_runs_any_number_of_steps,
     check_two_runs_decide_alike,
     check_the_trace_is_read_back,
@@ -450,5 +265,5 @@ PAIR_CHECKS: Final[tuple[Callable[[PolicySubject], None], ...]] = (
 )
 """What a policy and a backbone can break together."""
 
-POLICY_CHECKS: Final = (*RECIPE_CHECKS, *PAIR_CHECKS)
+POLICY_CHECKS: Final = (*RECIPE_CHECKS, *RUN_CHECKS, *PAIR_CHECKS)
 """All checks of a policy, in the order in which they run."""

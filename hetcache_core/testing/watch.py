@@ -13,7 +13,7 @@ from hetcache_core.backbone import ModelCall, RunInfo
 from hetcache_core.engine import Engine
 from hetcache_core.policy import CachePolicy
 from hetcache_core.testing.case import BackboneCase
-from hetcache_core.trace import CallRecord, Trace
+from hetcache_core.trace import Trace
 from hetcache_core.trunk import TrunkCall
 
 CallKey = tuple[int, str]
@@ -157,30 +157,6 @@ def counting_flops(call: Callable[[], Tensor]) -> tuple[Tensor, int]:
     return output, counter.get_total_flops()
 
 
-@define(eq=False, kw_only=True)
-class Repeat:
-    """One of several answers to the same call.
-
-    Attributes:
-        record: what was decided.
-        seen: what passed.
-        main: main blocks that ran, counted by their hooks.
-        control: control blocks that ran, likewise.
-    """
-
-    record: CallRecord
-    seen: Seen
-    main: int
-    control: int
-
-    @property
-    def trunk_output(self) -> Tensor:
-        """(B, N, D)."""
-        if self.seen.trunk_output is None:
-            raise ValueError("The trunk was not entered in this call.")
-        return self.seen.trunk_output
-
-
 @define(eq=False)
 class BlockCounter:
     """Counts the blocks that run.
@@ -215,82 +191,6 @@ class BlockCounter:
                 handle.remove()
 
 
-@final
-@define(eq=False, kw_only=True)
-class ReplayEngine(Engine):
-    """Answers each call of the pipeline several times, as the steps of a run with constant inputs.
-
-    A policy's steps then differ in nothing but what was cached, so that what must come out is known.
-    The pipeline goes on with the first answer.
-
-    Attributes:
-        repeats: how many steps each call is replayed for.
-        counter: counts the blocks.
-        count_flops: let torch count the FLOPs of each call.
-        replays: the answers to each call, in order.
-    """
-
-    repeats: int
-    counter: BlockCounter = field(factory=BlockCounter)
-    count_flops: bool = False
-    replays: list[list[Repeat]] = field(factory=list, init=False)
-    _info: RunInfo | None = field(default=None, init=False)
-    _steps_left: int = field(default=0, init=False)
-    _inner: WatchedEngine | None = field(default=None, init=False)
-
-    @property
-    def running(self) -> bool:
-        """Whether the pipeline's run has begun and not ended."""
-        return self._info is not None
-
-    def begin_run(self, info: RunInfo) -> None:
-        """Keep what is known of the run."""
-        self._info, self._steps_left = info, info.steps
-
-    def end_step(self) -> None:
-        """Count the steps; every call has a run of its own."""
-        self._steps_left -= 1
-        if not self._steps_left:
-            self._info = None
-
-    def run_trunk(self, trunk: TrunkCall) -> Tensor:
-        """Hand the trunk to the engine of the call."""
-        if self._inner is None:
-            return super().run_trunk(trunk)
-        return self._inner.run_trunk(trunk)
-
-    def model_call(self, call: ModelCall, forward: Callable[[], Tensor]) -> Tensor:
-        """Answer the call as a run of its own."""
-        if self._info is None:
-            return super().model_call(call, forward)
-        inner = WatchedEngine(policy=self.policy, count_flops=self.count_flops)
-        inner.begin_run(
-            evolve(
-                self._info,
-                timesteps=(self._info.timesteps[call.step],) * self.repeats,
-                sigmas=(self._info.sigmas[call.step],) * self.repeats,
-                branches=tuple(branch.name for branch in call.branches),
-            )
-        )
-        self._inner = inner
-        counts = []
-        for step in range(self.repeats):
-            before = (self.counter.main, self.counter.control)
-            inner.model_call(evolve(call, step=step), forward)
-            inner.end_step()
-            counts.append((self.counter.main - before[0], self.counter.control - before[1]))
-        self._inner = None
-        self.replays.append(
-            [
-                Repeat(record=record, seen=seen, main=main, control=control)
-                for record, seen, (main, control) in zip(
-                    inner.trace.records, inner.seen, counts, strict=True
-                )
-            ]
-        )
-        return inner.seen[0].output.clone()
-
-
 def watched_run(
     case: BackboneCase,
     policy: CachePolicy,
@@ -318,21 +218,3 @@ def watched_run(
     with case.backbone.attach(pipeline, engine):
         result = case.run(pipeline, steps, layout, 0)
     return engine, result
-
-
-def replay(
-    case: BackboneCase,
-    policy: CachePolicy,
-    *,
-    repeats: int,
-    layout: str,
-    steps: int = 2,
-    count_flops: bool = False,
-) -> list[list[Repeat]]:
-    """Run a case and answer each of its calls several times; see ``ReplayEngine``."""
-    pipeline = case.make_pipeline(0)
-    engine = ReplayEngine(policy=policy, repeats=repeats, count_flops=count_flops)
-    attached = case.backbone.attach(pipeline, engine)
-    with engine.counter.counting(case, pipeline), attached:
-        case.run(pipeline, steps, layout, 0)
-    return engine.replays

@@ -32,16 +32,16 @@ __all__ = ["MagCache", "MagnitudeSteps"]
 THRESHOLD: Final = 0.12
 """Source: MagCache4Wan2.1, setting E012K2R02."""
 
-LONGEST_REUSE: Final = 2
+MAX_REUSE: Final = 2
 """Source: the same setting."""
 
 WARMUP: Final = 0.2
 """Source: the same setting, ``retention_ratio``."""
 
 PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
-    "quality": {"threshold": THRESHOLD, "longest_reuse": LONGEST_REUSE, "warmup": WARMUP},
-    "balanced": {"threshold": 0.24, "longest_reuse": 6, "warmup": WARMUP},
-    "fast": {"threshold": 0.16, "longest_reuse": 6, "warmup": 0.1},
+    "quality": {"threshold": THRESHOLD, "max_reuse": MAX_REUSE, "warmup": WARMUP},
+    "balanced": {"threshold": 0.24, "max_reuse": 6, "warmup": WARMUP},
+    "fast": {"threshold": 0.16, "max_reuse": 6, "warmup": 0.1},
 }
 """About 50, 36 and 28 % of the steps, with each of the published ratios, from 20 to 100 steps.
 
@@ -57,14 +57,14 @@ class MagnitudeSteps(StepPolicy):
     Attributes:
         ratios: the residual's ratios.
         threshold: error at which a step is computed.
-        longest_reuse: most steps reused in a row; an asked speed-up may stretch it.
+        max_reuse: most steps reused in a row; an asked speed-up may stretch it.
         warmup: share of the run, from its start, that is computed.
         force_last: whether the last step is computed.
     """
 
     ratios: Ratios
     threshold: float
-    longest_reuse: int
+    max_reuse: int
     warmup: float
     force_last: bool
 
@@ -102,7 +102,7 @@ class _Decider(StepDecider):
         if self._error >= threshold:
             reason = f"error {self._error:.3f} >= {threshold:.3f}"
             return Decision(Mode.FULL, reason, self._error)
-        if self._reused >= policy.longest_reuse * max(1.0, factor):
+        if self._reused >= policy.max_reuse * max(1.0, factor):
             return Decision(Mode.FULL, f"{self._reused} steps reused in a row", self._error)
         reason = f"error {self._error:.3f} < {threshold:.3f}"
         return Decision(Mode.REUSE, reason, self._error)
@@ -139,13 +139,13 @@ class MagCache(PolicyRecipe):
         (), gt=0, doc="ratios given here, one a step; they go before those of the setting ratios"
     )
     threshold: float = setting(THRESHOLD, ge=0, doc="estimated error at which a step is computed")
-    longest_reuse: int = setting(LONGEST_REUSE, ge=1, doc="most steps reused in a row")
+    max_reuse: int = setting(MAX_REUSE, ge=1, doc="most steps reused in a row")
     warmup: float = setting(WARMUP, ge=0, le=1, doc="share of the steps always computed first")
     force_last: bool = setting(True, doc="always compute the last step")
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return threshold, longest reuse and warm-up; the same for every model.
+        """Return threshold, limit of reuse and warm-up; the same for every model.
 
         Raises:
             ConfigError: There is no such preset.
@@ -163,7 +163,7 @@ class MagCache(PolicyRecipe):
             step=MagnitudeSteps(
                 ratios=self._find(model),
                 threshold=self.threshold,
-                longest_reuse=self.longest_reuse,
+                max_reuse=self.max_reuse,
                 warmup=self.warmup,
                 force_last=self.force_last,
             ),

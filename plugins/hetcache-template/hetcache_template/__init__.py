@@ -1,0 +1,1 @@
+"""A caching policy for hetcache, to copy."""
