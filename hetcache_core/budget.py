@@ -91,18 +91,16 @@ class Budget:
             return decision
         left = self.steps - step.index  # this step and those after it
         spare = self.total - self._spent
-        full, reuse = self._cost(Mode.FULL, costs), self._cost(Mode.REUSE, costs)
-        wanted = self._cost(decision.mode, costs)
+        reuse = self._reuse(costs)
+        wanted = reuse if decision.mode is Mode.REUSE else costs.of(decision.mode)
+        # Blocks may be left out in full steps as well: all that follow may be as cheap as the cheapest.
+        full = min(self._seen.get(Mode.FULL, [1.0]))
         if decision.mode is not Mode.FULL and spare >= full * left - (full - wanted) / 2:
             return evolve(decision, mode=Mode.FULL, reason="budget: to be spent")
         # The last step and those of the guards run in full, the others cost at least a reuse.
         later = len({i for i in self.forced if i > step.index} | {self.steps - 1})
         for_this = spare - later - reuse * (left - 1 - later)
-        if (
-            decision.mode is not Mode.REUSE
-            and not step.is_last
-            and for_this < (wanted + reuse) / 2
-        ):
+        if decision.mode is not Mode.REUSE and not step.is_last and for_this < (wanted + reuse) / 2:
             return evolve(decision, mode=Mode.REUSE, reason="budget: spent")
         return decision
 
@@ -124,10 +122,10 @@ class Budget:
         low, high = FACTOR_RANGE
         self.factor = min(high, max(low, self.factor * math.exp(GAIN * (cost - share))))
 
-    def _cost(self, mode: Mode, costs: Costs) -> float:
-        """Return what steps of a mode have cost on average, or else what is known ahead."""
-        seen = self._seen.get(mode)
-        return sum(seen) / len(seen) if seen else costs.of(mode)
+    def _reuse(self, costs: Costs) -> float:
+        """Return what reused steps have cost on average, or else what is known ahead."""
+        seen = self._seen.get(Mode.REUSE)
+        return sum(seen) / len(seen) if seen else costs.reuse
 
     def solve(self, cost_at: Callable[[float], float]) -> None:
         """Find the factor whose whole run costs what may be spent.

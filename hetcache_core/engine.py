@@ -177,11 +177,14 @@ class Engine:
         record: CallRecord,
         forward: Callable[[], Tensor],
     ) -> Tensor:
-        if run.guidance is not None and run.step.outputs:
-            reason = run.guidance.predicts(step, call.key)
+        if run.guidance is not None and run.step.signals is None:
+            run.step.signals = self._signals(run, step, call, None, None)
+        if run.guidance is not None and run.step.outputs and self.guards.computes(step) is None:
+            reason = run.guidance.predicts(step, call.key, run.step.mode or Mode.FULL)
             if reason is not None:
                 record.mode, record.reason, run.step.predicted = Mode.PREDICT, reason, True
-                return run.guidance.predict(step, call.key, run.step.outputs)
+                signals = run.step.signals or self._signals(run, step, call, None, None)
+                return run.guidance.predict(step, call.key, run.step.outputs, signals)
         if self.policy.reuse_point is ReusePoint.TRUNK:
             return forward()
         predictor, slot = self.policy.predictor or HOLD, Slot(Kind.OUTPUT)
@@ -302,6 +305,15 @@ class Engine:
         span = wanted.span if wanted.mode is Mode.REUSE else WHOLE_TRUNK
         if not run.store.has(call.key, Slot(Kind.RESIDUAL, span)):
             return evolve(wanted, mode=Mode.FULL, reason="no cache yet")
+        settings = self.policy.partial
+        if (
+            wanted.mode is Mode.PARTIAL
+            and settings is not None
+            and settings.control_mode is ControlMode.REUSE
+            and run.info.model.control_layers
+            and not run.store.has(call.key, Slot(Kind.HINT, 0))
+        ):
+            return evolve(wanted, mode=Mode.FULL, reason="no control hints of these tokens yet")
         if wanted.mode is Mode.PARTIAL and run.active is not None and run.active.too_many:
             limit = run.active.settings.max_active_share
             reason = f"{run.active.share:.0%} of the tokens active, over {limit:.0%}"

@@ -211,7 +211,11 @@ class TrunkExecution:
         if run.chosen_at != self.step.index:  # the first branch of a step chooses for all
             run.chosen_at = self.step.index
             features = output[self.call.branches[0].start] if active.needs_features else None
+            before = active.rows
             active.after_full_step(full.score.total if full.score is not None else None, features)
+            if active.rows is not before:
+                # Hints of other rows are of no use; a branch that has none computes the step.
+                run.store.drop(Kind.HINT)
         for index, hint in enumerate(full.hints):
             run.store.put(
                 self.call.key,

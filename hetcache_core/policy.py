@@ -177,16 +177,40 @@ class GuidanceDecider(ABC):
     """Decides which guidance branches of one run are predicted instead of run."""
 
     @abstractmethod
-    def predicts(self, step: StepInfo, branch: str) -> str | None:
-        """Return the reason for which the branch's output is predicted, or None to run it."""
+    def predicts(self, step: StepInfo, branch: str, mode: Mode) -> str | None:
+        """Return the reason for which the branch's output is predicted, or None to run it.
+
+        Args:
+            step: the step.
+            branch: the branch; at least one other has been run in this step.
+            mode: what the deciding call of the step did.
+        """
 
     @abstractmethod
-    def predict(self, step: StepInfo, branch: str, outputs: Mapping[str, Tensor]) -> Tensor:
-        """Make the branch's output from those of the branches already run in this step."""
+    def predict(
+        self, step: StepInfo, branch: str, outputs: Mapping[str, Tensor], signals: Signals
+    ) -> Tensor:
+        """Make the branch's output from those of the branches already run in this step.
+
+        Args:
+            step: the step.
+            branch: the branch.
+            outputs: model outputs by branch, in the library's layout.
+            signals: gives back what ``observe_outputs`` kept.
+        """
 
     @abstractmethod
-    def observe_outputs(self, step: StepInfo, outputs: Mapping[str, Tensor]) -> None:
-        """Take the outputs of a step in which every branch was run."""
+    def observe_outputs(
+        self, step: StepInfo, outputs: Mapping[str, Tensor], mode: Mode, signals: Signals
+    ) -> None:
+        """Take the outputs of a step in which every branch was run.
+
+        Args:
+            step: the step.
+            outputs: model outputs by branch, in the library's layout.
+            mode: what the deciding call of the step did.
+            signals: keeps what a later prediction needs, within the byte budget.
+        """
 
 
 class GuidancePolicy(ABC):

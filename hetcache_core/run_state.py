@@ -35,7 +35,7 @@ class StepState:
     Attributes:
         deciding: key of the call on which the step was decided.
         decision: what was decided, before anything that made it impossible.
-        signals: what the decision could look at.
+        signals: what a guidance decider keeps tensors with, or None where there is none.
         mode: what the deciding call did.
         outputs: model outputs by call, where guidance is predicted.
         predicted: whether the output of a branch was predicted.
@@ -146,8 +146,9 @@ class RunState:
         info, step = self.step_info(self.index), self.step
         if self.step_decider is not None and step.mode is not None:
             self.step_decider.settle(info, step.mode)
-        if self.guidance is not None and not step.predicted and step.outputs:
-            self.guidance.observe_outputs(info, step.outputs)
+        if self.guidance is not None and step.signals is not None and not step.predicted:
+            mode = step.mode or Mode.FULL
+            self.guidance.observe_outputs(info, step.outputs, mode, step.signals)
         self.reused_in_row = self.reused_in_row + 1 if step.mode is Mode.REUSE else 0
         records = [r for r in self.trace.records if r.step == self.index]
         if self.budget is not None:

@@ -110,7 +110,7 @@ class CacheStore:
 
     def has(self, branch: str, slot: Slot) -> bool:
         """Whether a value is held."""
-        return (branch, slot) in self._values
+        return bool(self._values.get((branch, slot)))
 
     def put(
         self,

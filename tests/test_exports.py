@@ -10,9 +10,28 @@ import pytest
 import hetcache_core
 from hetcache_core import testing
 
-PUBLIC = ["Backbone", "BlockAction", "BlockDecider", "BlockHooks", "BlockKey", "BlockPolicy", "BranchRows", "CacheBudgetError", "CachePolicy", "CacheStateError", "CacheStore", "CallRecord", "ConfigError", "ContextSelector", "ContractError", "ControlMode", "Decision", "EditRequest", "Engine", "Features", "FlopModel", "Geometry", "Grid", "Guards", "GuidanceDecider", "GuidancePolicy", "HetCacheError", "KVMode", "LoadRequest", "Mode", "ModelCall", "ModelInfo", "PartAction", "PartialSettings", "Partition", "PluginConflictError", "PluginError", "PluginLoadError", "PolicyRecipe", "Predictor", "Registration", "Registry", "ReusePoint", "Role", "RunInfo", "Selection", "SelectionRequest", "Session", "Signals", "Span", "Stack", "StepDecider", "StepInfo", "StepPolicy", "StoreSettings", "Stored", "SubLayer", "TokenPartitioner", "Totals", "Trace", "TrunkCall", "TrunkView", "UnsupportedBackboneError", "Use", "accelerate", "combine", "discover", "hookimpl", "mask_to_tokens", "relative_l1", "setting"]
+PUBLIC = [
+    "Backbone", "BlockAction", "BlockDecider", "BlockHooks", "BlockKey", "BlockPolicy",
+    "BranchRows", "CacheBudgetError", "CachePolicy", "CacheStateError", "CacheStore",
+    "Calibration", "Calibrator", "CallRecord", "ConfigError", "ContextSelector",
+    "ContractError", "ControlMode", "Decision", "EditRequest", "Engine", "Features",
+    "FlopModel", "Geometry", "Grid", "Guards", "GuidanceDecider", "GuidancePolicy",
+    "HetCacheError", "KVMode", "LoadRequest", "Mode", "ModelCall", "ModelInfo", "PartAction",
+    "PartialSettings", "Partition", "PluginConflictError", "PluginError", "PluginLoadError",
+    "PolicyRecipe", "Predictor", "Registration", "Registry", "ReusePoint", "Role", "RunInfo",
+    "Selection", "SelectionRequest", "Session", "Signals", "Span", "Stack", "StepDecider",
+    "StepInfo", "StepPolicy", "StoreSettings", "Stored", "SubLayer", "TokenPartitioner",
+    "Totals", "Trace", "TrunkCall", "TrunkView", "UnsupportedBackboneError", "Use",
+    "accelerate", "combine", "discover", "hookimpl", "mask_to_tokens", "relative_l1",
+    "setting",
+]  # fmt: skip
 
-TESTING = ["BACKBONE_CHECKS", "FULL_STEPS", "PAIR_CHECKS", "POLICY_CHECKS", "BackboneCase", "BoundCheck", "CheckResult", "NotApplicableError", "PolicySubject", "TinyBackbone", "TinyConfig", "TinyPipeline", "bind", "check_backbone", "check_policy", "parametrize_with_checks", "scripted", "tiny_case", "tiny_video"]
+TESTING = [
+    "BACKBONE_CHECKS", "FULL_STEPS", "PAIR_CHECKS", "POLICY_CHECKS", "BackboneCase",
+    "BoundCheck", "CheckResult", "NotApplicableError", "PolicySubject", "TinyBackbone",
+    "TinyConfig", "TinyPipeline", "bind", "check_backbone", "check_policy",
+    "parametrize_with_checks", "scripted", "tiny_case", "tiny_video",
+]  # fmt: skip
 
 
 def test_the_public_names_are_these() -> None:

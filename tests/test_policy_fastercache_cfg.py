@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from hetcache_core.backbone import RunInfo
+from hetcache_core.backbone import ModelCall, RunInfo
 from hetcache_core.discovery import discover
 from hetcache_core.errors import ConfigError, ContractError
 from hetcache_core.policy import CachePolicy, GuidanceDecider
 from hetcache_core.session import accelerate, resolve_policy
-from hetcache_core.steps import Mode, ModelInfo, StepInfo
+from hetcache_core.signals import ScheduleSignals, Signals
+from hetcache_core.steps import BranchRows, Mode, ModelInfo, StepInfo
+from hetcache_core.store import CacheStore
 from hetcache_core.testing import tiny_case, tiny_video
 from hetcache_core.testing.watch import WatchedEngine, watched_run
 from hetcache_core.tokens import Grid
@@ -31,21 +33,39 @@ EVERY_STEP = FasterCacheCFG(every=1)
 STEPS = (8, 20, 50, 100)
 
 
-def begin(recipe: FasterCacheCFG, steps: int, *branches: str, grid: Grid = GRID) -> GuidanceDecider:
+class Driven:
+    """A decider with the signals of a run."""
+
+    def __init__(self, decider: GuidanceDecider) -> None:
+        self.decider = decider
+        call = ModelCall(step=0, branches=(BranchRows("cond", 0, 1),), latents=torch.zeros(1))
+        self.store = CacheStore()
+        self.signals = Signals(step(0), (1000.0,), call, None, None, ScheduleSignals(), self.store)
+
+    def predicts(self, at: StepInfo, branch: str, mode: Mode = Mode.FULL) -> str | None:
+        return self.decider.predicts(at, branch, mode)
+
+    def predict(self, at: StepInfo, branch: str, outputs: dict[str, Tensor]) -> Tensor:
+        return self.decider.predict(at, branch, outputs, self.signals)
+
+    def observe(self, at: StepInfo, outputs: dict[str, Tensor], mode: Mode = Mode.FULL) -> None:
+        self.decider.observe_outputs(at, outputs, mode, self.signals)
+
+
+def begin(recipe: FasterCacheCFG, steps: int, *branches: str, grid: Grid = GRID) -> Driven:
     piece = recipe.compose(MODEL).guidance
     assert piece is not None
     sigmas = tuple(1 - index / steps for index in range(steps))
-    return piece.begin(
-        RunInfo(
-            model=MODEL,
-            timesteps=sigmas,
-            sigmas=sigmas,
-            grid=grid,
-            mask=None,
-            branches=branches or ("cond", "uncond"),
-            device="cpu",
-        )
+    info = RunInfo(
+        model=MODEL,
+        timesteps=sigmas,
+        sigmas=sigmas,
+        grid=grid,
+        mask=None,
+        branches=branches or ("cond", "uncond"),
+        device="cpu",
     )
+    return Driven(piece.begin(info))
 
 
 def step(index: int, total: int = 11) -> StepInfo:
@@ -104,7 +124,7 @@ def test_the_shorter_side_sets_the_radius_for_both_axes() -> None:
 def test_the_kept_difference_is_added_with_the_weights_of_the_step() -> None:
     decider = begin(FasterCacheCFG(every=5), 11)
     cond, other = noise(0), noise(1)
-    decider.observe_outputs(step(5), {"cond": cond, "uncond": other})
+    decider.observe(step(5), {"cond": cond, "uncond": other})
     low = low_frequencies(other - cond, 0.2)
     high = other - cond - low
     fresh = noise(2)
@@ -118,7 +138,7 @@ def test_the_kept_difference_is_added_with_the_weights_of_the_step() -> None:
 
 def test_weights_do_not_grow_from_one_predicted_step_to_the_next() -> None:
     decider = begin(FasterCacheCFG(every=5), 11)
-    decider.observe_outputs(step(5), {"cond": noise(0), "uncond": noise(1)})
+    decider.observe(step(5), {"cond": noise(0), "uncond": noise(1)})
     predicted = [decider.predict(step(i), "uncond", {"cond": noise(2)}) for i in (8, 8, 9)]
     assert torch.equal(predicted[0], predicted[1])
     assert torch.equal(predicted[0], predicted[2])
@@ -127,14 +147,14 @@ def test_weights_do_not_grow_from_one_predicted_step_to_the_next() -> None:
 def test_without_weights_the_same_conditional_output_gives_the_same_unconditional_one() -> None:
     decider = begin(UNWEIGHTED, 11)
     cond, other = noise(0), noise(1)
-    decider.observe_outputs(step(5), {"cond": cond, "uncond": other})
+    decider.observe(step(5), {"cond": cond, "uncond": other})
     torch.testing.assert_close(decider.predict(step(6), "uncond", {"cond": cond}), other)
 
 
 def test_predictions_keep_the_dtype_of_the_outputs() -> None:
     decider = begin(FasterCacheCFG(), 11)
     outputs = {"cond": noise(0).bfloat16(), "uncond": noise(1).bfloat16()}
-    decider.observe_outputs(step(5), outputs)
+    decider.observe(step(5), outputs)
     assert decider.predict(step(6), "uncond", outputs).dtype is torch.bfloat16
 
 
@@ -146,8 +166,8 @@ def test_packed_outputs_are_split_on_the_token_grid() -> None:
     def pack(planes: Tensor) -> Tensor:
         return planes.movedim(1, -1).flatten(1, 3)  # (B, N, C)
 
-    video.observe_outputs(step(5), {"cond": cond, "uncond": other})
-    packed.observe_outputs(step(5), {"cond": pack(cond), "uncond": pack(other)})
+    video.observe(step(5), {"cond": cond, "uncond": other})
+    packed.observe(step(5), {"cond": pack(cond), "uncond": pack(other)})
     torch.testing.assert_close(
         packed.predict(step(6), "uncond", {"cond": pack(fresh)}),
         pack(video.predict(step(6), "uncond", {"cond": fresh})),
@@ -157,7 +177,7 @@ def test_packed_outputs_are_split_on_the_token_grid() -> None:
 def test_outputs_of_another_layout_are_refused() -> None:
     decider = begin(FasterCacheCFG(), 11)
     with pytest.raises(ContractError, match="neither video latents nor one row for each of 160"):
-        decider.observe_outputs(step(5), {"cond": noise(0, 1, 7, 3), "uncond": noise(1, 1, 7, 3)})
+        decider.observe(step(5), {"cond": noise(0, 1, 7, 3), "uncond": noise(1, 1, 7, 3)})
 
 
 # When
@@ -166,7 +186,7 @@ def test_outputs_of_another_layout_are_refused() -> None:
 def test_only_the_unconditional_branch_is_ever_predicted() -> None:
     decider = begin(FasterCacheCFG(), 11)
     assert decider.predicts(step(6), "uncond") is None  # nothing was observed
-    decider.observe_outputs(step(5), {"cond": noise(0), "uncond": noise(1)})
+    decider.observe(step(5), {"cond": noise(0), "uncond": noise(1)})
     assert decider.predicts(step(6), "cond") is None
     assert decider.predicts(step(6), "uncond")
 
@@ -174,13 +194,14 @@ def test_only_the_unconditional_branch_is_ever_predicted() -> None:
 @pytest.mark.parametrize("branches", [("uncond", "cond"), ("cond",), ("cond", "perturbed")])
 def test_nothing_is_kept_where_nothing_can_be_predicted(branches: tuple[str, ...]) -> None:
     decider = begin(FasterCacheCFG(), 11, *branches)
-    decider.observe_outputs(step(5), {name: noise(0) for name in branches})
+    decider.observe(step(5), {name: noise(0) for name in branches})
+    assert decider.store.bytes == 0
     assert decider.predicts(step(6), "uncond") is None
 
 
-def test_the_window_and_every_5th_step() -> None:
+def test_both_branches_run_outside_the_window_and_in_every_5th_step() -> None:
     engine, _result = run(FasterCacheCFG(), 20, "separate")
-    assert uncond(engine) == "FFFFFFFPPPFPPPPFPPPF"
+    assert uncond(engine) == "FFFFFFFPPPPFPPPPFPPF"
     assert {record.mode for record in engine.trace.records if record.branch == "cond"} == {
         Mode.FULL
     }
@@ -193,10 +214,9 @@ def test_the_window_and_every_5th_step() -> None:
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_difference_is_never_older_than_the_distance(steps: int, preset: str) -> None:
-    piece = FasterCacheCFG(**FasterCacheCFG.preset(preset, MODEL)).compose(MODEL).guidance
-    assert isinstance(piece, PredictedUncond)
-    found = "".join("P" if piece.predicted(index, steps) else "F" for index in range(steps))
-    assert max(len(predicted) for predicted in found.split("F")) < piece.every
+    recipe = FasterCacheCFG(**FasterCacheCFG.preset(preset, MODEL))
+    found = schedule(recipe, steps)
+    assert max(len(predicted) for predicted in found.split("F")) < recipe.every
     assert (found[0], found[-1]) == ("F", "F")
 
 
@@ -204,11 +224,41 @@ def test_a_difference_is_never_older_than_the_distance(steps: int, preset: str) 
     ("preset", "share"), [("quality", 0.80), ("balanced", 0.75), ("fast", 0.64)]
 )
 def test_presets_run_the_declared_share_of_the_calls(preset: str, share: float) -> None:
-    piece = FasterCacheCFG(**FasterCacheCFG.preset(preset, MODEL)).compose(MODEL).guidance
-    assert isinstance(piece, PredictedUncond)
+    recipe = FasterCacheCFG(**FasterCacheCFG.preset(preset, MODEL))
     for steps in (30, 50, 100):
-        predicted = sum(piece.predicted(index, steps) for index in range(steps))
+        predicted = schedule(recipe, steps).count("P")
         assert 1 - predicted / steps / 2 == pytest.approx(share, abs=0.05)
+
+
+def schedule(recipe: FasterCacheCFG, steps: int) -> str:
+    """Return what happens to the unconditional branch where every step is computed."""
+    decider, found = begin(recipe, steps), ""
+    outputs = {"cond": noise(0, 1, 1, 1, 2, 2), "uncond": noise(1, 1, 1, 1, 2, 2)}
+    for index in range(steps):
+        if decider.predicts(step(index, steps), "uncond"):
+            found += "P"
+        else:
+            decider.observe(step(index, steps), outputs)
+            found += "F"
+    return found
+
+
+def test_a_reused_step_predicts_only_what_a_reused_residual_would_be_older_than() -> None:
+    decider = begin(FasterCacheCFG(), 20)
+    decider.observe(step(7, 20), {"cond": noise(0), "uncond": noise(1)})
+    assert decider.predicts(step(8, 20), "uncond", Mode.REUSE) is None
+    assert decider.predicts(step(9, 20), "uncond", Mode.FULL)
+    assert decider.predicts(step(10, 20), "uncond", Mode.REUSE)
+
+
+def test_a_partial_step_is_predicted_while_the_branch_is_stale() -> None:
+    decider = begin(FasterCacheCFG(every=3), 20)
+    decider.observe(step(7, 20), {"cond": noise(0), "uncond": noise(1)})
+    assert decider.predicts(step(8, 20), "uncond", Mode.FULL)
+    assert decider.predicts(step(12, 20), "uncond", Mode.PARTIAL)  # the distance has passed
+    assert decider.predicts(step(13, 20), "uncond", Mode.FULL) is None
+    decider.observe(step(13, 20), {"cond": noise(0), "uncond": noise(1)}, Mode.REUSE)
+    assert decider.predicts(step(14, 20), "uncond", Mode.FULL) is None  # reused steps tell nothing
 
 
 def test_both_branches_in_every_step_is_the_uncached_run() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,14 +10,16 @@ import torch
 from attrs import evolve
 
 from hetcache_core.backbone import ModelCall, RunInfo
+from hetcache_core.calibration import Calibration
 from hetcache_core.errors import ConfigError
 from hetcache_core.session import accelerate
 from hetcache_core.signals import Signals
 from hetcache_core.steps import BranchRows, Decision, Mode, ModelInfo, StepInfo
 from hetcache_core.store import CacheStore
 from hetcache_core.testing import BoundCheck, TinyBackbone, parametrize_with_checks, tiny_case
+from hetcache_core.testing.watch import watched_run
 from hetcache_core.tokens import Grid
-from hetcache_policies.magcache import PRESETS, MagCache
+from hetcache_policies.magcache import PRESETS, MagCache, MagnitudeSteps
 from hetcache_policies.magcache_ratios import RATIOS
 
 WAN = ModelInfo(backbone="wan-vace", variant="wan2.1-1.3b", layers=30, width=1536, heads=12)
@@ -188,21 +189,47 @@ def test_ratios_can_be_given_one_by_one() -> None:
     assert computed(published, 50, TINY) == computed(MagCache(), 50, WAN)
 
 
-def test_ratios_come_from_a_calibration_file(tmp_path: Path) -> None:
-    path = tmp_path / "tiny.json"
-    model = {"backbone": "tiny", "variant": "", "layers": 4, "width": 32}
-    content = {"version": 1, "policy": "magcache", "model": model, "ratios": [1.0, 0.9, 0.8]}
-    path.write_text(json.dumps(content))
-    recipe = MagCache(ratios=str(path), threshold=0.5)
-    assert recipe.compose(TINY).step is not None
-    with pytest.raises(ConfigError, match="made for backbone 'tiny'"):
-        recipe.compose(WAN)
+def measured(path: Path, steps: int, policy: str = "magcache") -> str:
+    """Calibrate on the toy, as ``hetcache calibrate`` does."""
+    calibrator = MagCache.calibrator()
+    engine, _result = watched_run(tiny_case(), calibrator.watch(), steps=steps, layout="none")
+    info = engine.infos[0]
+    made = Calibration(
+        policy=policy,
+        model=info.model,
+        sigmas=info.sigmas,
+        clips=1,
+        data=calibrator.result(),
+    )
+    made.save(path)
+    return str(path)
+
+
+def test_ratios_are_measured_and_used(tmp_path: Path) -> None:
+    recipe = MagCache(calibration=measured(tmp_path / "tiny.json", 8), threshold=0.5)
+    case = tiny_case()
+    policy = recipe.compose(case.backbone.describe(case.make_pipeline(0)))
+    assert isinstance(policy.step, MagnitudeSteps)
+    assert len(policy.step.ratios.values) == 8
+    engine, _result = watched_run(case, policy, steps=8, layout="separate")
+    assert Mode.REUSE in engine.trace.modes()
+    with pytest.raises(ConfigError, match="measured with 8 steps, this run has 9"):
+        watched_run(case, policy, steps=9, layout="separate")
+
+
+def test_a_calibration_of_another_model_or_policy_is_refused(tmp_path: Path) -> None:
+    path = measured(tmp_path / "tiny.json", 8)
+    with pytest.raises(ConfigError, match="made for a model with backbone 'tiny'"):
+        MagCache(calibration=path).compose(WAN)
+    other = measured(tmp_path / "tea.json", 8, policy="teacache")
+    with pytest.raises(ConfigError, match="made for policy teacache, not for magcache"):
+        MagCache(calibration=other).compose(TINY)
 
 
 def test_a_misspelt_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"did you mean 'vace-1\.3b'") as refused:
-        MagCache(ratios="vace-13b").compose(WAN)
-    assert refused.value.allowed == tuple(RATIOS)
+    with pytest.raises(ConfigError, match="ratios must be one of auto, ") as refused:
+        MagCache(ratios="vace-13b")
+    assert refused.value.nearest == "vace-1.3b"
 
 
 # In a run

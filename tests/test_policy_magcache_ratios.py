@@ -1,13 +1,11 @@
-"""MagCache's ratios: the tables, other numbers of steps, and calibration files."""
+"""MagCache's ratios: the tables, other numbers of steps, and measured ones."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import pytest
 from attrs import evolve
 
+from hetcache_core.calibration import Calibration
 from hetcache_core.errors import ConfigError
 from hetcache_core.steps import ModelInfo
 from hetcache_policies.magcache_ratios import (
@@ -15,32 +13,21 @@ from hetcache_policies.magcache_ratios import (
     RATIOS_OF_MODEL,
     Ratios,
     find_ratios,
-    load_ratios,
+    ratios_of,
 )
 
 TINY = ModelInfo(backbone="tiny-vace", variant="tiny-vace-1", layers=8, width=128, heads=4)
 WAN = ModelInfo(backbone="wan-vace", variant="wan2.1-1.3b", layers=30, width=1536, heads=12)
 
 
-def calibration(**changes: object) -> dict[str, object]:
-    return {
-        "version": 1,
-        "policy": "magcache",
-        "model": {
-            "backbone": TINY.backbone,
-            "variant": TINY.variant,
-            "layers": TINY.layers,
-            "width": TINY.width,
-        },
-        "ratios": [1.0, 0.99, 0.9],
-        "shift": 3.0,
-        **changes,
-    }
-
-
-def written(path: Path, content: object) -> Path:
-    path.write_text(json.dumps(content))
-    return path
+def calibration(ratios: object, steps: int = 3) -> Calibration:
+    return Calibration(
+        policy="magcache",
+        model=TINY,
+        sigmas=tuple(1 - index / steps for index in range(steps)),
+        clips=2,
+        data={"ratios": ratios},
+    )
 
 
 @pytest.mark.parametrize("ratios", RATIOS.values(), ids=RATIOS)
@@ -72,47 +59,25 @@ def test_other_numbers_of_steps_take_the_nearest_measured_step() -> None:
     assert ratios.at(1) == (0.6,)
 
 
-def test_a_calibration_file_is_read(tmp_path: Path) -> None:
-    ratios = load_ratios(written(tmp_path / "tiny.json", calibration()), TINY)
-    assert ratios == Ratios(
-        model="tiny-vace-1",
-        shift=3.0,
-        source=str(tmp_path / "tiny.json"),
-        values=(1.0, 0.99, 0.9),
+def test_measured_ratios_are_taken_as_they_are() -> None:
+    assert ratios_of(calibration([1, 0.99, 0.9])) == Ratios(
+        model="tiny-vace-1", shift=None, source="measured on 2 clips", values=(1.0, 0.99, 0.9)
     )
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    "ratios",
     [
-        ({"policy": "teacache"}, "no MagCache calibration"),
-        ({"version": 2}, "its version is 2, this release reads 1"),
-        (
-            {"model": {"backbone": "wan-vace"}},
-            "made for backbone 'wan-vace', this model has 'tiny-vace'",
-        ),
-        ({"model": None}, "made for backbone None"),
-        ({"ratios": []}, "not a list of positive numbers"),
-        ({"ratios": [1.0, "0.9"]}, "not a list of positive numbers"),
-        ({"ratios": [1.0, float("nan")]}, "not a list of positive numbers"),
-        ({"ratios": [True]}, "not a list of positive numbers"),
+        None,
+        [],
+        [1.0, 0.9],
+        [1.0, "0.9", 0.9],
+        [1.0, float("nan"), 0.9],
+        [True, 0.9, 0.9],
+        [1, 0, 1],
     ],
 )
-def test_a_file_for_something_else_is_refused_with_the_reason(
-    tmp_path: Path, changes: dict[str, object], reason: str
-) -> None:
-    path = written(tmp_path / "other.json", calibration(**changes))
-    with pytest.raises(ConfigError, match=reason) as refused:
-        load_ratios(path, TINY)
-    assert refused.value.where == f"calibration file {path}"
-    assert "hetcache calibrate --backbone tiny-vace --policy magcache" in refused.value.remedy
-
-
-def test_a_file_that_is_missing_or_no_json_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
-        load_ratios(tmp_path / "none.json", TINY)
-    (tmp_path / "text.json").write_text("ratios")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        load_ratios(tmp_path / "text.json", TINY)
-    with pytest.raises(ConfigError, match="no MagCache calibration"):
-        load_ratios(written(tmp_path / "list.json", [1.0]), TINY)
+def test_what_is_not_one_positive_number_a_step_is_refused(ratios: object) -> None:
+    with pytest.raises(ConfigError, match="no 3 ratios, one positive number a step") as refused:
+        ratios_of(calibration(ratios))
+    assert refused.value.setting == "calibration"

@@ -17,7 +17,7 @@ SUB_LAYER = Slot(Kind.SUB_LAYER, BlockKey(Stack.MAIN, 0), SubLayer.FEED_FORWARD)
 
 
 def tokens(fill: float = 1.0, *, rows: int = 4) -> torch.Tensor:
-    return torch.full((1, rows, 2), fill)
+    return torch.full((1, rows, 2), float(fill))
 
 
 def newest(store: CacheStore, branch: str, slot: Slot) -> torch.Tensor:
@@ -107,8 +107,8 @@ def test_a_smaller_dtype_is_kept_and_the_askers_dtype_returned() -> None:
     assert store.bytes == tokens().nbytes // 2
     value = newest(store, "cond", RESIDUAL)
     assert value.dtype is torch.float32
-    # bfloat16 keeps 8 bits, so that rounding moves a value by at most 2**-9 of itself.
-    assert float(value[0, 0, 0]) == pytest.approx(1 / 3, rel=2**-9)
+    # bfloat16 keeps 8 bits, so that rounding moves a value by at most 2**-8 of itself.
+    assert float(value[0, 0, 0]) == pytest.approx(1 / 3, rel=2**-8)
 
 
 def test_an_exact_value_keeps_its_dtype() -> None:

@@ -36,8 +36,10 @@ def test_one_masked_pixel_marks_its_token_only() -> None:
 
 @pytest.mark.parametrize(
     ("frame", "latent", "alone"),
-    [(0, 0, True), (1, 1, True), (2, 1, True), (3, 2, True), (4, 2, True)]
-    + [(0, 0, False), (1, 0, False), (2, 1, False), (5, 2, False)],
+    [
+        *[(0, 0, True), (1, 1, True), (2, 1, True), (3, 2, True), (4, 2, True)],
+        *[(0, 0, False), (1, 0, False), (2, 1, False), (5, 2, False)],
+    ],
 )
 def test_every_pixel_frame_belongs_to_its_latent_frame(
     frame: int, latent: int, alone: bool

@@ -3,6 +3,8 @@
 Where both branches run, the low and the high frequencies of their difference are kept. In the steps after
 that only the conditional branch runs, and the unconditional output is taken to be its output plus the kept
 difference, of which the low frequencies weigh more in the middle of the run and the high ones at its end.
+Beside a policy that decides steps, both branches run in full steps alone: where one branch has reused what
+is many steps old, guidance would multiply the mismatch.
 
 It needs a backbone that calls the model once for each branch, the conditional one first. Where both are in
 one call, where the unconditional one comes first or where there is no guidance, every call simply runs.
@@ -26,7 +28,8 @@ from hetcache_core.backbone import RunInfo
 from hetcache_core.errors import ConfigError, ContractError
 from hetcache_core.policy import CachePolicy, GuidanceDecider, GuidancePolicy, PolicyRecipe
 from hetcache_core.settings import setting
-from hetcache_core.steps import ModelInfo, StepInfo
+from hetcache_core.signals import Signals
+from hetcache_core.steps import Mode, ModelInfo, StepInfo
 from hetcache_core.tokens import Grid
 from hetcache_policies.presets import find_preset
 
@@ -46,6 +49,10 @@ LOW_WINDOW: Final = (0.1, 0.9)
 HIGH_WINDOW: Final = (0.7, 1.0)
 """Shares of the run. Source: FasterCache's code has timesteps, below 641, from 99 to 901 and below 301, of an
 evenly spaced schedule; in a shifted one those would lie elsewhere."""
+
+LOW: Final = "low frequencies of uncond - cond"
+HIGH: Final = "high frequencies of uncond - cond"
+"""Names under which the difference is kept."""
 
 RADIUS: Final = 0.2
 """Source: FasterCache's code: a fifth of the shorter side of the spectrum."""
@@ -99,13 +106,13 @@ class PredictedUncond(GuidancePolicy):
 
     def begin(self, run: RunInfo) -> GuidanceDecider:
         """Start without a difference."""
-        return _Decider(self, run.steps, run.grid, possible=_in_order(run.branches))
+        return _Decider(self, run.grid, possible=_in_order(run.branches))
 
-    def predicted(self, index: int, steps: int) -> bool:
-        """Whether a step of a run of ``steps`` steps predicts, if it can."""
-        last = steps - 1
-        inside = _within(self.window, index, steps)
-        return 0 < index < last and inside and index % self.every != 0
+    def inside(self, step: StepInfo) -> bool:
+        """Whether the branch may be predicted in a step."""
+        return (
+            not step.is_first and not step.is_last and _within(self.window, step.index, step.total)
+        )
 
     def weights(self, step: StepInfo) -> tuple[float, float]:
         """Return the weights of low and high frequencies in a step."""
@@ -118,36 +125,46 @@ class PredictedUncond(GuidancePolicy):
 @define(eq=False)
 class _Decider(GuidanceDecider):
     _policy: PredictedUncond
-    _steps: int
     _grid: Grid
     _possible: bool = field(kw_only=True)
-    _low: Tensor | None = field(default=None, init=False)
-    _high: Tensor | None = field(default=None, init=False)
+    _observed: int | None = field(default=None, init=False)
+    _stale: bool = field(default=False, init=False)
 
-    def predicts(self, step: StepInfo, branch: str) -> str | None:
-        if branch != UNCOND or self._low is None:
+    def predicts(self, step: StepInfo, branch: str, mode: Mode) -> str | None:
+        if branch != UNCOND or self._observed is None:
             return None
-        if not self._policy.predicted(step.index, self._steps):
+        if mode is Mode.REUSE:
+            # Its own residual is as old as that of the other branch, unless it was predicted since.
+            return f"predicted from {COND}" if self._stale else None
+        fresh = step.index - self._observed < self._policy.every
+        # What a partial step would write into is stale until a full step has run both branches.
+        if not (self._policy.inside(step) and fresh) and not (mode is Mode.PARTIAL and self._stale):
             return None
+        self._stale = True
         return f"predicted from {COND}"
 
-    def predict(self, step: StepInfo, branch: str, outputs: Mapping[str, Tensor]) -> Tensor:
-        cond = outputs[COND]
-        if self._low is None or self._high is None:
+    def predict(
+        self, step: StepInfo, branch: str, outputs: Mapping[str, Tensor], signals: Signals
+    ) -> Tensor:
+        kept_low, kept_high = signals.kept(LOW), signals.kept(HIGH)
+        if kept_low is None or kept_high is None:
             raise ContractError("the unconditional branch is predicted, but nothing was observed")
+        cond = outputs[COND]
         low, high = self._policy.weights(step)
-        return (cond.float() + low * self._low + high * self._high).to(cond.dtype)
+        return (cond.float() + low * kept_low + high * kept_high).to(cond.dtype)
 
-    def observe_outputs(self, step: StepInfo, outputs: Mapping[str, Tensor]) -> None:
-        if not self._possible or not {COND, UNCOND} <= outputs.keys():
+    def observe_outputs(
+        self, step: StepInfo, outputs: Mapping[str, Tensor], mode: Mode, signals: Signals
+    ) -> None:
+        if not self._possible or mode is not Mode.FULL or not {COND, UNCOND} <= outputs.keys():
             return
-        if not self._policy.predicted(step.index + 1, self._steps):
-            return  # run again before it is asked for
+        self._observed, self._stale = step.index, False
         difference = outputs[UNCOND].float() - outputs[COND].float()
         planes = _planes(difference, self._grid)
         slow = low_frequencies(planes, self._policy.radius)
         low = slow if planes is difference else slow.movedim(1, -1).flatten(1, 3)
-        self._low, self._high = low, difference - low
+        signals.keep(LOW, low)
+        signals.keep(HIGH, difference - low)
 
 
 def _planes(output: Tensor, grid: Grid) -> Tensor:

@@ -12,19 +12,20 @@ changes by it), and a model without ratios gets none of another model's unless a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import ClassVar, Final, final
+from typing import ClassVar, Final, Literal, final
 
 from attrs import define, field, frozen
 
 from hetcache_core.backbone import RunInfo
-from hetcache_core.errors import ConfigError, nearest_name
+from hetcache_core.calibration import Calibration, Calibrator
+from hetcache_core.errors import ConfigError
 from hetcache_core.policy import CachePolicy, PolicyRecipe, StepDecider, StepPolicy
 from hetcache_core.settings import setting
 from hetcache_core.signals import Signals
 from hetcache_core.steps import Decision, Mode, ModelInfo, StepInfo
+from hetcache_policies.calibrating import MagnitudeCalibrator
 from hetcache_policies.every_nth import first_part
-from hetcache_policies.magcache_ratios import RATIOS, Ratios, find_ratios, load_ratios
+from hetcache_policies.magcache_ratios import RATIOS, Ratios, find_ratios, ratios_of
 from hetcache_policies.presets import find_preset
 
 __all__ = ["MagCache", "MagnitudeSteps"]
@@ -60,6 +61,7 @@ class MagnitudeSteps(StepPolicy):
         max_reuse: most steps reused in a row; an asked speed-up may stretch it.
         warmup: share of the run, from its start, that is computed.
         force_last: whether the last step is computed.
+        calibration: where the ratios come from, which the run's steps must match, or None.
     """
 
     ratios: Ratios
@@ -67,6 +69,7 @@ class MagnitudeSteps(StepPolicy):
     max_reuse: int
     warmup: float
     force_last: bool
+    calibration: Calibration | None = None
 
     @property
     def schedule_only(self) -> bool:
@@ -74,7 +77,13 @@ class MagnitudeSteps(StepPolicy):
         return True
 
     def begin(self, run: RunInfo) -> StepDecider:
-        """Bring the ratios to the run's number of steps."""
+        """Bring the ratios to the run's number of steps.
+
+        Raises:
+            ConfigError: they were measured on other steps.
+        """
+        if self.calibration is not None:
+            self.calibration.check_run(run)
         return _Decider(
             self, ratios=self.ratios.at(run.steps), warmup=first_part(self.warmup, run.steps)
         )
@@ -125,18 +134,16 @@ class MagCache(PolicyRecipe):
     )
     source: ClassVar[str] = "MagCache, NeurIPS 2025, arXiv:2506.09045"
     anywhere: ClassVar[Mapping[str, object]] = {"ratios": "vace-1.3b"}
-    """Settings with which it can be composed for every model, for those that try every policy.
+    """With its defaults it is refused on a model without ratios of its own."""
 
-    With its defaults it is refused on a model without ratios of its own.
-    """
-
-    ratios: str = setting(
-        "auto",
-        doc="the model's own published ratios (auto), those of t2v-1.3b, t2v-14b or vace-1.3b, or a "
-        "calibration file",
+    ratios: Literal["auto", "t2v-1.3b", "t2v-14b", "vace-1.3b"] = setting(
+        "auto", doc="whose ratios: the model's own published ones (auto), or another model's"
+    )
+    calibration: str | None = setting(
+        None, doc="file of hetcache calibrate whose ratios are used; it goes before ratios"
     )
     values: tuple[float, ...] = setting(
-        (), gt=0, doc="ratios given here, one a step; they go before those of the setting ratios"
+        (), gt=0, doc="ratios given here, one a step; they go before both"
     )
     threshold: float = setting(THRESHOLD, ge=0, doc="estimated error at which a step is computed")
     max_reuse: int = setting(MAX_REUSE, ge=1, doc="most steps reused in a row")
@@ -152,54 +159,47 @@ class MagCache(PolicyRecipe):
         """
         return find_preset(cls.name, preset, PRESETS)
 
+    @classmethod
+    def calibrator(cls) -> Calibrator:
+        """Measure the model's own ratios."""
+        return MagnitudeCalibrator()
+
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Find the ratios.
 
         Raises:
-            ConfigError: There are none for the model, or those asked for cannot be used.
+            ConfigError: There are none for the model, or the calibration is not of this model.
         """
+        calibration = None
+        if self.calibration is not None and not self.values:
+            calibration = Calibration.load(self.calibration, policy=self.name, model=model)
+        ratios = self._ratios(model) if calibration is None else ratios_of(calibration)
         return CachePolicy(
             name=self.name,
             step=MagnitudeSteps(
-                ratios=self._find(model),
+                ratios=ratios,
                 threshold=self.threshold,
                 max_reuse=self.max_reuse,
                 warmup=self.warmup,
                 force_last=self.force_last,
+                calibration=calibration,
             ),
         )
 
-    def _find(self, model: ModelInfo) -> Ratios:
-        calibrate = f"hetcache calibrate --backbone {model.backbone} --policy {self.name}"
+    def _ratios(self, model: ModelInfo) -> Ratios:
         if self.values:
-            shift = None
-            return Ratios(model=model.backbone, shift=shift, source="given", values=self.values)
-        if self.ratios == "auto":
-            found = find_ratios(model)
-            if found is not None:
-                return found
-            raise ConfigError(
-                f"no magnitude ratios are known for {model.variant or f'this {model.backbone} model'}",
-                where=f"policy {self.name}",
-                setting="ratios",
-                given=self.ratios,
-                allowed=RATIOS,
-                remedy=f"Measure them with {calibrate} and give the file as ratios=FILE, or borrow "
-                f"another model's with ratios=vace-1.3b (known: {', '.join(RATIOS)}).",
-            )
-        if self.ratios in RATIOS:
-            return RATIOS[self.ratios]
-        path = Path(self.ratios).expanduser()
-        if path.suffix == ".json" or path.is_file():
-            return load_ratios(path, model)
-        nearest = nearest_name(self.ratios, RATIOS)
+            name = model.variant or model.backbone
+            return Ratios(model=name, shift=None, source="given", values=self.values)
+        found = find_ratios(model) if self.ratios == "auto" else RATIOS[self.ratios]
+        if found is not None:
+            return found
         raise ConfigError(
-            f"there are no ratios {self.ratios!r}"
-            + (f", did you mean {nearest!r}?" if nearest else ""),
+            f"no magnitude ratios are known for {model.variant or f'this {model.backbone} model'}",
             where=f"policy {self.name}",
             setting="ratios",
             given=self.ratios,
             allowed=RATIOS,
-            nearest=nearest,
-            remedy=f"Known: auto, {', '.join(RATIOS)}, or a file made by {calibrate}.",
+            remedy=f"Measure them with hetcache calibrate --backbone {model.backbone} --policy {self.name} "
+            "and give the file as calibration=FILE, or borrow another model's with ratios=vace-1.3b "
+            f"(known: {', '.join(RATIOS)}).",
         )

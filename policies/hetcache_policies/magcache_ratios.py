@@ -1,28 +1,24 @@
 """Published MagCache ratios: how much the trunk's residual grows or shrinks from step to step.
 
 ``gamma_i`` is the mean over tokens of ``|r_i| / |r_i-1|``, where ``r`` is the trunk's output minus its input.
-They belong to one model, one number of steps and one shift of the noise levels. ``hetcache calibrate``
-measures them for others and writes a file that ``load_ratios`` reads.
+They belong to one model, one number of steps and one shift of the noise levels; ``hetcache calibrate``
+measures them for others.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 from attrs import field, frozen
 from attrs.validators import min_len
 
+from hetcache_core.calibration import Calibration
 from hetcache_core.errors import ConfigError
 from hetcache_core.steps import ModelInfo
 
-__all__ = ["RATIOS", "RATIOS_OF_MODEL", "Ratios", "find_ratios", "load_ratios"]
-
-FILE_VERSION: Final = 1
-"""Version of the calibration file's layout."""
+__all__ = ["RATIOS", "RATIOS_OF_MODEL", "Ratios", "find_ratios", "ratios_of"]
 
 
 @final
@@ -32,7 +28,7 @@ class Ratios:
 
     Attributes:
         model: what they were measured on.
-        shift: shift of the noise levels in that run, or None where it is not known.
+        shift: shift of the noise levels in that run, or None where others than a table say so.
         source: where they come from.
         values: one ratio a step, the first 1; as many as the run had steps.
     """
@@ -111,56 +107,28 @@ def find_ratios(model: ModelInfo) -> Ratios | None:
     return RATIOS[name] if name else None
 
 
-def load_ratios(path: Path, model: ModelInfo) -> Ratios:
-    """Read ratios from a calibration file.
-
-    The file is a JSON object with ``version`` (1), ``policy`` ("magcache"), ``model`` (an object with
-    ``backbone``, ``variant``, ``layers`` and ``width``), ``ratios`` (one number a step), and optionally
-    ``shift`` and ``source``.
-
-    Args:
-        path: the file.
-        model: the model that the ratios must be of.
+def ratios_of(calibration: Calibration) -> Ratios:
+    """Return the ratios that were measured by ``hetcache calibrate``.
 
     Raises:
-        ConfigError: the file cannot be read, or was made for something else; says what.
+        ConfigError: there is not one positive number for each step.
     """
-    where = f"calibration file {path}"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"it cannot be read: {error}", where=where, setting="ratios") from error
-    reason = _unusable(found, model)
-    if reason:
+    found = calibration.data.get("ratios")
+    ratios = found if isinstance(found, list) else []
+    if len(ratios) != calibration.steps or not all(map(_is_ratio, ratios)):
         raise ConfigError(
-            reason,
-            where=where,
-            setting="ratios",
-            given=str(path),
-            remedy=f"Make one with hetcache calibrate --backbone {model.backbone} --policy magcache.",
+            f"it has no {calibration.steps} ratios, one positive number a step",
+            where=f"calibration for {calibration.policy}",
+            setting="calibration",
+            given=found,
+            remedy="Calibrate again.",
         )
     return Ratios(
-        model=model.variant or model.backbone,
-        shift=found.get("shift"),
-        source=str(found.get("source", path)),
-        values=tuple(float(ratio) for ratio in found["ratios"]),
+        model=calibration.model.variant or calibration.model.backbone,
+        shift=None,
+        source=f"measured on {calibration.clips} clips",
+        values=tuple(map(float, ratios)),
     )
-
-
-def _unusable(found: Any, model: ModelInfo) -> str | None:
-    if not isinstance(found, dict) or found.get("policy") != "magcache":
-        return "it is no MagCache calibration"
-    if found.get("version") != FILE_VERSION:
-        return f"its version is {found.get('version')!r}, this release reads {FILE_VERSION}"
-    of = found.get("model")
-    for name in ("backbone", "variant", "layers", "width"):
-        made_for = of.get(name) if isinstance(of, dict) else None
-        if made_for != getattr(model, name):
-            return f"it was made for {name} {made_for!r}, this model has {getattr(model, name)!r}"
-    ratios = found.get("ratios")
-    if not isinstance(ratios, list) or not ratios or not all(map(_is_ratio, ratios)):
-        return "its ratios are not a list of positive numbers"
-    return None
 
 
 def _is_ratio(value: object) -> bool:
