@@ -32,6 +32,9 @@ SOLVER_ROUNDS: Final = 20
 TOLERANCE: Final = 0.05
 """A budget counts as met within this share of it, or within ``HALF_STEP`` where that is more."""
 
+RECENT: Final = 4
+"""The mean of so many last steps says what the next step of their mode will cost."""
+
 HALF_STEP: Final = 0.5
 """A run spends whole steps, so what is left or missing at its end is up to half of one."""
 
@@ -91,16 +94,17 @@ class Budget:
             return decision
         left = self.steps - step.index  # this step and those after it
         spare = self.total - self._spent
-        reuse = self._reuse(costs)
+        full, reuse = self._cost(Mode.FULL, costs), self._cost(Mode.REUSE, costs)
         wanted = reuse if decision.mode is Mode.REUSE else costs.of(decision.mode)
-        # Blocks may be left out in full steps as well: all that follow may be as cheap as the cheapest.
-        full = min(self._seen.get(Mode.FULL, [1.0]))
-        if decision.mode is not Mode.FULL and spare >= full * left - (full - wanted) / 2:
-            return evolve(decision, mode=Mode.FULL, reason="budget: to be spent")
         # The last step and those of the guards run in full, the others cost at least a reuse.
-        later = len({i for i in self.forced if i > step.index} | {self.steps - 1})
+        later = len({i for i in self.forced if i > step.index} | {self.steps - 1} - {step.index})
         for_this = spare - later - reuse * (left - 1 - later)
-        if decision.mode is not Mode.REUSE and not step.is_last and for_this < (wanted + reuse) / 2:
+        affordable = for_this >= (1 + reuse) / 2
+        too_little = spare >= full * left - (full - wanted) / 2
+        if decision.mode is not Mode.FULL and too_little and affordable:
+            return evolve(decision, mode=Mode.FULL, reason="budget: to be spent")
+        too_much = for_this < (wanted + reuse) / 2 and not step.is_last
+        if decision.mode is not Mode.REUSE and too_much:
             return evolve(decision, mode=Mode.REUSE, reason="budget: spent")
         return decision
 
@@ -122,10 +126,10 @@ class Budget:
         low, high = FACTOR_RANGE
         self.factor = min(high, max(low, self.factor * math.exp(GAIN * (cost - share))))
 
-    def _reuse(self, costs: Costs) -> float:
-        """Return what reused steps have cost on average, or else what is known ahead."""
-        seen = self._seen.get(Mode.REUSE)
-        return sum(seen) / len(seen) if seen else costs.reuse
+    def _cost(self, mode: Mode, costs: Costs) -> float:
+        """Return what the last steps of a mode have cost, or else what is known ahead."""
+        seen = self._seen.get(mode, [])[-RECENT:]
+        return sum(seen) / len(seen) if seen else costs.of(mode)
 
     def solve(self, cost_at: Callable[[float], float]) -> None:
         """Find the factor whose whole run costs what may be spent.

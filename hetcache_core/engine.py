@@ -305,6 +305,10 @@ class Engine:
         span = wanted.span if wanted.mode is Mode.REUSE else WHOLE_TRUNK
         if not run.store.has(call.key, Slot(Kind.RESIDUAL, span)):
             return evolve(wanted, mode=Mode.FULL, reason="no cache yet")
+        if wanted.mode is Mode.PARTIAL and run.active is not None and run.active.too_many:
+            limit = run.active.settings.max_active_share
+            reason = f"{run.active.share:.0%} of the tokens active, over {limit:.0%}"
+            return evolve(wanted, mode=Mode.FULL, reason=reason)
         settings = self.policy.partial
         if (
             wanted.mode is Mode.PARTIAL
@@ -314,10 +318,6 @@ class Engine:
             and not run.store.has(call.key, Slot(Kind.HINT, 0))
         ):
             return evolve(wanted, mode=Mode.FULL, reason="no control hints of these tokens yet")
-        if wanted.mode is Mode.PARTIAL and run.active is not None and run.active.too_many:
-            limit = run.active.settings.max_active_share
-            reason = f"{run.active.share:.0%} of the tokens active, over {limit:.0%}"
-            return evolve(wanted, mode=Mode.FULL, reason=reason)
         return wanted
 
     def _settle(self, run: RunState, record: CallRecord, decision: Decision) -> None:

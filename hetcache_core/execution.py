@@ -147,7 +147,12 @@ class TrunkExecution:
     def reuse(self, decision: Decision) -> Tensor:
         """Add the stored residual to the state before the reused span; (B, N, D)."""
         run, trunk, span = self.run, self.trunk, decision.span
-        hidden = self.probe(span.front) if span.front else trunk.x
+        hidden = trunk.x
+        if span.front:
+            front = self._all_rows()
+            hidden = front.advance(span.front)
+            # A probe may have gone further than the reused span begins.
+            hidden = front.marks.get(span.front, hidden)
         values = run.store.get(self.call.key, Slot(Kind.RESIDUAL, span), like=trunk.x)
         output = hidden + self.predictor.predict(values, step=self.step.index, gain=decision.gain)
         if span.back:

@@ -408,6 +408,14 @@ class PolicyRecipe(ABC):
     source: ClassVar[str]
     anywhere: ClassVar[Mapping[str, object]] = {}
     """Settings with which it runs on every model, for those that try every policy on one."""
+    decides_on: ClassVar[str] = ""
+    """What its decisions look at, in a few words for tables."""
+    preset_shares: ClassVar[Mapping[str, float]] = {}
+    """Share of the FLOPs that each preset computes: a run with the preset is asked for it.
+
+    Where the policy decides steps, its thresholds follow as they do for ``target_speedup``; elsewhere
+    the settings have to reach it.
+    """
 
     @abstractmethod
     def compose(self, model: ModelInfo) -> CachePolicy:

@@ -109,7 +109,9 @@ def accelerate(
         pipeline: a pipeline of a known backbone.
         policy: registered name, names joined by "+", a recipe, or a ready composition.
         settings: the policy's settings by name; with "+" prefixed ("teacache.threshold").
-        preset: "quality", "balanced" or "fast"; ``settings`` go on top of it.
+        preset: "quality", "balanced" or "fast"; ``settings`` go on top of it. A policy that decides
+            steps is also asked for the preset's share of FLOPs, unless ``settings`` replace any of
+            the preset's own.
         backbone: registered name or adapter; None finds the one that accepts the pipeline.
         store: dtype, device and byte limit of what is kept.
         guards: steps that run in full whatever the policy says.
@@ -157,6 +159,8 @@ def accelerate(
             on_run(trace)
         registry.observe_run(trace)
 
+    if target_speedup is None and composed.step is not None and isinstance(policy, str):
+        target_speedup = _preset_speedup(policy, settings or {}, preset, model, registry)
     engine = Engine(
         policy=composed,
         settings=used,
@@ -232,6 +236,23 @@ def _recipe(
     base = dict(kind.preset(preset, model)) if preset is not None else {}
     recipe = build(kind, {**base, **own}, where=f"policy {name}")
     return recipe
+
+
+def _preset_speedup(
+    policy: str,
+    settings: Mapping[str, object],
+    preset: str | None,
+    model: ModelInfo,
+    registry: Registry,
+) -> float | None:
+    """Return the speed-up that a preset stands for, or None where it stands for none."""
+    if preset is None or "+" in policy:
+        return None
+    kind = registry.policy(policy)
+    share = kind.preset_shares.get(preset)
+    if share is None or kind.preset(preset, model).keys() & settings.keys():
+        return None
+    return 1 / share
 
 
 def _plain_settings(recipe: PolicyRecipe) -> dict[str, Any]:

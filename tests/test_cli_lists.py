@@ -19,7 +19,7 @@ from hetcache_core.settings import describe
 PLUGIN_KEYS = {
     "name", "distribution", "version", "status", "hooks", "policies", "backbones", "error",
 }  # fmt: skip
-POLICY_KEYS = {"name", "summary", "source", "settings", "presets", "error"}
+POLICY_KEYS = {"name", "summary", "source", "settings", "presets", "preset_shares", "error"}
 SETTING_KEYS = {"name", "type", "default", "doc", "allowed"}
 BACKBONE_KEYS = {
     "name", "summary", "library", "library_version", "features", "guidance", "geometry", "error",

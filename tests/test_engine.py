@@ -34,12 +34,14 @@ from hetcache_core import (
     ReusePoint,
     RunInfo,
     Span,
+    Stack,
     StepDecider,
     StepInfo,
     StepPolicy,
     Stored,
     StoreSettings,
     SubLayer,
+    Use,
     accelerate,
 )
 from hetcache_core.policy import PartAction
@@ -399,16 +401,11 @@ def test_parts_that_are_reused_are_counted_and_cost_nothing() -> None:
     assert (full.parts_reused, reused.parts_reused) == (0, LAYERS + 2)
     trunk = engine.seen[0].trunk
     assert trunk is not None
-    part = [
-        trunk.flops.sub_layer(s, SubLayer.SELF_ATTENTION, rows=48, keys=48) for s in trunk_stacks()
-    ]
-    assert full.flops - reused.flops == LAYERS * part[0] + 2 * part[1]
-
-
-def trunk_stacks() -> list[Any]:
-    from hetcache_core import Stack
-
-    return [Stack.MAIN, Stack.CONTROL]
+    costs = trunk.flops
+    main, control = (
+        costs.sub_layer(stack, SubLayer.SELF_ATTENTION, rows=48, keys=48) for stack in Stack
+    )
+    assert full.flops - reused.flops == LAYERS * main + 2 * control
 
 
 def test_a_reused_block_before_a_block_that_runs_catches_up_on_control() -> None:
@@ -422,18 +419,12 @@ def test_a_reused_block_before_a_block_that_runs_catches_up_on_control() -> None
         def block(self, step: StepInfo, branch: str, key: Any, hidden: Tensor) -> BlockAction:
             if key.index != 0:
                 return BlockAction()
-            return BlockAction(store=True) if step.index == 0 else BlockAction(use=use_reuse())
+            return BlockAction(store=True) if step.index == 0 else BlockAction(use=Use.REUSE)
 
     full, reused = answers(CachePolicy(name="first", blocks=FirstReused()), 2)
     assert (reused.main, reused.control) == (LAYERS - 1, 2)
     bound = rounding_bound(full.trunk_output, LAYERS, 32)
     require_close(reused.trunk_output, full.trunk_output, bound, "first block reused")
-
-
-def use_reuse() -> Any:
-    from hetcache_core import Use
-
-    return Use.REUSE
 
 
 def test_guards_reach_the_blocks() -> None:
@@ -458,13 +449,18 @@ class CondForUncond(GuidanceDecider):
 
     observed: list[tuple[int, list[str]]] = field(factory=list)
 
-    def predicts(self, step: StepInfo, branch: str, *_more: Any) -> str | None:
+    def predicts(self, step: StepInfo, branch: str, mode: Mode) -> str | None:
+        assert mode is FULL
         return "odd step" if step.index % 2 else None
 
-    def predict(self, step: StepInfo, branch: str, outputs: Mapping[str, Tensor]) -> Tensor:
+    def predict(
+        self, step: StepInfo, branch: str, outputs: Mapping[str, Tensor], signals: Any
+    ) -> Tensor:
         return outputs["cond"]
 
-    def observe_outputs(self, step: StepInfo, outputs: Mapping[str, Tensor], *_more: Any) -> None:
+    def observe_outputs(
+        self, step: StepInfo, outputs: Mapping[str, Tensor], mode: Mode, signals: Any
+    ) -> None:
         self.observed.append((step.index, list(outputs)))
 
 

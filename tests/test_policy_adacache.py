@@ -16,7 +16,7 @@ from hetcache_core.errors import ConfigError
 from hetcache_core.guards import Guards
 from hetcache_core.policy import BlockAction, Use
 from hetcache_core.session import accelerate
-from hetcache_core.steps import BlockKey, Mode, ModelInfo, Stack, StepInfo, SubLayer
+from hetcache_core.steps import BlockKey, BranchRows, Mode, ModelInfo, Stack, StepInfo, SubLayer
 from hetcache_core.testing import BoundCheck, parametrize_with_checks, tiny_case
 from hetcache_core.tokens import Grid
 from hetcache_core.trace import Trace
@@ -120,6 +120,13 @@ def run_info(
     )
 
 
+def call_of(key: str, *, reverse: bool = False) -> tuple[BranchRows, ...]:
+    """The branches of a call, with a row each; in reverse the first branch has the last row."""
+    names = key.split("+")
+    rows = range(len(names))[::-1] if reverse else range(len(names))
+    return tuple(BranchRows(name, row, row + 1) for name, row in zip(names, rows, strict=True))
+
+
 def attention(value: float, rows: int = 1) -> Tensor:
     return torch.full((rows, TOKENS, WIDTH), value)
 
@@ -129,6 +136,7 @@ def drive(
     outputs: Sequence[Tensor],
     *,
     order: tuple[str, ...] = ("cond", "uncond"),
+    reverse: bool = False,
     numbers: Numbers | None = None,
 ) -> tuple[str, list[float | None]]:
     """Play a run whose attention at each step is given for the first branch.
@@ -146,6 +154,7 @@ def drive(
         modes += "F" if decision.mode is Mode.FULL else "."
         changes.append(decision.signal)
         for branch in order if decision.mode is Mode.FULL else ():
+            decider.enter_call(step, call_of(branch, reverse=reverse))
             for layer in range(MODEL.layers):
                 key = BlockKey(Stack.MAIN, layer)
                 action = decider.block(step, branch, key, output)
@@ -205,14 +214,15 @@ def test_a_threshold_factor_stretches_all_thresholds() -> None:
     assert drive(recipe, steady(0.15, 9), numbers=Numbers(2.0))[0][:5] == "FF..F"
 
 
-def test_a_merged_call_is_judged_by_its_first_branch() -> None:
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_merged_call_is_judged_by_its_first_branch(reverse: bool) -> None:
     wild = torch.Generator().manual_seed(0)
-    expected = drive(AdaCache(), steady(0.1, 30))
-    outputs = [
-        torch.cat([output, torch.randn(1, TOKENS, WIDTH, generator=wild)])
-        for output in steady(0.1, 30)
-    ]
-    assert drive(AdaCache(), outputs, order=("cond+uncond",)) == expected
+    outputs = []
+    for output in steady(0.1, 30):
+        rows = [output, torch.randn(1, TOKENS, WIDTH, generator=wild)]
+        outputs.append(torch.cat(rows[::-1] if reverse else rows))
+    found = drive(AdaCache(), outputs, order=("cond+uncond",), reverse=reverse)
+    assert found == drive(AdaCache(), steady(0.1, 30))
 
 
 def test_many_tokens_are_compared_on_a_sketch() -> None:
@@ -222,6 +232,7 @@ def test_many_tokens_are_compared_on_a_sketch() -> None:
     assert policy.blocks is not None
     decider = policy.blocks.begin(run_info(30, frames=frames))
     step = StepInfo(index=0, total=30, timestep=1000, sigma=1)
+    decider.enter_call(step, call_of("cond"))
     decider.observe(step, "cond", BlockKey(Stack.MAIN, 1), SELF, torch.randn(1, tokens, 2))
     ((sketch, _),) = decider._meter.kept.values()  # type: ignore[attr-defined]
     assert sketch.shape == (1, SKETCH_TOKENS, 2)
@@ -269,6 +280,7 @@ def test_one_frame_has_no_motion() -> None:
     decider = policy.blocks.begin(run_info(30, frames=1))
     for index in range(2):
         step = StepInfo(index=index, total=30, timestep=1000, sigma=1)
+        decider.enter_call(step, call_of("cond"))
         decider.observe(step, "cond", BlockKey(Stack.MAIN, 1), SELF, attention(1.0))
 
 
@@ -346,7 +358,7 @@ def test_an_asked_speed_up_is_reached(steps: int) -> None:
 
 @parametrize_with_checks(
     policies={
-        "adacache": AdaCache,
+        "adacache deciding blocks": lambda: AdaCache(level="block"),
         "adacache with motion": lambda: AdaCache(
             motion=True, probe_blocks=(0, 1), probe=SubLayer.FEED_FORWARD
         ),
@@ -404,6 +416,7 @@ def test_every_branch_adds_its_own_residuals() -> None:
         step = StepInfo(index=index, total=20, timestep=1000, sigma=1)
         decider.prepare(step, Numbers())  # type: ignore[arg-type]  # reads numbers only
         for branch in ("cond", "uncond") if index != 1 else ("cond",):
+            decider.enter_call(step, call_of(branch))
             action = decider.block(step, branch, key, attention(1.0))
             uses.append((index, branch, action.use))
             for part in action.observe:
@@ -424,6 +437,7 @@ def test_a_probe_before_the_plan_runs_its_blocks() -> None:
     def ask(index: int, *, planned: bool) -> BlockAction:
         step = StepInfo(index=index, total=20, timestep=1000, sigma=1)
         if planned:
+            decider.enter_call(step, call_of("cond"))
             decider.prepare(step, Numbers())  # type: ignore[arg-type]
         action = decider.block(step, "cond", key, attention(1.0))
         for part in action.observe:

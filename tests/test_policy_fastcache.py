@@ -16,7 +16,7 @@ from hetcache_core.guards import Guards
 from hetcache_core.policy import BlockAction, BlockDecider, BlockPolicy, CachePolicy, Use
 from hetcache_core.session import accelerate
 from hetcache_core.signals import Signals
-from hetcache_core.steps import BlockKey, Mode, ModelInfo, Stack, StepInfo
+from hetcache_core.steps import BlockKey, BranchRows, Mode, ModelInfo, Stack, StepInfo
 from hetcache_core.testing import BoundCheck, parametrize_with_checks, tiny_case
 from hetcache_core.tokens import Grid
 from hetcache_core.trace import Trace
@@ -62,6 +62,9 @@ def at(index: int, total: int = 99) -> StepInfo:
     return StepInfo(index=index, total=total, timestep=1000 - index, sigma=0.5)
 
 
+COND, UNCOND = (BranchRows("cond", 0, 1),), (BranchRows("uncond", 0, 1),)
+
+
 def drive(
     levels: Sequence[float],
     recipe: FastCache | None = None,
@@ -73,6 +76,7 @@ def drive(
     decider, uses = begin(recipe), ""
     for index, level in zip(steps or range(len(levels)), levels, strict=True):
         step = at(index, total)
+        decider.enter_call(step, COND)
         decider.prepare(step, numbers or Numbers())  # type: ignore[arg-type]
         action = decider.block(step, "cond", KEY, torch.full((1, 2, 4), level))
         uses += "h" if action.use is Use.REUSE else "R"
@@ -145,8 +149,10 @@ def test_only_the_middle_of_the_depth_is_left_out() -> None:
 def test_the_branch_that_comes_first_decides_for_the_other() -> None:
     decider, uses = begin(), []
     for index in range(6):
+        decider.enter_call(at(index), COND)
         decider.prepare(at(index), Numbers())  # type: ignore[arg-type]
         first = decider.block(at(index), "cond", KEY, torch.ones(1, 2, 4))
+        decider.enter_call(at(index), UNCOND)
         other = decider.block(at(index), "uncond", KEY, torch.full((1, 2, 4), 3.0**index))
         assert first == other
         uses.append(first.use)
@@ -154,9 +160,11 @@ def test_the_branch_that_comes_first_decides_for_the_other() -> None:
 
 
 def test_a_merged_call_is_judged_by_its_first_branch() -> None:
+    """Whose rows need not come first."""
     decider, uses = begin(), ""
     for index in range(6):
-        hidden = torch.cat([torch.ones(1, 2, 4), torch.full((1, 2, 4), 3.0**index)])
+        hidden = torch.cat([torch.full((1, 2, 4), 3.0**index), torch.ones(1, 2, 4)])
+        decider.enter_call(at(index), (BranchRows("cond", 1, 2), BranchRows("uncond", 0, 1)))
         decider.prepare(at(index), Numbers())  # type: ignore[arg-type]
         uses += (
             "h" if decider.block(at(index), "cond+uncond", KEY, hidden).use is Use.REUSE else "R"
@@ -169,9 +177,11 @@ def test_a_branch_that_missed_the_last_run_runs() -> None:
     decider = begin()
     uses = []
     for index in range(4):
+        decider.enter_call(at(index), COND)
         decider.prepare(at(index), Numbers())  # type: ignore[arg-type]
         decider.block(at(index), "cond", KEY, torch.ones(1, 2, 4))
         if index != 1:
+            decider.enter_call(at(index), UNCOND)
             uses.append(decider.block(at(index), "uncond", KEY, torch.ones(1, 2, 4)).use)
     assert uses == [Use.RUN, Use.RUN, Use.RUN]
 
@@ -179,6 +189,7 @@ def test_a_branch_that_missed_the_last_run_runs() -> None:
 def test_a_probe_before_the_plan_runs_its_blocks() -> None:
     decider = begin()
     for index in range(3):
+        decider.enter_call(at(index), COND)
         decider.prepare(at(index), Numbers())  # type: ignore[arg-type]
         last = decider.block(at(index), "cond", KEY, torch.ones(1, 2, 4))
     assert last.use is Use.REUSE
@@ -187,6 +198,7 @@ def test_a_probe_before_the_plan_runs_its_blocks() -> None:
 
 def test_inputs_are_kept_as_sketches() -> None:
     decider = begin()
+    decider.enter_call(at(0), COND)
     decider.block(at(0), "cond", KEY, torch.randn(1, 4 * SKETCH_TOKENS, 3))
     (known,) = decider._known.values()  # type: ignore[attr-defined]
     assert known.sketch.shape == (1, SKETCH_TOKENS, 3)
@@ -220,6 +232,9 @@ class Spy(BlockPolicy):
 class _Spying(BlockDecider):
     _inner: BlockDecider
     _seen: dict[tuple[int, str, int], tuple[Tensor, Use]]
+
+    def enter_call(self, step: StepInfo, branches: tuple[BranchRows, ...]) -> None:
+        self._inner.enter_call(step, branches)
 
     def prepare(self, step: StepInfo, signals: Signals) -> None:
         self._inner.prepare(step, signals)
@@ -312,6 +327,12 @@ def test_guarded_steps_run_every_block() -> None:
     assert {r.blocks_run for r in guarded.records if r.step == left_out} == {4}
 
 
+@pytest.mark.parametrize("steps", [20, 50])
+def test_an_asked_speed_up_is_reached(steps: int) -> None:
+    _, trace = edit("fastcache", steps, target_speedup=1.3)
+    assert trace.totals().flops_speedup == pytest.approx(1.3, rel=0.05)
+
+
 def test_presets_compute_less_and_less() -> None:
     shares = [
         edit("fastcache", preset=p)[1].totals().flops for p in ("quality", "balanced", "fast")
@@ -320,6 +341,6 @@ def test_presets_compute_less_and_less() -> None:
     assert len(set(shares)) == 3
 
 
-@parametrize_with_checks(policies=[FastCache])
+@parametrize_with_checks(policies=[lambda: FastCache(threshold=0.2, blocks=(0.0, 1.0))])
 def test_contract(check: BoundCheck) -> None:
     check()

@@ -13,7 +13,7 @@ from hetcache_core.errors import ConfigError
 from hetcache_core.guards import Guards
 from hetcache_core.policy import BlockAction, PartAction, Use
 from hetcache_core.session import accelerate
-from hetcache_core.steps import BlockKey, Mode, ModelInfo, Stack, StepInfo, SubLayer
+from hetcache_core.steps import BlockKey, BranchRows, Mode, ModelInfo, Stack, StepInfo, SubLayer
 from hetcache_core.testing import BoundCheck, parametrize_with_checks, tiny_case
 from hetcache_core.tokens import Grid
 from hetcache_core.trace import Trace
@@ -44,6 +44,9 @@ def begin(recipe: ToCa | DuCa, branches: tuple[str, ...] = ("cond", "uncond")) -
             device="cpu",
         )
     )
+
+
+COND, UNCOND = (BranchRows("cond", 0, 1),), (BranchRows("uncond", 0, 1),)
 
 
 def at(index: int, total: int = 99) -> StepInfo:
@@ -121,9 +124,12 @@ def test_a_guard_makes_a_full_step_of_an_aggressive_one() -> None:
 # Which tokens -----------------------------------------------------------------------------------------
 
 
-def after_full_steps(recipe: ToCa | DuCa, output: Tensor, branch: str = "cond") -> Any:
-    decider = begin(recipe)
+def after_full_steps(
+    recipe: ToCa | DuCa, output: Tensor, branches: tuple[BranchRows, ...] = COND
+) -> Any:
+    decider, branch = begin(recipe), "+".join(each.name for each in branches)
     for index in range(3):
+        decider.enter_call(at(index), branches)
         action = decider.block(at(index), branch, MAIN, HIDDEN)
         for part in action.observe:
             decider.observe(at(index), branch, MAIN, part, output)
@@ -174,20 +180,25 @@ def test_both_branches_compute_the_same_tokens(score: Any) -> None:
 
 def test_only_the_branch_that_comes_first_is_looked_at() -> None:
     decider = begin(ToCa())
-    actions = [decider.block(at(0), branch, MAIN, HIDDEN) for branch in ("cond", "uncond")]
-    assert [action.observe for action in actions] == [{SELF}, set()]
+    observed = []
+    for branches in (COND, UNCOND):
+        decider.enter_call(at(0), branches)
+        observed.append(decider.block(at(0), branches[0].name, MAIN, HIDDEN).observe)
+    assert observed == [{SELF}, set()]
 
 
 def test_a_merged_call_is_judged_by_its_first_branch() -> None:
     output = torch.randn(1, TOKENS, 4, generator=torch.Generator().manual_seed(0))
     alone = after_full_steps(ToCa(), output)
-    merged = after_full_steps(ToCa(), torch.cat([output, -9 * output.flip(1)]), "cond+uncond")
+    both = (BranchRows("cond", 1, 2), BranchRows("uncond", 0, 1))
+    merged = after_full_steps(ToCa(), torch.cat([-9 * output.flip(1), output]), both)
     assert rows_at(merged, 3, "cond+uncond") == rows_at(alone, 3)
 
 
 def test_random_tokens_differ_by_step_block_and_seed_and_need_no_look() -> None:
     recipe = ToCa(score="random")
     decider = begin(recipe)
+    decider.enter_call(at(0), COND)
     assert not decider.block(at(0), "cond", MAIN, HIDDEN).observe
     again, other = begin(recipe), begin(ToCa(score="random", seed=1))
     for each in (decider, again, other):
@@ -289,11 +300,6 @@ def test_two_answers_to_one_question_are_refused_by_name(
     assert all(f"'{policy}'" in str(caught.value) for policy in both)
 
 
-@parametrize_with_checks(
-    policies={
-        "toca": ToCa,
-        "duca at random": lambda: DuCa(score="random", cross_attention_share=0.2),
-    }
-)
+@parametrize_with_checks(policies=[lambda: DuCa(score="random", cross_attention_share=0.2)])
 def test_contract(check: BoundCheck) -> None:
     check()

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from functools import partialmethod
 from typing import Any, ClassVar, final
 
-import numpy as np
 import pytest
 import torch
 from attrs import define, evolve, field, frozen
@@ -583,16 +582,29 @@ def test_a_snapshot_sees_weights_hooks_and_attributes() -> None:
     with pytest.raises(ContractError, match=r"left behind: pipeline.extra"):
         before.require_unchanged(pipeline, "with an attribute")
     del pipeline.extra
+    pipeline.scheduler, own = object(), pipeline.scheduler
+    with pytest.raises(ContractError, match=r"changed: pipeline.scheduler"):
+        before.require_unchanged(pipeline, "with another scheduler")
+    pipeline.scheduler = own
     with torch.no_grad():
         pipeline.model.head.bias[0] += 1
     with pytest.raises(ContractError, match=r"changed: pipeline.model.head._parameters"):
         before.require_unchanged(pipeline, "with another weight")
 
 
+def test_a_snapshot_overlooks_what_a_pipeline_notes_of_its_last_call() -> None:
+    pipeline = TinyPipeline()
+    pipeline.num_timesteps = 8
+    before = Snapshot.of(pipeline)
+    pipeline.num_timesteps = 4
+    before.require_unchanged(pipeline, "after fewer steps")
+
+
 # TinyBackbone as a backbone ----------------------------------------------------------------------
 
 
 def test_tiny_backbone_loads_and_edits() -> None:
+    np = pytest.importorskip("numpy")
     backbone = TinyBackbone()
     pipeline = backbone.load(LoadRequest(model="3"))
     video, mask = tiny_video()

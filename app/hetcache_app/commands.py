@@ -8,15 +8,41 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from hetcache_app.config import DemoConfig, EditConfig, assignments, make_config, option_help
+from hetcache_app.config import (
+    CalibrateConfig,
+    DemoConfig,
+    EditConfig,
+    assignments,
+    make_calibrate_config,
+    make_config,
+    make_demo_config,
+    option_help,
+)
 from hetcache_app.console import find_plugins, print_json
-from hetcache_core.settings import build
 
 __all__ = ["app"]
 
 EDIT: Final = option_help(EditConfig)
 DEMO: Final = option_help(DemoConfig)
+CALIBRATE: Final = option_help(CalibrateConfig)
 
+TargetSpeedup = Annotated[float | None, typer.Option(help=EDIT["target_speedup"])]
+Warmup = Annotated[float | None, typer.Option(help=EDIT["warmup"])]
+Tail = Annotated[float | None, typer.Option(help=EDIT["tail"])]
+MaxReuse = Annotated[int | None, typer.Option(help=EDIT["max_reuse"])]
+FullSteps = Annotated[str | None, typer.Option(help=EDIT["full_steps"])]
+MaxCacheBytes = Annotated[str | None, typer.Option(metavar="SIZE", help=EDIT["max_cache_bytes"])]
+CacheDtype = Annotated[str | None, typer.Option(help=EDIT["cache_dtype"])]
+CacheDevice = Annotated[str | None, typer.Option(help=EDIT["cache_device"])]
+
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="an argument of the model library's own call; repeatable",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON, and nothing else, on stdout")]
 
 app = typer.Typer(
@@ -72,14 +98,7 @@ def edit(
         typer.Option("--set", metavar="NAME=VALUE", help="a setting of the policy; repeatable"),
     ] = None,
     preset: Annotated[str | None, typer.Option(help=EDIT["preset"])] = None,
-    options: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--option",
-            metavar="NAME=VALUE",
-            help="an argument of the model library's own call; repeatable",
-        ),
-    ] = None,
+    options: Options = None,
     config: Annotated[
         str | None, typer.Option(help="a YAML file with any of these options; options win")
     ] = None,
@@ -94,6 +113,14 @@ def edit(
     ] = None,
     device: Annotated[str | None, typer.Option(help=EDIT["device"])] = None,
     dtype: Annotated[str | None, typer.Option(help=EDIT["dtype"])] = None,
+    target_speedup: TargetSpeedup = None,
+    warmup: Warmup = None,
+    tail: Tail = None,
+    max_reuse: MaxReuse = None,
+    full_steps: FullSteps = None,
+    max_cache_bytes: MaxCacheBytes = None,
+    cache_dtype: CacheDtype = None,
+    cache_device: CacheDevice = None,
     composite: Annotated[
         bool | None, typer.Option("--composite/--no-composite", help=EDIT["composite"])
     ] = None,
@@ -132,12 +159,20 @@ def demo(
     seed: Annotated[int | None, typer.Option(help=DEMO["seed"])] = None,
     device: Annotated[str | None, typer.Option(help=DEMO["device"])] = None,
     dtype: Annotated[str | None, typer.Option(help=DEMO["dtype"])] = None,
+    target_speedup: TargetSpeedup = None,
+    warmup: Warmup = None,
+    tail: Tail = None,
+    max_reuse: MaxReuse = None,
+    full_steps: FullSteps = None,
+    max_cache_bytes: MaxCacheBytes = None,
+    cache_dtype: CacheDtype = None,
+    cache_device: CacheDevice = None,
     json: Json = False,
 ) -> None:
     """Edit an embedded clip without and with caching, and show both side by side."""
     given: dict[str, Any] = {name: value for name, value in locals().items() if value is not None}
     del given["json"]
-    asked = build(DemoConfig, given, where="hetcache demo")
+    asked = make_demo_config(given)
 
     from hetcache_app.demo import demo as run_demo
     from hetcache_app.report import print_report
@@ -147,6 +182,47 @@ def demo(
         print_json(report.to_dict())
     else:
         print_report(report)
+
+
+@app.command()
+def calibrate(
+    *,
+    policy: Annotated[str | None, typer.Option(help=CALIBRATE["policy"])] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help=CALIBRATE["output"])] = None,
+    backbone: Annotated[str | None, typer.Option(help=CALIBRATE["backbone"])] = None,
+    model: Annotated[str | None, typer.Option(help=CALIBRATE["model"])] = None,
+    video: Annotated[list[str] | None, typer.Option(help=CALIBRATE["video"])] = None,
+    mask: Annotated[list[str] | None, typer.Option(help=CALIBRATE["mask"])] = None,
+    prompt: Annotated[str | None, typer.Option(help=CALIBRATE["prompt"])] = None,
+    clips: Annotated[int | None, typer.Option(help=CALIBRATE["clips"])] = None,
+    steps: Annotated[int | None, typer.Option(help=CALIBRATE["steps"])] = None,
+    seed: Annotated[int | None, typer.Option(help=CALIBRATE["seed"])] = None,
+    frames: Annotated[int | None, typer.Option(help=CALIBRATE["frames"])] = None,
+    height: Annotated[int | None, typer.Option(help=CALIBRATE["height"])] = None,
+    width: Annotated[int | None, typer.Option(help=CALIBRATE["width"])] = None,
+    cfg_scale: Annotated[float | None, typer.Option(help=CALIBRATE["cfg_scale"])] = None,
+    options: Options = None,
+    device: Annotated[str | None, typer.Option(help=CALIBRATE["device"])] = None,
+    dtype: Annotated[str | None, typer.Option(help=CALIBRATE["dtype"])] = None,
+    json: Json = False,
+) -> None:
+    """Measure what a policy needs to know of a model, on uncached runs, and write it to a file."""
+    given: dict[str, Any] = {
+        name: value for name, value in locals().items() if value not in (None, [])
+    }
+    del given["json"]
+    if "options" in given:
+        given["options"] = assignments(given["options"], option="--option")
+    asked = make_calibrate_config(given)
+
+    from hetcache_app.calibrate import calibrate as run_calibration
+    from hetcache_app.calibrate import print_calibration
+
+    made = run_calibration(asked, find_plugins())
+    if json:
+        print_json(made.to_dict())
+    else:
+        print_calibration(made, asked.output)
 
 
 @plugins_app.command("list")
@@ -168,8 +244,20 @@ def list_plugins(
 
 
 @app.command()
-def policies(*, json: Json = False) -> None:
+def policies(
+    *,
+    json: Json = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="print the table of the documentation")
+    ] = False,
+) -> None:
     """List the caching policies with their settings and presets."""
+    if markdown:
+        from hetcache_app.table import policies_as_markdown
+
+        typer.echo(policies_as_markdown(find_plugins()))
+        return
+
     from hetcache_app.listing import policies_as_json, print_policies
 
     if json:

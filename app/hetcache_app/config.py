@@ -10,22 +10,24 @@ import attrs
 import yaml
 from attrs import frozen
 
+from hetcache_app.limits import LimitsConfig, Precision, read_texts
 from hetcache_core.errors import ConfigError
 from hetcache_core.settings import build, describe, parse_assignments, setting
 
 __all__ = [
+    "CalibrateConfig",
     "DemoConfig",
     "EditConfig",
-    "Precision",
     "Preset",
     "assignments",
+    "make_calibrate_config",
     "make_config",
+    "make_demo_config",
     "option_help",
     "read_yaml",
 ]
 
 Preset = Literal["quality", "balanced", "fast"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 DEMO_STEPS: Final = 20
 """Enough for a policy to show all its kinds of steps, and under two minutes on two CPU cores."""
@@ -36,7 +38,7 @@ MAPPINGS: Final = ("settings", "options")
 
 
 @frozen(kw_only=True)
-class EditConfig:
+class EditConfig(LimitsConfig):
     """One edit, as it is asked for.
 
     Its fields are the options of ``hetcache edit`` and the keys of ``--config``, and say
@@ -83,7 +85,7 @@ class EditConfig:
 
 
 @frozen(kw_only=True)
-class DemoConfig:
+class DemoConfig(LimitsConfig):
     """One demonstration, as it is asked for; its fields are the options of ``hetcache demo``."""
 
     output: str = setting("hetcache-demo", doc="folder for the videos, the strip and the traces")
@@ -96,7 +98,36 @@ class DemoConfig:
     dtype: Precision = setting("auto", doc="auto, float32, bfloat16 or float16")
 
 
-def option_help(config: type[EditConfig | DemoConfig]) -> dict[str, str]:
+@frozen(kw_only=True)
+class CalibrateConfig:
+    """One calibration, as it is asked for; its fields are the options of ``hetcache calibrate``."""
+
+    policy: str = setting(doc="the policy to measure for")
+    output: str = setting(doc="the calibration file to write")
+    backbone: str = setting("tiny-vace", doc="the model; `hetcache backbones` lists them")
+    model: str | None = setting(None, doc="folder or hub id of a checkpoint")
+    video: tuple[str, ...] = setting((), doc="a video to measure on; repeatable, each with a mask")
+    mask: tuple[str, ...] = setting((), doc="where that video is edited; repeatable")
+    prompt: str = setting("", doc="what to put into the masks")
+    clips: int = setting(
+        1, ge=1, doc="without videos: how often to run the model's own clip, each with another seed"
+    )
+    steps: int = setting(50, ge=1, doc="steps of the sampler, for which alone the file will be")
+    seed: int = setting(0, ge=0, lt=2**63, doc="seed of the noise; later clips count up from it")
+    frames: int | None = setting(
+        None, ge=1, doc="how many frames; by default the model's own number"
+    )
+    height: int | None = setting(None, ge=1, doc="height that the model works at")
+    width: int | None = setting(None, ge=1, doc="width that the model works at")
+    cfg_scale: float = setting(5.0, ge=0, doc="strength of the guidance; 1 goes without")
+    options: Mapping[str, object] = attrs.field(
+        factory=dict, metadata={"doc": "further arguments of the model library's own call, by name"}
+    )
+    device: str = setting("auto", doc="auto, cpu, cuda or cuda:N")
+    dtype: Precision = setting("auto", doc="auto, float32, bfloat16 or float16")
+
+
+def option_help(config: type[EditConfig | DemoConfig | CalibrateConfig]) -> dict[str, str]:
     """Write the help of every option, by the name of its field.
 
     Args:
@@ -167,7 +198,7 @@ def make_config(given: Mapping[str, Any], config: str | None = None) -> EditConf
         ConfigError: A key is unknown, missing, of the wrong type or out of range.
     """
     from_file = read_yaml(Path(config)) if config else {}
-    values = {**from_file, **given}
+    values: dict[str, Any] = {**from_file, **given}
     for name in MAPPINGS:
         base = from_file.get(name)
         if isinstance(base, Mapping) and name in given:
@@ -181,8 +212,43 @@ def make_config(given: Mapping[str, Any], config: str | None = None) -> EditConf
             setting=missing[0],
         )
     try:
-        return build(EditConfig, values, where="hetcache edit")
+        return build(EditConfig, read_texts(values), where="hetcache edit")
     except ConfigError as error:
         if error.setting in from_file and error.setting not in given:
             error.where = str(config)
         raise
+
+
+def make_demo_config(given: Mapping[str, Any]) -> DemoConfig:
+    """Check the options of a demonstration.
+
+    Args:
+        given: The options that were given, by the names of the fields.
+
+    Raises:
+        ConfigError: One cannot be read, or is out of range.
+    """
+    return build(DemoConfig, read_texts(given), where="hetcache demo")
+
+
+def make_calibrate_config(given: Mapping[str, Any]) -> CalibrateConfig:
+    """Check the options of a calibration.
+
+    Args:
+        given: The options that were given, by the names of the fields.
+
+    Raises:
+        ConfigError: One is missing or out of range, or videos and masks do not go together.
+    """
+    missing = [name for name in ("policy", "output") if name not in given]
+    if missing:
+        names = ", ".join("--" + name for name in missing)
+        raise ConfigError(f"missing {names}", where="hetcache calibrate", setting=missing[0])
+    config = build(CalibrateConfig, given, where="hetcache calibrate")
+    if len(config.video) != len(config.mask):
+        raise ConfigError(
+            f"every --video needs its --mask, got {len(config.video)} and {len(config.mask)}",
+            where="hetcache calibrate",
+            setting="mask",
+        )
+    return config

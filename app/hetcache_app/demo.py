@@ -12,8 +12,9 @@ from attrs import evolve
 from hetcache_app.config import DemoConfig
 from hetcache_app.console import note
 from hetcache_app.device import choose_device, choose_dtype
-from hetcache_app.edit import comment, held_against, run_both, save_trace
+from hetcache_app.edit import comment, held_against, run_both, said_of, save_trace
 from hetcache_app.files import check_folder, replacing, write_text
+from hetcache_app.limits import guards, store_settings
 from hetcache_app.progress import step_bars
 from hetcache_app.report import Report, measure
 from hetcache_app.run import PolicyChoice, RunResult, check_policy, load
@@ -47,7 +48,12 @@ def demo(config: DemoConfig, registry: Registry) -> Report:
     """
     folder = Path(config.output)
     check_folder(folder, option="--output")
-    policy = PolicyChoice(name=config.policy)
+    policy = PolicyChoice(
+        name=config.policy,
+        target_speedup=config.target_speedup,
+        guards=guards(config, config.steps),
+        store=store_settings(config),
+    )
     check_policy(policy, registry)
     backbone = registry.backbone(config.backbone)()
     device = choose_device(config.device)
@@ -81,7 +87,7 @@ def demo(config: DemoConfig, registry: Registry) -> Report:
         run=measure(result),
         comparison=held_against(result, reference, runner, request),
         files=_write(folder, request, reference, result, notice),
-        notes=(),
+        notes=said_of(result.trace, notice),
         notice=notice,
     )
     write_text(folder / "summary.json", json.dumps(report.to_dict(), indent=2) + "\n")

@@ -12,11 +12,12 @@ __all__ = ["choose_device", "choose_dtype"]
 DEVICE: Final = re.compile(r"cpu|cuda(:\d+)?")
 
 
-def choose_device(asked: str) -> str:
-    """Turn ``--device`` into a device of torch.
+def choose_device(asked: str, *, option: str = "--device") -> str:
+    """Turn an option into a device of torch.
 
     Args:
         asked: "auto", "cpu", "cuda" or "cuda:N".
+        option: The option, for messages.
 
     Returns:
         The device; for "auto", "cuda" where there is one.
@@ -31,7 +32,7 @@ def choose_device(asked: str) -> str:
     if not DEVICE.fullmatch(asked):
         raise ConfigError(
             f"there is no device {asked!r}",
-            where="--device",
+            where=option,
             given=asked,
             allowed=("auto", "cpu", "cuda", "cuda:N"),
             remedy="Take auto, cpu, cuda or cuda:N.",
@@ -42,13 +43,13 @@ def choose_device(asked: str) -> str:
     if count == 0:
         raise ConfigError(
             "CUDA is not available here",
-            where="--device",
+            where=option,
             given=asked,
-            remedy="Take --device cpu, or see `hetcache doctor`.",
+            remedy=f"Take {option} cpu, or see `hetcache doctor`.",
         )
     if int(asked.partition(":")[2] or 0) >= count:
         raise ConfigError(
-            f"there is no {asked}; the last one is cuda:{count - 1}", where="--device", given=asked
+            f"there is no {asked}; the last one is cuda:{count - 1}", where=option, given=asked
         )
     return asked
 

@@ -13,6 +13,7 @@ from hetcache_app.console import note
 from hetcache_app.device import choose_device, choose_dtype
 from hetcache_app.files import replacing
 from hetcache_app.job import Job, check_outputs, prepare
+from hetcache_app.limits import guards, store_settings
 from hetcache_app.metrics import compare
 from hetcache_app.progress import Steps, step_bars
 from hetcache_app.report import Comparison, Report, measure, speedup
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from hetcache_core.registry import Registry
     from hetcache_core.trace import Trace
 
-__all__ = ["comment", "edit", "held_against", "run_both", "save_trace"]
+__all__ = ["comment", "edit", "held_against", "run_both", "said_of", "save_trace"]
 
 
 def edit(config: EditConfig, registry: Registry) -> Report:
@@ -39,7 +40,14 @@ def edit(config: EditConfig, registry: Registry) -> Report:
         HetCacheError: Something is wrong with what was asked for; nothing was written.
     """
     check_outputs(config)
-    policy = PolicyChoice(name=config.policy, settings=config.settings, preset=config.preset)
+    policy = PolicyChoice(
+        name=config.policy,
+        settings=config.settings,
+        preset=config.preset,
+        target_speedup=config.target_speedup,
+        guards=guards(config, config.steps),
+        store=store_settings(config),
+    )
     check_policy(policy, registry)
     backbone = registry.backbone(config.backbone)()
     device = choose_device(config.device)
@@ -56,9 +64,7 @@ def edit(config: EditConfig, registry: Registry) -> Report:
             reference, result = run_both(runner, job.request, policy, steps)
         else:
             reference, result = None, runner.run(job.request, policy, steps.track(policy.name))
-    of_run = tuple(text for text in result.trace.notes if text != notice)
-    for text in of_run:
-        note(text)
+    of_run = said_of(result.trace, notice)
     files = _write(config, job, result, notice)
     _, height, width, _ = job.request.video.shape
     return Report(
@@ -117,6 +123,14 @@ def held_against(
             runner.backbone.geometry.size_multiple,
         ),
     )
+
+
+def said_of(trace: Trace, notice: str | None) -> tuple[str, ...]:
+    """Say on stderr what a trace notes, and return it; the backbone's own notice is left out."""
+    notes = tuple(text for text in trace.notes if text != notice)
+    for text in notes:
+        note(text)
+    return notes
 
 
 def save_trace(trace: Trace, path: Path) -> None:

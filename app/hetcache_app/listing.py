@@ -65,9 +65,9 @@ def policies_as_json(registry: Registry) -> list[dict[str, Any]]:
             kind = registry.policy(name)
             settings = [_setting(info) for info in describe(kind)]
             entry |= {"source": kind.source, "settings": settings, "presets": _presets(kind)}
-            entry["error"] = None
+            entry |= {"preset_shares": dict(kind.preset_shares), "error": None}
         except HetCacheError as error:
-            entry |= {"settings": [], "presets": {}, "error": str(error)}
+            entry |= {"settings": [], "presets": {}, "preset_shares": {}, "error": str(error)}
         listed.append(entry)
     return listed
 
@@ -119,7 +119,9 @@ def print_policies(registry: Registry) -> None:
         parts.append(table)
         for preset, values in policy["presets"].items():
             shown = " ".join(f"{name}={_shown(value)}" for name, value in values.items())
-            parts.append(Text(f"  --preset {preset}: {shown or 'the defaults'}"))
+            share = policy["preset_shares"].get(preset)
+            computes = "" if share is None else f" ({share:.0%} of the FLOPs)"
+            parts.append(Text(f"  --preset {preset}: {shown or 'the defaults'}{computes}"))
         parts.append(Text())
     Console().print(Group(*parts))
 

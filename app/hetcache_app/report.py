@@ -35,6 +35,8 @@ class Measures:
         steps_partial: Those that ran some of the tokens.
         steps_reused: Those that reused what was stored.
         peak_cache_bytes: Most bytes stored at once.
+        target_speedup: How many times fewer FLOPs were asked for, or None.
+        reached_speedup: How many times fewer it computed, by its own count.
     """
 
     policy: str
@@ -47,6 +49,8 @@ class Measures:
     steps_partial: int
     steps_reused: int
     peak_cache_bytes: int
+    target_speedup: float | None
+    reached_speedup: float
 
 
 @frozen(kw_only=True)
@@ -140,6 +144,8 @@ def measure(result: RunResult) -> Measures:
         steps_partial=totals.steps_partial,
         steps_reused=totals.steps_reused,
         peak_cache_bytes=totals.peak_cache_bytes,
+        target_speedup=result.trace.target_speedup,
+        reached_speedup=totals.flops_speedup,
     )
 
 
@@ -198,6 +204,10 @@ def _table(report: Report) -> Table:
     )
     for (title, cells), gain_text in zip(rows, (*gains, ""), strict=True):
         table.add_row(title, *cells, *([gain_text] if compared is not None else []))
+    if report.run.target_speedup is not None:
+        shown = f"{report.run.target_speedup:g}x / {report.run.reached_speedup:.2f}x"
+        cells = ["", shown, ""] if compared is not None else [shown]
+        table.add_row("fewer FLOPs asked / reached", *cells)
     if compared is not None:
         table.add_row(
             "clock speed-up / FLOP speed-up", "", "", f"{compared.speedup.clock_per_flops:.2f}"

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hetcache_core.backbone import Backbone, EditRequest
+    from hetcache_core.guards import Guards
+    from hetcache_core.policy import CachePolicy
     from hetcache_core.registry import Registry
+    from hetcache_core.store import StoreSettings
     from hetcache_core.trace import Trace
 
 __all__ = ["REFERENCE", "PolicyChoice", "RunResult", "Runner", "check_policy", "load"]
@@ -37,11 +40,19 @@ class PolicyChoice:
         name: Its name, or several joined by "+".
         settings: Its settings by name.
         preset: The preset that the settings go on top of.
+        target_speedup: How many times fewer FLOPs are asked for, or None.
+        guards: Steps that run in full in any case, or None.
+        store: How the cache is kept, or None for the model's own way.
+        watch: What runs instead of the named policy, to look on, or None.
     """
 
     name: str
     settings: Mapping[str, object] = field(factory=dict)
     preset: str | None = None
+    target_speedup: float | None = None
+    guards: Guards | None = None
+    store: StoreSettings | None = None
+    watch: CachePolicy | None = None
 
 
 @frozen(eq=False, kw_only=True)
@@ -92,9 +103,12 @@ class Runner:
 
         session = accelerate(
             self.pipeline,
-            policy.name,
+            policy.watch or policy.name,
             settings=policy.settings,
             preset=policy.preset,
+            target_speedup=policy.target_speedup,
+            guards=policy.guards,
+            store=policy.store,
             backbone=self.backbone,
             registry=self.registry,
             on_step=on_step,

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
-import numpy as np
 import torch
 from attrs import define, field
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hetcache_core.backbone import (
@@ -35,6 +33,10 @@ from hetcache_core.testing.tiny_model import PATCH, TinyDiT
 from hetcache_core.testing.tiny_pipeline import FRAMES, PIXELS, TinyPipeline
 from hetcache_core.testing.tiny_trunk import TinyCall
 from hetcache_core.tokens import Grid
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class _StandIn:
@@ -238,7 +240,7 @@ class TinyBackbone(Backbone):
             seed=request.seed,
             **request.options,
         )
-        frames: NDArray[np.uint8] = pipeline.decode(latents).numpy()
+        frames: NDArray[np.uint8] = pipeline.decode(latents).cpu().numpy()
         return frames
 
     def notice(self, pipeline: TinyPipeline) -> str:

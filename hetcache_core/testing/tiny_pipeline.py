@@ -165,7 +165,7 @@ class TinyPipeline:
             **context,
             model=self.model2 if second else self.model,
             latents=latents.expand(rows, -1, -1, -1, -1),
-            timestep=timestep.expand(rows),
+            timestep=timestep.to(latents.device).expand(rows),
             text=text,
             positive=positive,
         )
@@ -173,7 +173,7 @@ class TinyPipeline:
 
     def encode(self, video: Tensor) -> Tensor:
         """Make latents (1, C, T, H / 4, W / 4) of frames (F, H, W, 3) in 0..255."""
-        frames = video.permute(0, 3, 1, 2).to(self.model.head.weight.dtype) / 127.5 - 1
+        frames = video.permute(0, 3, 1, 2).to(self.model.head.weight) / 127.5 - 1
         pooled = F.avg_pool2d(frames, PIXELS)  # (F, 3, H, W)
         head, tail = pooled[:1], pooled[1:]
         tail = tail.unflatten(0, (-1, FRAMES)).mean(1) if len(tail) else tail
@@ -193,4 +193,4 @@ class TinyPipeline:
         config = self.model.config
         generator = torch.Generator().manual_seed(zlib.crc32(prompt.encode()))
         words = torch.randn(1, config.text_tokens, config.text_width, generator=generator)
-        return words.to(self.model.head.weight.dtype)
+        return words.to(self.model.head.weight)

@@ -30,7 +30,7 @@ from hetcache_core.policy import (
 )
 from hetcache_core.settings import setting
 from hetcache_core.signals import Signals
-from hetcache_core.steps import BlockKey, Decision, Mode, ModelInfo, StepInfo, SubLayer
+from hetcache_core.steps import BlockKey, BranchRows, Decision, Mode, ModelInfo, StepInfo, SubLayer
 from hetcache_policies.adacache_codebooks import BOOKS, CodeBook
 from hetcache_policies.adacache_meter import Meter, RateRule
 from hetcache_policies.presets import find_preset
@@ -77,15 +77,14 @@ class _StepDecider(StepDecider, BlockDecider):
         changes = self._meter.changes(signals.read_many)
         if changes:
             self._change = sum(changes.values()) / len(changes)
-            change = self._change / signals.threshold_factor
-            self._rate = self._policy.rule.rate(change, step.total)
+            self._rate = self._policy.rule.rate(self._change / signals.threshold_factor, step.total)
         if self._computed is None:
             return Decision(Mode.FULL, "first step")
         if step.index >= step.total - FORCED_TAIL:
             return Decision(Mode.FULL, "last steps")
-        passed = step.index - self._computed
         if self._change is None:
             return Decision(Mode.FULL, "no change measured yet")
+        passed = step.index - self._computed
         reason = f"{passed} of {self._rate} steps, at change {self._change:.3f}"
         mode = Mode.FULL if passed >= self._rate else Mode.REUSE
         return Decision(mode, reason, self._change)
@@ -94,15 +93,18 @@ class _StepDecider(StepDecider, BlockDecider):
         if mode is Mode.FULL:
             self._computed = step.index
 
+    def enter_call(self, step: StepInfo, branches: tuple[BranchRows, ...]) -> None:
+        self._meter.enter(branches)
+
     def block(self, step: StepInfo, branch: str, key: BlockKey, hidden: Tensor) -> BlockAction:
-        if key.index not in self._policy.probes or not self._meter.watches(branch):
+        if key.index not in self._policy.probes or not self._meter.watches:
             return RUN_BLOCK
         return BlockAction(observe=frozenset({self._policy.rule.part}))
 
     def observe(
         self, step: StepInfo, branch: str, key: BlockKey, part: SubLayer | None, output: Tensor
     ) -> None:
-        self._meter.take(step, branch, key.index, output)
+        self._meter.take(step, key.index, output)
 
 
 @final
@@ -131,15 +133,19 @@ class _BlockDecider(BlockDecider):
     _step: int = field(default=-1, init=False)
     _reused: frozenset[int] = field(factory=frozenset, init=False)
 
+    def enter_call(self, step: StepInfo, branches: tuple[BranchRows, ...]) -> None:
+        self._meter.enter(branches)
+
     def prepare(self, step: StepInfo, signals: Signals) -> None:
         """Choose the blocks that this step reuses: the only place that waits for the device."""
         self._step = step.index
         for block, change in self._meter.changes(signals.read_many).items():
             self._rates[block] = self._rule.rate(change / signals.threshold_factor, step.total)
-        ages = {block: step.index - at for block, (_, at) in self._meter.kept.items()}
-        forced = step.index >= step.total - FORCED_TAIL
+        tail = step.total - FORCED_TAIL
         self._reused = frozenset(
-            block for block, age in ages.items() if not forced and age < self._rates.get(block, 1)
+            block
+            for block, (_, at) in self._meter.kept.items()
+            if step.index < min(at + self._rates.get(block, 1), tail)
         )
 
     def block(self, step: StepInfo, branch: str, key: BlockKey, hidden: Tensor) -> BlockAction:
@@ -150,13 +156,13 @@ class _BlockDecider(BlockDecider):
         if step.index == self._step and block in self._reused and alike:
             return BlockAction(use=Use.REUSE, store=True)
         self._stored[branch, block] = step.index
-        watched = frozenset({self._rule.part}) if self._meter.watches(branch) else frozenset()
+        watched = frozenset({self._rule.part}) if self._meter.watches else frozenset()
         return BlockAction(store=not step.is_last, observe=watched)
 
     def observe(
         self, step: StepInfo, branch: str, key: BlockKey, part: SubLayer | None, output: Tensor
     ) -> None:
-        self._meter.take(step, branch, key.index, output)
+        self._meter.take(step, key.index, output)
 
 
 @final
@@ -169,6 +175,8 @@ class AdaCache(PolicyRecipe):
         "reuse steps for as long as the change of attention at the last one allows"
     )
     source: ClassVar[str] = "AdaCache, ICCV 2025, arXiv:2411.02397"
+    decides_on: ClassVar[str] = "the change of attention at the last computed step"
+    preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
     level: Literal["auto", "step", "block"] = setting(
         "auto",
@@ -191,11 +199,7 @@ class AdaCache(PolicyRecipe):
     motion: bool = setting(False, doc="compute more where frames differ (motion regularisation)")
 
     def __attrs_post_init__(self) -> None:
-        """Refuse half a code book, and one whose thresholds do not rise.
-
-        Raises:
-            ConfigError: It is one.
-        """
+        """Refuse half a code book, and one whose thresholds do not rise (``ConfigError``)."""
         if len(self.thresholds) != len(self.rates):
             raise ConfigError(
                 f"thresholds and rates go together, got {len(self.thresholds)} and {len(self.rates)}",

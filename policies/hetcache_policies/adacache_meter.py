@@ -15,7 +15,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 
 from hetcache_core.signals import relative_l1
-from hetcache_core.steps import StepInfo, SubLayer
+from hetcache_core.steps import BranchRows, StepInfo, SubLayer
 from hetcache_core.tokens import Grid
 from hetcache_policies.adacache_codebooks import CodeBook, find_book
 
@@ -71,18 +71,24 @@ class Meter:
     _rule: RateRule
     _grid: Grid
     _first: str | None = field(default=None, init=False)
+    _rows: slice | None = field(default=None, init=False)
     kept: dict[int, tuple[Tensor, int]] = field(factory=dict, init=False)
     _pending: dict[int, tuple[Tensor, StepInfo, int]] = field(factory=dict, init=False)
     _motion: dict[int, float] = field(factory=dict, init=False)
 
-    def watches(self, branch: str) -> bool:
-        """Whether a call holds the branch that decides: the one that is run first."""
-        self._first = self._first or branch
-        return branch == self._first
+    @property
+    def watches(self) -> bool:
+        """Whether the call under way holds the branch that decides: the one that is run first."""
+        return self._rows is not None
 
-    def take(self, step: StepInfo, branch: str, block: int, output: Tensor) -> None:
-        """Measure one output (B, N, D); nothing waits for the device."""
-        rows = output.chunk(branch.count("+") + 1)[0]  # (b, N, D) of the call's first branch
+    def enter(self, branches: tuple[BranchRows, ...]) -> None:
+        """Take note of the branches of a call."""
+        self._first = self._first or branches[0].name
+        self._rows = branches[0].rows if branches[0].name == self._first else None
+
+    def take(self, step: StepInfo, block: int, output: Tensor) -> None:
+        """Measure one output (B, N, D) of a watched call; nothing waits for the device."""
+        rows = output[self._rows]  # (b, N, D)
         stride = -(-rows.shape[1] // SKETCH_TOKENS)
         sketch = rows[:, ::stride].clone()  # (b, n, D)
         if block in self.kept:

@@ -144,6 +144,8 @@ class DiCache(PolicyRecipe):
         "reuse while the first block drifts little, on the line of two computed steps"
     )
     source: ClassVar[str] = "DiCache, arXiv:2508.17356"
+    decides_on: ClassVar[str] = "the first block's output"
+    preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.60, "balanced": 0.50, "fast": 0.43}
 
     threshold: float = setting(THRESHOLD, ge=0, doc="sum of changes at which a step is computed")
     blocks: int = setting(1, ge=1, doc="blocks that every step runs first and looks at")

@@ -138,6 +138,8 @@ class EasyCache(PolicyRecipe):
     name: ClassVar[str] = "easycache"
     summary: ClassVar[str] = "reuse whole model calls while the latents say that little has changed"
     source: ClassVar[str] = "EasyCache, arXiv:2507.02860"
+    decides_on: ClassVar[str] = "changes of the latents, at the model's rate"
+    preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
     threshold: float = setting(
         THRESHOLD, ge=0, doc="sum of estimated relative changes at which a step is computed"

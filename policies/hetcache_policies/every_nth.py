@@ -96,6 +96,8 @@ class EveryNth(PolicyRecipe):
     name: ClassVar[str] = "every-nth"
     summary: ClassVar[str] = "compute every n-th step: the floor that every signal has to beat"
     source: ClassVar[str] = "DeepCache, CVPR 2024, arXiv:2312.00858 (1:N inference)"
+    decides_on: ClassVar[str] = "the step's index"
+    preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
     every: int = setting(2, ge=1, doc="every n-th step is computed; 1 computes all")
     first_steps: int = setting(1, ge=1, doc="steps always computed first")

@@ -61,6 +61,8 @@ class FBCache(PolicyRecipe):
     name: ClassVar[str] = "fbcache"
     summary: ClassVar[str] = "run the first block, and the others only if it does something new"
     source: ClassVar[str] = "First Block Cache of ParaAttention and diffusers"
+    decides_on: ClassVar[str] = "what the first block adds"
+    preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.40, "fast": 0.32}
 
     threshold: float | None = setting(
         None,
@@ -116,6 +118,8 @@ class DBCache(PolicyRecipe):
     name: ClassVar[str] = "dbcache"
     summary: ClassVar[str] = "run the first and last blocks, and the middle only if it will change"
     source: ClassVar[str] = "DBCache of cache-dit (vipshop)"
+    decides_on: ClassVar[str] = "what the first blocks add"
+    preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.70, "balanced": 0.58, "fast": 0.48}
 
     threshold: float = setting(
         DB_THRESHOLD, ge=0, doc="relative difference at which a step is computed"

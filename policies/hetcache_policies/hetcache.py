@@ -102,6 +102,8 @@ class HetCache(PolicyRecipe):
         "full, partial or reused steps; partial ones run the tokens of the edit only"
     )
     source: ClassVar[str] = "HetCache, CVPR 2026"
+    decides_on: ClassVar[str] = "changes of the timestep's modulation; the mask"
+    preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.38, "balanced": 0.30, "fast": 0.22}
 
     threshold: float | None = setting(
         None, ge=0, doc="sum of changes up to which a step is reused; null takes the unit's own"

@@ -133,6 +133,8 @@ class MagCache(PolicyRecipe):
         "reuse the residual by how its magnitude is known to change on this model"
     )
     source: ClassVar[str] = "MagCache, NeurIPS 2025, arXiv:2506.09045"
+    decides_on: ClassVar[str] = "how the residual's magnitude is known to change"
+    preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
     anywhere: ClassVar[Mapping[str, object]] = {"ratios": "vace-1.3b"}
     """With its defaults it is refused on a model without ratios of its own."""
 

@@ -20,6 +20,7 @@ class Uncached(PolicyRecipe):
     name: ClassVar[str] = "none"
     summary: ClassVar[str] = "run every step in full: the reference to compare with"
     source: ClassVar[str] = "the library's own computation"
+    decides_on: ClassVar[str] = "nothing: all is computed"
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Make a policy without any piece, which never departs from the library's forward."""

@@ -160,6 +160,8 @@ class PyramidBroadcast(PolicyRecipe):
     name: ClassVar[str] = "pab"
     summary: ClassVar[str] = "reuse the outputs of attention layers for a few steps in mid-run"
     source: ClassVar[str] = "Pyramid Attention Broadcast, ICLR 2025, arXiv:2408.12588"
+    decides_on: ClassVar[str] = "the step's index"
+    preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.82, "balanced": 0.78, "fast": 0.68}
 
     self_attention: int = setting(
         SELF_RANGE, ge=1, doc="self-attention is computed at every n-th step of the window"

@@ -96,6 +96,8 @@ class TaylorSeer(PolicyRecipe):
     name: ClassVar[str] = "taylorseer"
     summary: ClassVar[str] = "predict features by a Taylor series instead of holding them"
     source: ClassVar[str] = "TaylorSeer, ICCV 2025, arXiv:2503.06923"
+    decides_on: ClassVar[str] = "the step's index"
+    preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
     interval: int | None = setting(
         INTERVAL, ge=1, doc="every n-th step is computed; null leaves that to the policy beside it"

@@ -47,6 +47,8 @@ class ToCa(PolicyRecipe):
     name: ClassVar[str] = "toca"
     summary: ClassVar[str] = "reuse attention between full steps and recompute a few tokens' rest"
     source: ClassVar[str] = "ToCa, ICLR 2025, arXiv:2410.05317"
+    decides_on: ClassVar[str] = "the step's index; norms of attention outputs"
+    preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.57, "balanced": 0.45, "fast": 0.37}
 
     cycle: int = setting(CYCLE, ge=1, doc="steps from one full step to the next")
     cross_cycle: int = setting(
@@ -88,6 +90,8 @@ class DuCa(PolicyRecipe):
         "between full steps, reuse the trunk and recompute a few tokens in turn"
     )
     source: ClassVar[str] = "DuCa, arXiv:2412.18911"
+    decides_on: ClassVar[str] = "the step's index; norms of attention outputs"
+    preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.51, "balanced": 0.42, "fast": 0.33}
 
     cycle: int = setting(CYCLE, ge=1, doc="steps from one full step to the next")
     cross_cycle: int = setting(

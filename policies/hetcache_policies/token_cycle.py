@@ -33,7 +33,7 @@ from hetcache_core.policy import (
     Use,
 )
 from hetcache_core.signals import Signals
-from hetcache_core.steps import BlockKey, Decision, Mode, StepInfo, SubLayer
+from hetcache_core.steps import BlockKey, BranchRows, Decision, Mode, StepInfo, SubLayer
 
 __all__ = ["ScoreName", "TokenCycle"]
 
@@ -89,6 +89,7 @@ class _Decider(StepDecider, BlockDecider):
     _tokens: int = field(kw_only=True)
     _generator: torch.Generator = field(kw_only=True)
     _first_branch: str | None = field(default=None, init=False)
+    _batch_rows: slice | None = field(default=None, init=False)
     _step: int = field(default=-1, init=False)
     _kind: _Kind = field(default=_Kind.FULL, init=False)
     _begun: int | None = field(default=None, init=False)
@@ -105,6 +106,11 @@ class _Decider(StepDecider, BlockDecider):
         kind = "full" if self._kind is _Kind.FULL else "conservative"
         return Decision(Mode.FULL, f"{kind} step of the cycle")
 
+    def enter_call(self, step: StepInfo, branches: tuple[BranchRows, ...]) -> None:
+        self._first_branch = self._first_branch or branches[0].name
+        first = branches[0].name == self._first_branch
+        self._batch_rows = branches[0].rows if first else None
+
     def block(self, step: StepInfo, branch: str, key: BlockKey, hidden: Tensor) -> BlockAction:
         return self.control(step, branch, key)
 
@@ -113,7 +119,7 @@ class _Decider(StepDecider, BlockDecider):
         if self._kind is _Kind.REUSE:
             self._kind = _Kind.FULL  # a guard of the session wants this step computed
         if self._kind is _Kind.FULL:
-            return self._full_action(step, branch)
+            return self._full_action(step)
         return BlockAction(
             parts={
                 part: PartAction(Use.REUSE, store=True, rows=self._choose(key, part))
@@ -124,8 +130,7 @@ class _Decider(StepDecider, BlockDecider):
     def observe(
         self, step: StepInfo, branch: str, key: BlockKey, part: SubLayer | None, output: Tensor
     ) -> None:
-        rows = output.chunk(branch.count("+") + 1)[0]  # (b, N, D) of the call's first branch
-        norms: Tensor = rows.float().norm(dim=-1).mean(0)  # (N,)
+        norms: Tensor = output[self._batch_rows].float().norm(dim=-1).mean(0)  # (N,)
         self._importance[key] = 1 - norms / norms.max().clamp_min(torch.finfo(norms.dtype).tiny)
 
     def _enter(self, step: StepInfo) -> None:
@@ -145,7 +150,7 @@ class _Decider(StepDecider, BlockDecider):
     def _first(self, step: StepInfo) -> bool:
         return step.index - (self._begun or 0) < self._policy.first_steps
 
-    def _full_action(self, step: StepInfo, branch: str) -> BlockAction:
+    def _full_action(self, step: StepInfo) -> BlockAction:
         if self._full != step.index:
             self._full = step.index
             self._staleness.clear()
@@ -154,8 +159,7 @@ class _Decider(StepDecider, BlockDecider):
         parts = {part: PartAction(store=not step.is_last) for part in SubLayer}
         if self._cross != step.index:
             parts[SubLayer.CROSS_ATTENTION] = PartAction(Use.REUSE, store=True)
-        self._first_branch = self._first_branch or branch
-        watched = self._policy.score == "norm" and branch == self._first_branch
+        watched = self._policy.score == "norm" and self._batch_rows is not None
         observe = frozenset({SubLayer.SELF_ATTENTION} if watched else ())
         return BlockAction(parts=parts, observe=observe)
 

@@ -24,6 +24,7 @@ from hetcache_core import (
     BlockDecider,
     BlockKey,
     BlockPolicy,
+    BranchRows,
     CachePolicy,
     ConfigError,
     Decision,
@@ -95,7 +96,8 @@ class _Decider(StepDecider, BlockDecider):
     _policy: BlockWiseSteps
     _tokens: Tensor
     _longest: int
-    _branch: str | None = field(default=None, init=False)
+    _first: str | None = field(default=None, init=False)
+    _rows: slice | None = field(default=None, init=False)
     _fresh: list[Tensor] = field(factory=list, init=False)
     _gap: int = field(default=0, init=False)
     _computed: int | None = field(default=None, init=False)
@@ -128,16 +130,18 @@ class _Decider(StepDecider, BlockDecider):
             self._gap = step.index - (self._computed if self._computed is not None else step.index)
             self._computed = step.index
 
-    def block(self, step: StepInfo, branch: str, key: BlockKey, hidden: Tensor) -> BlockAction:
+    def enter_call(self, step: StepInfo, branches: tuple[BranchRows, ...]) -> None:
         # The branch that is run first decides for all, as in every step policy.
-        self._branch = self._branch or branch
-        return BlockAction(observe_block=branch == self._branch)
+        self._first = self._first or branches[0].name
+        self._rows = branches[0].rows if branches[0].name == self._first else None
+
+    def block(self, step: StepInfo, branch: str, key: BlockKey, hidden: Tensor) -> BlockAction:
+        return BlockAction(observe_block=self._rows is not None)
 
     def observe(
         self, step: StepInfo, branch: str, key: BlockKey, part: SubLayer | None, output: Tensor
     ) -> None:
-        rows = output.chunk(branch.count("+") + 1)[0]  # (b, N, D) of the call's first branch
-        self._fresh.append(rows.index_select(1, self._tokens))  # (b, n, D)
+        self._fresh.append(output[self._rows].index_select(1, self._tokens))  # (b, n, D)
 
     def _measure(self, signals: Signals) -> float | None:
         """Compare the outputs of the last computed step with those of the one before."""

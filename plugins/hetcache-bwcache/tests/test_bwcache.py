@@ -11,7 +11,17 @@ from attrs import define, field
 from torch import Tensor
 
 from hetcache_bwcache.policy import THRESHOLDS, BWCache
-from hetcache_core import BlockKey, ConfigError, Grid, Mode, ModelInfo, RunInfo, Stack, StepInfo
+from hetcache_core import (
+    BlockKey,
+    BranchRows,
+    ConfigError,
+    Grid,
+    Mode,
+    ModelInfo,
+    RunInfo,
+    Stack,
+    StepInfo,
+)
 from hetcache_core.testing import BoundCheck, check_policy, parametrize_with_checks
 
 MODEL = ModelInfo(backbone="tiny", variant="", layers=3, width=4, heads=2)
@@ -63,6 +73,7 @@ def drive(recipe: BWCache, levels: Sequence[float], signals: FakeSignals | None 
         mode = decider.decide(step, signals).mode
         modes += "F" if mode is Mode.FULL else "."
         for branch, factor in (("cond", 1.0), ("uncond", -3.0)) if mode is Mode.FULL else ():
+            decider.enter_call(step, (BranchRows(branch, 0, 1),))
             for layer in range(MODEL.layers):
                 key, output = (
                     BlockKey(Stack.MAIN, layer),

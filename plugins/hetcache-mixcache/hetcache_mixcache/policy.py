@@ -27,6 +27,7 @@ from torch import Tensor
 from hetcache_core import (
     CachePolicy,
     ConfigError,
+    ContractError,
     Decision,
     GuidanceDecider,
     GuidancePolicy,
@@ -62,7 +63,9 @@ LONGEST: Final[Mapping[str, int]] = {"quality": 2, "balanced": 4, "fast": 6}
 """Our choice."""
 
 
+_KEPT: Final = "mixcache: "
 _OUTPUT: Final = "output"
+_DIFFERENCE: Final = _KEPT + "cfg"
 
 
 class Way(str, Enum):
@@ -117,7 +120,6 @@ class _Decider(StepDecider, GuidanceDecider):
     _gap: int = field(default=1, init=False)
     _stale: bool = field(default=False, init=False)
     _fresh: dict[str, Tensor] = field(factory=dict, init=False)
-    _delta: Tensor | None = field(default=None, init=False)
     _priority: dict[Way, float] = field(factory=dict, init=False)
 
     # Steps
@@ -157,17 +159,23 @@ class _Decider(StepDecider, GuidanceDecider):
 
     # Branches
 
-    def predicts(self, step: StepInfo, branch: str) -> str | None:
-        return "from cond" if self._way is Way.CFG and self._delta is not None else None
+    def predicts(self, step: StepInfo, branch: str, mode: Mode) -> str | None:
+        return "from cond" if self._way is Way.CFG and branch == "uncond" else None
 
-    def predict(self, step: StepInfo, branch: str, outputs: Mapping[str, Tensor]) -> Tensor:
-        (first,) = outputs.values()
-        return first if self._delta is None else first + self._delta
+    def predict(
+        self, step: StepInfo, branch: str, outputs: Mapping[str, Tensor], signals: Signals
+    ) -> Tensor:
+        difference = signals.kept(_DIFFERENCE)
+        if difference is None:
+            raise ContractError("a branch is predicted, but its difference was not kept")
+        return outputs["cond"] + difference
 
-    def observe_outputs(self, step: StepInfo, outputs: Mapping[str, Tensor]) -> None:
+    def observe_outputs(
+        self, step: StepInfo, outputs: Mapping[str, Tensor], mode: Mode, signals: Signals
+    ) -> None:
         # Two calls, the conditional one first: it is the other one that can be predicted.
         if self._full == step.index and list(outputs) == ["cond", "uncond"]:
-            self._delta = self._fresh[Way.CFG] = outputs["uncond"] - outputs["cond"]
+            self._fresh[Way.CFG] = outputs["uncond"] - outputs["cond"]
 
     # Distances
 
@@ -179,10 +187,10 @@ class _Decider(StepDecider, GuidanceDecider):
         fresh |= _residuals(signals, self._policy.middle)
         changes = {}
         for name, value in fresh.items():
-            kept = signals.kept(f"mixcache {name}")
+            kept = signals.kept(_KEPT + name)
             if kept is not None:
                 changes[name] = relative_l1(value, kept)
-            signals.keep(f"mixcache {name}", value)
+            signals.keep(_KEPT + name, value)
         if not changes:
             return
         numbers = signals.read_many(torch.stack(list(changes.values())))

@@ -1,0 +1,143 @@
+"""What a policy keeps in a run of given size: counted by the rules of the engine, nothing is run.
+
+A step policy keeps the residual of each of its spans (the model's output where whole calls are reused),
+as often as its predictor looks back. Steps that run some of the tokens need the keys and values of all
+blocks, and the control hints of these tokens. What block policies keep is asked of them, block by block.
+What a decision keeps to compare with is left out: it is a few thousand tokens at most.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+import torch
+from attrs import define, field, frozen
+
+from hetcache_core.execution import HOLD
+from hetcache_core.policy import ControlMode, KVMode, ReusePoint
+from hetcache_core.run_state import make_active
+from hetcache_core.steps import BlockKey, Stack, StepInfo, SubLayer
+from hetcache_core.trace import Trace
+
+if TYPE_CHECKING:
+    from hetcache_core.backbone import RunInfo
+    from hetcache_core.policy import BlockAction, CachePolicy
+
+__all__ = ["Footprint", "footprint"]
+
+ASKED_STEPS: Final = 10
+"""Block policies are asked at about this many steps of the run, spread over it."""
+
+
+@frozen(kw_only=True)
+class Footprint:
+    """What is kept for one branch.
+
+    Attributes:
+        words: What it is.
+        elements: Numbers of it.
+        levels: What is left out or reused: steps, branches, blocks, sub-layers, tokens.
+    """
+
+    words: tuple[str, ...]
+    elements: int
+    levels: tuple[str, ...]
+
+
+def footprint(policy: CachePolicy, run: RunInfo, *, latents: int) -> Footprint:
+    """Count what a policy keeps for one branch of a run.
+
+    Args:
+        policy: The composition.
+        run: The run, whose mask is needed where the policy needs one.
+        latents: Numbers in the latents of one branch.
+    """
+    tensor, history = run.grid.tokens * run.model.width, (policy.predictor or HOLD).history
+    words, elements, levels = [], 0, []
+    if policy.sampler_share < 1:
+        levels.append("run")
+    if policy.reuse_point is ReusePoint.OUTPUT:
+        words.append(_times(history, "output minus latents"))
+        elements += history * latents
+        levels.append("steps")
+    elif policy.step is not None:
+        words += [_times(len(policy.spans), _times(history, "residual"))]
+        elements += len(policy.spans) * history * tensor
+        levels.append("steps")
+    if policy.guidance is not None:
+        levels.append("branches")
+    active = make_active(policy, run, _no_trace(run))
+    if active is not None and policy.partial is not None and not active.too_many:
+        levels.append("tokens")
+        blocks, hints = run.model.layers, len(run.model.control_layers)
+        if policy.partial.kv_mode is KVMode.CACHED:
+            words.append("keys and values of all blocks")
+            elements += 2 * (blocks + hints) * tensor
+        if policy.partial.control_mode is ControlMode.REUSE and hints:
+            words.append("hints of active tokens")
+            elements += hints * active.count * run.model.width
+    slots = _ask(policy, run)
+    levels += slots.levels
+    for count, what in ((len(slots.blocks), "block residual"), (len(slots.parts), "part output")):
+        if count:
+            words.append(_times(count, _times(history, what)))
+            elements += count * history * tensor
+    return Footprint(words=tuple(words), elements=elements, levels=tuple(dict.fromkeys(levels)))
+
+
+@define
+class _Slots:
+    blocks: set[BlockKey] = field(factory=set)
+    parts: set[tuple[BlockKey, SubLayer]] = field(factory=set)
+    some_rows: bool = False
+
+    @property
+    def levels(self) -> list[str]:
+        found = ["blocks"] if self.blocks else []
+        found += ["sub-layers"] if self.parts else []
+        return [*found, "tokens"] if self.some_rows else found
+
+    def take(self, key: BlockKey, action: BlockAction, *, whole: bool) -> None:
+        if whole and action.store:
+            self.blocks.add(key)
+        self.parts |= {(key, part) for part, act in action.parts.items() if act.store}
+        self.some_rows |= any(act.rows is not None for act in action.parts.values())
+
+
+def _ask(policy: CachePolicy, run: RunInfo) -> _Slots:
+    """Ask a block policy what it would keep, at some steps; its signals are never looked at."""
+    slots = _Slots()
+    if policy.blocks is None:
+        return slots
+    decider, hidden = policy.blocks.begin(run), torch.zeros(1, 1, 1)
+    for index in range(0, run.steps, math.ceil(run.steps / ASKED_STEPS)):
+        step = StepInfo(
+            index=index,
+            total=run.steps,
+            timestep=run.timesteps[index],
+            sigma=run.sigmas[index],
+        )
+        for layer in range(run.model.layers):
+            key = BlockKey(Stack.MAIN, layer)
+            slots.take(key, decider.block(step, run.branches[0], key, hidden), whole=True)
+        for layer in range(len(run.model.control_layers)):
+            key = BlockKey(Stack.CONTROL, layer)
+            slots.take(key, decider.control(step, run.branches[0], key), whole=False)
+    return slots
+
+
+def _times(count: int, what: str) -> str:
+    return what if count == 1 else f"{count} x {what}"
+
+
+def _no_trace(run: RunInfo) -> Trace:
+    return Trace(
+        policy="",
+        settings={},
+        backbone=run.model.backbone,
+        variant=run.model.variant,
+        steps=run.steps,
+        requested_steps=run.steps,
+        tokens=run.grid.tokens,
+    )

@@ -1,0 +1,243 @@
+"""Guards of a session, and what is said in the end about a run that went wrong or did nothing."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pytest
+import torch
+
+from hetcache_core import (
+    BlockAction,
+    BlockDecider,
+    BlockKey,
+    BlockPolicy,
+    CachePolicy,
+    Guards,
+    Mode,
+    PartAction,
+    RunInfo,
+    Signals,
+    StepDecider,
+    StepInfo,
+    StepPolicy,
+    SubLayer,
+    Trace,
+    Use,
+    accelerate,
+)
+from hetcache_core.errors import ConfigError
+from hetcache_core.steps import Decision
+from hetcache_core.testing import TinyPipeline, tiny_case
+
+STEPS: Final = 10
+
+
+class Always(StepPolicy, StepDecider):
+    """Wants the same for every step."""
+
+    def __init__(self, mode: Mode) -> None:
+        self.mode = mode
+
+    def begin(self, run: RunInfo) -> StepDecider:
+        return self
+
+    def decide(self, step: StepInfo, signals: Signals) -> Decision:
+        return Decision(self.mode, "always")
+
+
+class ReusedBlocks(BlockPolicy, BlockDecider):
+    """Reuses every block, or every sub-layer, of which something is kept."""
+
+    def __init__(self, *, whole: bool) -> None:
+        self.whole = whole
+
+    def begin(self, run: RunInfo) -> BlockDecider:
+        return self
+
+    def block(
+        self, step: StepInfo, branch: str, key: BlockKey, hidden: torch.Tensor
+    ) -> BlockAction:
+        if self.whole:
+            return BlockAction(use=Use.REUSE, store=True)
+        return self.control(step, branch, key)
+
+    def control(self, step: StepInfo, branch: str, key: BlockKey) -> BlockAction:
+        part = PartAction(Use.REUSE, store=True)
+        return BlockAction(parts=dict.fromkeys(SubLayer, part))
+
+
+def run(
+    policy: CachePolicy,
+    guards: Guards | None = None,
+    *,
+    steps: int = STEPS,
+    layout: str = "none",
+    pipeline: TinyPipeline | None = None,
+) -> Trace:
+    case = tiny_case()
+    pipeline = pipeline or case.make_pipeline(0)
+    session = accelerate(pipeline, policy, backbone=case.backbone, guards=guards)
+    with session:
+        case.run(pipeline, steps, layout, 0)
+    return session.trace
+
+
+def always(mode: Mode) -> CachePolicy:
+    return CachePolicy(name="always", step=Always(mode))
+
+
+def said(trace: Trace) -> list[str]:
+    """What is noted, beside the backbone's own warning."""
+    return [note for note in trace.notes if not note.startswith("The weights are random")]
+
+
+def reasons(trace: Trace) -> dict[int, str]:
+    return {record.step: record.reason for record in trace.records if record.mode is Mode.FULL}
+
+
+# Steps
+
+
+@pytest.mark.parametrize(
+    ("guards", "expected"),
+    [
+        (Guards(warmup=0.25), dict.fromkeys(range(3), "guard: warm-up")),
+        (Guards(tail=0.25), {0: "no cache yet", **dict.fromkeys(range(7, 10), "guard: tail")}),
+        (
+            Guards(full_steps=frozenset({3, 7})),
+            {0: "no cache yet", 3: "guard: listed step", 7: "guard: listed step"},
+        ),
+        (
+            Guards(max_reuse=3),
+            {0: "no cache yet", 4: "guard: 3 reused in a row", 8: "guard: 3 reused in a row"},
+        ),
+        (
+            Guards(warmup=0.1, max_reuse=4, full_steps=frozenset({4})),
+            {0: "guard: warm-up", 4: "guard: listed step", 9: "guard: 4 reused in a row"},
+        ),
+    ],
+    ids=["warm-up", "tail", "listed steps", "reused in a row", "all together"],
+)
+def test_every_guard_computes_its_steps_and_says_so(
+    guards: Guards, expected: dict[int, str]
+) -> None:
+    for layout in ("none", "separate", "merged"):
+        trace = run(always(Mode.REUSE), guards, layout=layout)
+        assert reasons(trace) == expected
+        reused = {record.reason for record in trace.records if record.mode is Mode.REUSE}
+        assert reused == {"always"}
+
+
+def test_a_step_that_is_computed_anyway_keeps_its_own_reason() -> None:
+    trace = run(always(Mode.FULL), Guards(warmup=0.5))
+    assert set(reasons(trace).values()) == {"always"}
+
+
+def test_the_whole_run_may_be_guarded() -> None:
+    trace = run(always(Mode.REUSE), Guards(warmup=1.0))
+    assert trace.modes() == [Mode.FULL] * STEPS
+    assert trace.totals().flops_speedup == 1
+
+
+# Blocks
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["blocks", "sub-layers"])
+def test_guards_compute_all_blocks_and_sub_layers_of_a_step(whole: bool) -> None:
+    policy = CachePolicy(name="blocks", blocks=ReusedBlocks(whole=whole))
+    guards = Guards(warmup=0.2, tail=0.1, full_steps=frozenset({5}))
+    guarded = {0, 1, 5, 9}
+    for record in run(policy, guards).records:
+        if record.step in guarded:
+            assert record.flops == record.flops_full
+            assert record.parts_reused == 0
+        else:
+            assert record.flops < record.flops_full
+    free = run(policy).records
+    assert all(record.flops < record.flops_full for record in free if record.step > 0)
+
+
+def test_a_limit_of_reuse_is_one_of_whole_steps() -> None:
+    policy = CachePolicy(name="blocks", blocks=ReusedBlocks(whole=True))
+    limited = run(policy, Guards(max_reuse=1))
+    assert limited.totals().flops == run(policy).totals().flops
+
+
+# What makes no sense
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"warmup": 1.5}, "warmup is 1.5"),
+        ({"tail": -0.1}, "tail is -0.1"),
+        ({"warmup": float("nan")}, "warmup is nan"),
+        ({"max_reuse": 0}, "max_reuse is 0"),
+    ],
+)
+def test_guards_out_of_range_are_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
+        Guards(**values)
+    assert refused.value.where == "guards"
+
+
+# What is said in the end
+
+
+def broken(value: float) -> TinyPipeline:
+    """A pipeline whose trunk adds the same value everywhere: the last layer of each block is fixed."""
+    pipeline = TinyPipeline()
+    for block in pipeline.model.blocks:
+        for layer in (block.self_attention, block.cross_attention, block.feed_forward):
+            *_, last = [part for part in layer.modules() if isinstance(part, torch.nn.Linear)]
+            torch.nn.init.constant_(last.weight, value)
+            torch.nn.init.constant_(last.bias, value)
+    if value == 0.0:
+        pipeline.model.control = None
+    return pipeline
+
+
+def test_a_residual_that_is_not_finite_is_said() -> None:
+    trace = run(always(Mode.FULL), pipeline=broken(float("nan")))
+    assert (
+        trace.notes.count("A cached residual was not finite: the model produced NaN or infinity.")
+        == 1
+    )
+
+
+def test_a_residual_that_is_all_zero_is_said() -> None:
+    trace = run(always(Mode.FULL), pipeline=broken(0.0))
+    assert trace.notes.count("A cached residual was all zero: the trunk changed nothing.") == 1
+
+
+def test_a_healthy_run_has_nothing_to_say() -> None:
+    trace = run(always(Mode.REUSE), Guards(max_reuse=2))
+    assert said(trace) == []
+
+
+def test_a_run_in_which_nothing_was_reused_says_so() -> None:
+    assert said(run(always(Mode.FULL))) == ["Nothing was reused: every step ran in full."]
+    assert said(run(CachePolicy(name="none"))) == []
+
+
+def test_blocks_that_are_reused_are_something() -> None:
+    policy = CachePolicy(name="blocks", blocks=ReusedBlocks(whole=False))
+    assert said(run(policy)) == []
+
+
+def test_a_signal_that_never_crosses_its_threshold_is_said() -> None:
+    assert said(run(always(Mode.REUSE))) == [
+        "The signal never crossed its threshold: every step between the first and the last was reused."
+    ]
+
+
+@pytest.mark.parametrize("mode", [Mode.FULL, Mode.REUSE])
+def test_short_runs_are_not_judged(mode: Mode) -> None:
+    assert said(run(always(mode), steps=4)) == []
+
+
+def test_every_decision_has_a_reason() -> None:
+    for mode in (Mode.FULL, Mode.REUSE):
+        trace = run(always(mode), Guards(warmup=0.2, max_reuse=1), layout="separate")
+        assert all(record.reason for record in trace.records)
