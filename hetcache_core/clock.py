@@ -21,6 +21,7 @@ class Clock:
     _marks: list[tuple[float, float]] = field(factory=list, init=False)
     _events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(factory=list, init=False)
     _open: float = field(default=0.0, init=False)
+    _opened: torch.cuda.Event | None = field(default=None, init=False)
 
     @property
     def _cuda(self) -> bool:
@@ -33,16 +34,18 @@ class Clock:
                 torch.cuda.synchronize(self.device)
             self._begun = time.perf_counter()
         if self._cuda:
-            begin = torch.cuda.Event(enable_timing=True)
-            begin.record(torch.cuda.current_stream(self.device))
-            self._events.append((begin, torch.cuda.Event(enable_timing=True)))
+            self._opened = torch.cuda.Event(enable_timing=True)
+            self._opened.record(torch.cuda.current_stream(self.device))
         else:
             self._open = time.perf_counter()
 
     def stop(self) -> None:
         """Mark the end of the call."""
-        if self._cuda:
-            self._events[-1][1].record(torch.cuda.current_stream(self.device))
+        if self._opened is not None:
+            end = torch.cuda.Event(enable_timing=True)
+            end.record(torch.cuda.current_stream(self.device))
+            # Kept whole or not at all: a call that raised has no duration.
+            self._events.append((self._opened, end))
         else:
             self._marks.append((self._open, time.perf_counter()))
 

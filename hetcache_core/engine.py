@@ -303,6 +303,12 @@ class Engine:
         if wanted.mode is Mode.FULL:
             return wanted
         span = wanted.span if wanted.mode is Mode.REUSE else WHOLE_TRUNK
+        if span not in self.policy.spans and self.policy.reuse_point is ReusePoint.TRUNK:
+            raise ContractError(
+                f"the decision reuses {span}, which is not among its spans",
+                where=f"policy {self.policy.name}",
+                remedy="Name it in CachePolicy.spans, so that computed steps keep its residual",
+            )
         if not run.store.has(call.key, Slot(Kind.RESIDUAL, span)):
             return evolve(wanted, mode=Mode.FULL, reason="no cache yet")
         if wanted.mode is Mode.PARTIAL and run.active is not None and run.active.too_many:

@@ -40,6 +40,7 @@ class StepState:
         outputs: model outputs by call, where guidance is predicted.
         predicted: whether the output of a branch was predicted.
         prepared: whether the block decider has looked at the step.
+        called: keys of the calls so far.
     """
 
     deciding: str = ""
@@ -49,6 +50,7 @@ class StepState:
     outputs: dict[str, Tensor] = field(factory=dict)
     predicted: bool = False
     prepared: bool = False
+    called: set[str] = field(factory=set)
 
 
 @define(eq=False, kw_only=True)
@@ -132,6 +134,14 @@ class RunState:
                     expected_step=self.index + 1,
                 )
             self.index, self.step = call.step, StepState()
+        if call.key in self.step.called:
+            raise CacheStateError(
+                f"branch {call.key} is called a second time in step {call.step}",
+                remedy="A branch's state would be mixed up; call the model once a branch and step",
+                branch=call.key,
+                step=call.step,
+            )
+        self.step.called.add(call.key)
         if call.step > 0 and call.expert != self.expert:
             # Another model: nothing that the first one computed means anything to it.
             self.store.clear()

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -115,8 +116,19 @@ def test_policies_are_listed_with_every_setting_and_preset(
             assert given["doc"]
             assert f"{given['name']}=" in shown
     assert set(policies["hetcache"]["presets"]) == {"quality", "balanced", "fast"}
+    assert set(policies["hetcache"]["preset_shares"]) == {"quality", "balanced", "fast"}
+    assert "% of the FLOPs)" in shown
     assert policies["none"]["presets"] == {}
     assert "--preset balanced" in shown
+
+
+def test_the_table_of_the_documentation_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    document = (Path(__file__).parent.parent / "docs" / "policies.md").read_text(encoding="utf-8")
+    _, _, after = document.partition("<!-- begin: hetcache policies --markdown -->\n")
+    written, _, _ = after.partition("<!-- end -->")
+    assert written == output(capsys, "policies", "--markdown"), (
+        "write the output of `hetcache policies --markdown` between the marks"
+    )
 
 
 def test_backbones_are_listed_with_what_they_can_carry(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,7 @@ What a decision keeps to compare with is left out: it is a few thousand tokens a
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 from attrs import define, field, frozen
@@ -25,10 +24,6 @@ if TYPE_CHECKING:
     from hetcache_core.policy import BlockAction, CachePolicy
 
 __all__ = ["Footprint", "footprint"]
-
-ASKED_STEPS: Final = 10
-"""Block policies are asked at about this many steps of the run, spread over it."""
-
 
 @frozen(kw_only=True)
 class Footprint:
@@ -106,12 +101,12 @@ class _Slots:
 
 
 def _ask(policy: CachePolicy, run: RunInfo) -> _Slots:
-    """Ask a block policy what it would keep, at some steps; its signals are never looked at."""
+    """Ask a block policy at every step what it would keep; it is shown no signals."""
     slots = _Slots()
     if policy.blocks is None:
         return slots
     decider, hidden = policy.blocks.begin(run), torch.zeros(1, 1, 1)
-    for index in range(0, run.steps, math.ceil(run.steps / ASKED_STEPS)):
+    for index in range(run.steps):
         step = StepInfo(
             index=index,
             total=run.steps,

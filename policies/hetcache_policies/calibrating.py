@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
-import numpy as np
 import torch
 from attrs import define, field, frozen
 from torch import Tensor
@@ -16,6 +15,9 @@ from hetcache_core.errors import ConfigError
 from hetcache_core.policy import CachePolicy, StepDecider, StepPolicy
 from hetcache_core.signals import Signals, relative_l1
 from hetcache_core.steps import Decision, Mode, StepInfo
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["FIT_DEGREE", "MagnitudeCalibrator", "PolynomialCalibrator"]
 
@@ -65,6 +67,8 @@ class PolynomialCalibrator(Calibrator):
 
     def result(self) -> Mapping[str, Any]:
         """Return the polynomial, its range, and the root mean square of what it misses."""
+        import numpy as np
+
         pairs = _rows(self._runs)  # (runs, 2 * (S - 1)), signal changes first
         steps = pairs.shape[1] // 2
         if steps <= FIT_DEGREE:
@@ -90,6 +94,8 @@ class PolynomialCalibrator(Calibrator):
 
 
 def _rows(runs: list[list[float]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    import numpy as np
+
     lengths = {len(run) for run in runs}
     if len(lengths) != 1 or 0 in lengths:
         found = "no run" if not runs else "runs of different or too few steps"
