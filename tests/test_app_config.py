@@ -10,8 +10,18 @@ from hetcache_core.errors import ConfigError
 
 pytest.importorskip("yaml")
 
-from hetcache_app.config import DemoConfig, EditConfig, assignments, make_config, option_help
+from hetcache_app.config import (
+    CalibrateConfig,
+    DemoConfig,
+    EditConfig,
+    assignments,
+    make_calibrate_config,
+    make_config,
+    make_demo_config,
+    option_help,
+)
 from hetcache_app.device import choose_device, choose_dtype
+from hetcache_app.limits import guards, read_texts, store_settings
 
 FILES = {"video": "clip.mp4", "mask": "mask.mp4", "output": "out.mp4"}
 
@@ -99,7 +109,7 @@ def test_assignments_name_the_option_that_they_were_given_to() -> None:
     assert raised.value.where == "--option"
 
 
-@pytest.mark.parametrize("config", [EditConfig, DemoConfig])
+@pytest.mark.parametrize("config", [EditConfig, DemoConfig, CalibrateConfig])
 def test_every_option_has_a_help_text(config: type) -> None:
     assert all(option_help(config).values())
     assert option_help(config)["seed"].endswith("(default: 0)")
@@ -122,3 +132,59 @@ def test_devices_that_are_not_there_are_refused(asked: str) -> None:
     with pytest.raises(ConfigError) as raised:
         choose_device(asked)
     assert raised.value.where == "--device"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1024", 1024), ("500MB", 500_000_000), ("500 mb", 500_000_000), ("2GiB", 2 << 30),
+        ("1.5k", 1500), ("0.5Ti", 1 << 39), ("7B", 7),
+    ],
+)  # fmt: skip
+def test_sizes_are_read_in_every_usual_spelling(text: str, expected: int) -> None:
+    assert read_texts({"max_cache_bytes": text}) == {"max_cache_bytes": expected}
+    assert make_demo_config({"max_cache_bytes": text}).max_cache_bytes == expected
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1", "1.5.5", "1e9", "2 GiBs", "1iB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="as a size"):
+        read_texts({"max_cache_bytes": text})
+
+
+def test_limits_become_guards_and_settings_of_the_cache() -> None:
+    pytest.importorskip("torch")
+    from hetcache_core import Guards, StoreSettings
+
+    plain = make_demo_config({})
+    assert guards(plain, 20) == Guards()
+    assert store_settings(plain) == StoreSettings()
+    asked = make_demo_config(
+        {
+            "warmup": 0.1, "tail": 0.2, "max_reuse": 3, "full_steps": "3,7", "cache_device": "cpu",
+            "max_cache_bytes": "1kB", "cache_dtype": "float16",
+        }
+    )  # fmt: skip
+    assert guards(asked, 20) == Guards(
+        warmup=0.1, tail=0.2, max_reuse=3, full_steps=frozenset({3, 7})
+    )
+    assert store_settings(asked) == StoreSettings(dtype="float16", device="cpu", max_bytes=1000)
+    with pytest.raises(ConfigError, match="no step 7: the 5 steps are counted from 0"):
+        guards(asked, 5)
+
+
+def test_a_mistake_in_a_size_is_said_to_be_where_it_was_made(tmp_path: Path) -> None:
+    file = written(tmp_path, "max-cache-bytes: much\n")
+    with pytest.raises(ConfigError) as raised:
+        make_config(FILES, file)
+    assert raised.value.where == file
+    with pytest.raises(ConfigError) as raised:
+        make_config({**FILES, "full_steps": "x"})
+    assert raised.value.where == "--full-steps"
+
+
+def test_a_calibration_needs_a_mask_for_every_video() -> None:
+    given = {"policy": "teacache", "output": "file.json"}
+    assert make_calibrate_config(given).clips == 1
+    with pytest.raises(ConfigError, match="got 2 and 1"):
+        make_calibrate_config({**given, "video": ["a", "b"], "mask": ["c"]})

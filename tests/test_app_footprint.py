@@ -27,7 +27,7 @@ def test_the_count_is_what_a_run_holds(name: str, monkeypatch: pytest.MonkeyPatc
     leave = RunState.leave
 
     def measured(state: RunState) -> list[CallRecord]:
-        values: Any = state.store._values  # noqa: SLF001 - the store has no view by kind
+        values: Any = state.store._values
         held.append(
             sum(
                 entry.value.numel() * entry.value.element_size()

@@ -45,6 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "list.yaml").write_text("- steps\n")
     (tmp_path / "typo.yaml").write_text("stepz: 3\n")
     (tmp_path / "settings.yaml").write_text("settings: {treshold: 3}\n")
+    (tmp_path / "sizes.yaml").write_text("max-cache-bytes: much\n")
     (tmp_path / "broken.yaml").write_text("steps: [3\n")
     Image.new("L", (48, 32), 255).save(tmp_path / "white.png")
     with av.open(str(tmp_path / "frameless.avi"), "w") as container:
@@ -131,6 +132,23 @@ def refusal(words: list[str], folder: Path, capfd: pytest.CaptureFixture[str]) -
         pytest.param({"--cfg-scale": "nan"}, "cfg_scale must", id="guidance that is no number"),
         pytest.param({"--device": "gpu"}, "no device 'gpu'", id="unknown device"),
         pytest.param({"--dtype": "float8"}, "dtype must be", id="unknown precision"),
+        pytest.param({"--target-speedup": "0.5"}, "target_speedup must be >= 1", id="no speed-up"),
+        pytest.param({"--target-speedup": "inf"}, "a finite number", id="infinite speed-up"),
+        pytest.param({"--warmup": "2"}, "warmup must be >= 0 and <= 1", id="too much warm-up"),
+        pytest.param({"--tail": "-1"}, "tail must be >= 0 and <= 1", id="negative tail"),
+        pytest.param({"--max-reuse": "0"}, "max_reuse must be >= 1", id="no reuse at all"),
+        pytest.param({"--full-steps": "3,x"}, "such as 3,7", id="steps that are no numbers"),
+        pytest.param({"--full-steps": "1,2"}, "no step 2: the 2 steps", id="a step too many"),
+        pytest.param({"--max-cache-bytes": "5XB"}, "500MB or 2GiB", id="size in no unit"),
+        pytest.param({"--max-cache-bytes": "0"}, "max_cache_bytes must be >= 1", id="no cache"),
+        pytest.param(
+            {"--max-cache-bytes": "1kB", "--policy": "teacache"},
+            "the limit is 1,000",
+            id="too small a cache",
+        ),
+        pytest.param({"--cache-dtype": "int8"}, "cache_dtype must be", id="unknown cache dtype"),
+        pytest.param({"--cache-device": "gpu"}, "no device 'gpu'", id="unknown cache device"),
+        pytest.param({"--config": "sizes.yaml"}, "sizes.yaml: cannot read", id="size in a file"),
         pytest.param({"--output": "new/out.mp4"}, "does not exist", id="no such folder"),
         pytest.param({"--output": "empty"}, "cannot write a video", id="a folder for an output"),
         pytest.param({"--output": "out.gif"}, ".mp4", id="unknown container"),
@@ -165,6 +183,9 @@ def test_what_is_missing_is_named(folder: Path, capfd: pytest.CaptureFixture[str
         ["demo", "--policy", "hetcach"],
         ["demo", "--backbone", "wan-vace", "--output", "demo"],
         ["demo", "--output", "clip.mp4/demo"],
+        ["demo", "--target-speedup", "0"],
+        ["demo", "--full-steps", "99"],
+        ["calibrate", "--policy", "teacache"],
     ],
     ids=" ".join,
 )

@@ -36,13 +36,13 @@ STEPS = 8
 LENGTHS = "the model takes 4k+1"
 
 KEYS = {
-    "backbone", "comparison", "device", "dtype", "files", "fps", "frames", "height",
+    "backbone", "device", "dtype", "files", "fps", "frames", "height",
     "load_seconds", "model", "notes", "notice", "psnr", "reference", "run", "seed", "speedup",
     "width",
-} - {"comparison"}  # fmt: skip
+}  # fmt: skip
 RUN_KEYS = {
-    "denoise_seconds", "flops", "peak_cache_bytes", "policy", "settings", "steps", "steps_full",
-    "steps_partial", "steps_reused", "total_seconds",
+    "denoise_seconds", "flops", "peak_cache_bytes", "policy", "reached_speedup", "settings",
+    "steps", "steps_full", "steps_partial", "steps_reused", "target_speedup", "total_seconds",
 }  # fmt: skip
 SPEEDUP_KEYS = {"clock", "clock_per_flops", "flops", "total"}
 REGIONS = {"background", "margin", "mask", "whole"}
@@ -247,6 +247,51 @@ def test_policies_can_be_joined_and_presets_chosen(
     assert json.loads(capsys.readouterr().out)["run"]["settings"]["pab.self_attention"] == 3
     assert edit(clip, tmp_path / "out.mp4", "--json", "--preset", "fast") == 0
     assert json.loads(capsys.readouterr().out)["run"]["steps_reused"] > 0
+
+
+def test_an_asked_speed_up_is_reached_and_both_are_reported(
+    clip: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--policy", "teacache", "--steps", "20", "--target-speedup", "2.5", "--compare"]
+    assert edit(clip, tmp_path / "out.mp4", "--json", *options) == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    run = report["run"]
+    assert run["target_speedup"] == 2.5
+    assert run["reached_speedup"] == pytest.approx(2.5, rel=0.05)
+    assert run["reached_speedup"] == pytest.approx(report["speedup"]["flops"])
+    said = f"Asked for 2.5x fewer FLOPs, reached {run['reached_speedup']:.2f}x."
+    assert said in report["notes"]
+    assert f"note: {said}" in err.splitlines()
+    assert report["reference"]["target_speedup"] is None
+    assert report["reference"]["reached_speedup"] == 1
+    assert edit(clip, tmp_path / "out.mp4", *options) == 0
+    assert "fewer FLOPs asked / reached" in capsys.readouterr().out
+
+
+def test_guards_and_cache_settings_come_from_options_and_from_a_file(
+    clip: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace, options = tmp_path / "trace.json", ["--policy", "every-nth", "--set", "every=8"]
+    given = ["--warmup", "0.25", "--tail", "0.1", "--full-steps", "4, 6", "--max-reuse", "1"]
+    assert edit(clip, tmp_path / "out.mp4", *options, *given, "--trace", str(trace)) == 0
+    assert {record.step: record.reason for record in Trace.load(trace).records} == {
+        0: "first steps", 1: "guard: warm-up", 2: "every 8 steps, not yet",
+        3: "guard: 1 reused in a row", 4: "guard: listed step", 5: "every 8 steps, not yet",
+        6: "guard: listed step", 7: "last step",
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(
+        "full-steps: [4, 6]\nmax-cache-bytes: 1MiB\ncache_dtype: bfloat16\ncache-device: cpu\n"
+    )
+    capsys.readouterr()
+    options += ["--config", str(tmp_path / "run.yaml"), "--json"]
+    assert edit(clip, tmp_path / "out.mp4", *options) == 0
+    half = json.loads(capsys.readouterr().out)["run"]
+    assert half["steps_full"] == 4
+    assert edit(clip, tmp_path / "out.mp4", *options, "--cache-dtype", "auto") == 0
+    assert json.loads(capsys.readouterr().out)["run"]["peak_cache_bytes"] == (
+        2 * half["peak_cache_bytes"]
+    )
 
 
 def test_a_warning_of_the_backbone_goes_wherever_the_result_goes(

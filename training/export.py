@@ -15,7 +15,7 @@ from torch import Tensor
 from hetcache_backends.tiny_vace.codec import TinyCodec
 
 RECIPE: Final = "1"
-SMOOTHING: Final = 0.05
+SMOOTHING: Final = 0.25
 """Weight of the newest point in the drawn average."""
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Footprint", "footprint"]
 
+
 @frozen(kw_only=True)
 class Footprint:
     """What is kept for one branch.

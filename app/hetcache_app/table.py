@@ -1,4 +1,4 @@
-"""The table of policies in the documentation: ``hetcache policies --markdown``."""
+"""The tables of policies in the documentation: ``hetcache policies --markdown``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from attrs import evolve
 
 from hetcache_app.footprint import footprint
-from hetcache_app.listing import SHOWN_MODEL
+from hetcache_app.listing import PRESETS, SHOWN_MODEL
 from hetcache_core.backbone import RunInfo
 from hetcache_core.errors import ConfigError
 from hetcache_core.settings import build
@@ -35,20 +35,26 @@ HEADER: Final = (
 
 
 def policies_as_markdown(registry: Registry) -> str:
-    """Write the built-in and installed policies as a table.
+    """Write the policies that say what they decide on as a table, and their presets as another.
 
     The bytes are those of a run of Wan2.1-VACE-1.3B with guidance, 33 frames of 480x832 and 50 steps,
     in bfloat16, with a box of an eighth of the picture as the mask.
 
     Args:
-        registry: What was discovered; policies that cannot be loaded are left out.
+        registry: What was discovered.
+
+    Raises:
+        HetCacheError: A policy cannot be loaded.
     """
-    lines = [_line(HEADER), _line(["---"] * len(HEADER))]
-    for name in registry.policy_names:
-        kind = registry.policy(name)
-        if kind.decides_on:
-            lines.append(_line(_row(kind)))
-    return "\n".join(lines)
+    kinds = [registry.policy(name) for name in registry.policy_names]
+    kinds = [kind for kind in kinds if kind.decides_on]
+    lines = _table(HEADER, [_row(kind) for kind in kinds])
+    shares = [
+        [f"`{kind.name}`", *(f"{kind.preset_shares[preset]:.0%}" for preset in PRESETS)]
+        for kind in kinds
+        if all(preset in kind.preset_shares for preset in PRESETS)
+    ]
+    return "\n".join([*lines, "", *_table(("FLOPs computed", *PRESETS), shares)])
 
 
 def _row(kind: type[PolicyRecipe]) -> list[str]:
@@ -105,6 +111,10 @@ def _wan() -> RunInfo:
         branches=BRANCHES,
         device="cpu",
     )
+
+
+def _table(header: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+    return [_line(header), _line(["---"] * len(header)), *map(_line, rows)]
 
 
 def _line(cells: list[str] | tuple[str, ...]) -> str:

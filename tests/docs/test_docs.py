@@ -161,13 +161,17 @@ def test_a_command_shown_exists_with_the_options_it_is_shown_with(words: list[st
 
 
 def test_the_page_on_the_command_line_names_every_command_and_option() -> None:
+    """A command stands as code by itself; an option too, or after its command."""
     text = (DOCS / "cli.md").read_text(encoding="utf-8")
-    missing = [
-        f"{' '.join(path)} {name}".strip()
-        for path, command in leaves(the_command_line())
-        for name in (f"hetcache {' '.join(path)}", *(options(command) - HELP))
-        if not re.search(rf"`{re.escape(name)}\b", text)
-    ]
+    missing = []
+    for path, command in leaves(the_command_line()):
+        name = " ".join(("hetcache", *path))
+        forms = {name: (name,)} | {o: (o, f"{name} {o}") for o in options(command) - HELP}
+        missing += [
+            (name, what)
+            for what, written in forms.items()
+            if not any(re.search(rf"`{re.escape(form)}(?![\w-])", text) for form in written)
+        ]
     assert not missing
 
 
@@ -235,6 +239,16 @@ def test_the_legend_of_notation_is_the_one_in_the_code() -> None:
     page = (DOCS / "notation.md").read_text(encoding="utf-8").replace("`", "")
     expected = [f"| {letter} | {meaning.replace('`', '')} |" for letter, meaning in rows]
     assert not [row for row in expected if row not in page]
+
+
+def test_the_order_inside_core_is_shown_as_it_is_checked() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    layers = project.split("\nlayers = [\n")[1].split("\n]\n")[0]
+    checked = [line.strip(' ",').split(" : ") for line in layers.splitlines()]
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    picture = text.split("## Order inside the core")[1].split("```")[1]
+    rows = (re.split(r" {4,}(?=the|finding)", line)[0] for line in picture.strip("\n").splitlines())
+    assert [row.split() for row in rows] == checked
 
 
 def test_the_readme_sets_up_with_two_commands() -> None:

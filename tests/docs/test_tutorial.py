@@ -101,6 +101,7 @@ def test_what_the_tutorial_writes_is_found_by_name_and_reuses_steps(installed: P
     assert Path(str(module.__file__)).is_relative_to(installed)
 
 
+@pytest.mark.timeout(400)
 def test_the_tests_that_the_tutorial_writes_pass(installed: Path) -> None:
     tests = installed.parent / "typed" / "tests"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]

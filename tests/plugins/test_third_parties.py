@@ -150,6 +150,7 @@ def test_blocked_it_is_listed_and_not_imported(
     assert stranger.package not in sys.modules
 
 
+@pytest.mark.timeout(400)
 @each
 def test_its_own_tests_pass_on_what_is_installed(stranger: Stranger, folders: Installer) -> None:
     """They run the contract kit, among others."""

@@ -25,6 +25,8 @@ RANDOM_WEIGHTS_NOTICE = (
     "tiny-vace runs on random weights: speed and traces mean something, the picture does not."
 )
 SEED_OF_RANDOM_WEIGHTS = 0
+SAMPLE_GUIDANCE = 2.0
+"""More saturates the colors of the embedded model (MODEL_CARD.md)."""
 
 
 @final
@@ -106,4 +108,9 @@ class TinyVace(Backbone):
         from hetcache_backends.tiny_vace.clips import demo_clip
 
         clip = demo_clip()
-        return EditRequest(video=clip.video, mask=clip.mask > 0, prompt=clip.prompt)
+        return EditRequest(
+            video=clip.video,
+            mask=clip.mask > 0,
+            prompt=clip.prompt,
+            guidance_scale=SAMPLE_GUIDANCE,
+        )
