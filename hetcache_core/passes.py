@@ -188,7 +188,9 @@ class Pass:
         scored = (
             self.score is not None and key.stack is Stack.MAIN and key.index in self.score.layers
         )
-        attends = self.keys is not KeysUse.OWN or scored
+        # Where hints are kept instead, no later step runs control blocks and asks for their keys.
+        keyed = self.keys is not KeysUse.OWN and not (key.stack is Stack.CONTROL and self.keep_hints)
+        attends = keyed or scored
         for part in ALL_SUB_LAYERS - parts:
             self._count(key, part)
         if not parts and not attends:

@@ -69,7 +69,8 @@ def footprint(policy: CachePolicy, run: RunInfo, *, latents: int) -> Footprint:
         blocks, hints = run.model.layers, len(run.model.control_layers)
         if policy.partial.kv_mode is KVMode.CACHED:
             words.append("keys and values of all blocks")
-            elements += 2 * (blocks + hints) * tensor
+            keyed = blocks + (hints if policy.partial.control_mode is ControlMode.RECOMPUTE else 0)
+            elements += 2 * keyed * tensor
         if policy.partial.control_mode is ControlMode.REUSE and hints:
             words.append("hints of active tokens")
             elements += hints * active.count * run.model.width
