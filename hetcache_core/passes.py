@@ -189,7 +189,9 @@ class Pass:
             self.score is not None and key.stack is Stack.MAIN and key.index in self.score.layers
         )
         # Where hints are kept instead, no later step runs control blocks and asks for their keys.
-        keyed = self.keys is not KeysUse.OWN and not (key.stack is Stack.CONTROL and self.keep_hints)
+        keyed = self.keys is not KeysUse.OWN and not (
+            key.stack is Stack.CONTROL and self.keep_hints
+        )
         attends = keyed or scored
         for part in ALL_SUB_LAYERS - parts:
             self._count(key, part)

@@ -135,7 +135,7 @@ class Signals:
     def residual(self, span: Span = WHOLE_TRUNK) -> Tensor | None:
         """Newest kept residual (b, N, D) of a span, rows of the deciding branch, or None.
 
-        It must not be written to.
+        It must not be written to, and the next full step overwrites it: keep a clone.
         """
         slot = Slot(Kind.RESIDUAL, span)
         if not self._store.has(self._call.key, slot):

@@ -114,7 +114,7 @@ def test_cached_keys_cost_more_than_pruned_ones_and_come_closer() -> None:
 
 
 def test_hints_are_those_of_the_last_full_step_or_fresh_ones() -> None:
-    _, kept = edit(HetCache())
+    _, kept = edit(HetCache(control_mode=ControlMode.REUSE))
     _, fresh = edit(HetCache(control_mode=ControlMode.RECOMPUTE))
     assert {record.control_run for record in of_mode(kept, Mode.PARTIAL)} == {0}
     assert {record.control_run for record in of_mode(fresh, Mode.PARTIAL)} == {2}

@@ -142,7 +142,7 @@ class HetCache(PolicyRecipe):
         KVMode.CACHED, doc="keys that active tokens see: of all tokens, or of each other only"
     )
     control_mode: ControlMode = setting(
-        ControlMode.REUSE,
+        ControlMode.RECOMPUTE,
         doc="control hints in partial steps: of the last full step, or fresh ones",
     )
     max_active_share: float = setting(
