@@ -25,6 +25,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 
 from hetcache_core import (
+    Calibration,
     ContractError,
     Decision,
     GuidanceDecider,
@@ -80,6 +81,7 @@ class MixedSteps(StepPolicy, GuidancePolicy):
         low: deviation below which they become more, or None for one from the run itself.
         high: deviation above which they become fewer, or None likewise.
         warmup: share of the run that is computed first.
+        calibration: where low and high come from, which the run's steps must match, or None.
     """
 
     impacts: tuple[float, float, float]
@@ -88,9 +90,16 @@ class MixedSteps(StepPolicy, GuidancePolicy):
     low: float | None
     high: float | None
     warmup: float
+    calibration: Calibration | None = None
 
     def begin(self, run: RunInfo) -> _Decider:
-        """Start with nothing computed."""
+        """Start with nothing computed.
+
+        Raises:
+            ConfigError: the calibration is of another number of steps, or of other noise levels.
+        """
+        if self.calibration is not None:
+            self.calibration.check_run(run)
         return _Decider(self, Interval(self.longest, self.low, self.high))
 
 

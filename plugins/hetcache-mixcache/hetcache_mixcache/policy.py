@@ -11,7 +11,17 @@ from typing import ClassVar, Final, final
 
 from attrs import frozen
 
-from hetcache_core import CachePolicy, ConfigError, ModelInfo, PolicyRecipe, Span, setting
+from hetcache_core import (
+    CachePolicy,
+    Calibration,
+    Calibrator,
+    ConfigError,
+    ModelInfo,
+    PolicyRecipe,
+    Span,
+    setting,
+)
+from hetcache_mixcache.calibrating import IntervalCalibrator
 from hetcache_mixcache.mixed import MixedSteps
 
 __all__ = ["MixCache"]
@@ -46,6 +56,9 @@ class MixCache(PolicyRecipe):
     high: float | None = setting(
         None, ge=0, doc="change of the output per step above which they become fewer; null likewise"
     )
+    calibration: str | None = setting(
+        None, doc="file of hetcache calibrate with both of these; low and high go before it"
+    )
     warmup: float = setting(WARMUP, ge=0, le=1, doc="share of the run that is computed first")
     step_impact: float = setting(1.0, gt=0, doc="how much a reused step's error shows")
     cfg_impact: float = setting(1.0, gt=0, doc="how much a predicted branch's error shows")
@@ -64,6 +77,11 @@ class MixCache(PolicyRecipe):
                 setting="low",
                 given=self.low,
             )
+
+    @classmethod
+    def calibrator(cls) -> Calibrator:
+        """Measure how far the output moves in a step."""
+        return IntervalCalibrator()
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
@@ -87,6 +105,11 @@ class MixCache(PolicyRecipe):
         middle = Span(edge, edge) if inner > 0 else None
         # A step saves all blocks of all branches, cfg those of one of two, block the middle ones.
         saved = (1.0, 0.5, max(inner, 1) / model.layers) if self.weigh_savings else (1.0, 1.0, 1.0)
+        low, high, calibration = self.low, self.high, None
+        if self.calibration is not None:
+            calibration = Calibration.load(self.calibration, policy=self.name, model=model)
+            low = calibration.data.get("low") if low is None else low
+            high = calibration.data.get("high") if high is None else high
         mixed = MixedSteps(
             impacts=(
                 self.step_impact / saved[0],
@@ -95,8 +118,9 @@ class MixCache(PolicyRecipe):
             ),
             middle=middle,
             longest=self.longest,
-            low=self.low,
-            high=self.high,
+            low=low,
+            high=high,
+            calibration=calibration,
             warmup=self.warmup,
         )
         spans = (Span(),) if middle is None else (Span(), middle)

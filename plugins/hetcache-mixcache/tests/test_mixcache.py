@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hetcache_core import ConfigError, Mode, ModelInfo, Span, Trace, accelerate
+from hetcache_core import Calibration, ConfigError, Mode, ModelInfo, Span, Trace, accelerate
 from hetcache_core.testing import BoundCheck, parametrize_with_checks, tiny_case
 from hetcache_mixcache.interval import Interval
 from hetcache_mixcache.policy import LONGEST, MixCache
@@ -139,3 +140,25 @@ def test_presets_are_intervals() -> None:
 def test_thresholds_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ConfigError, match="low must not be above high"):
         MixCache(low=0.3, high=0.1)
+
+
+def test_a_calibration_gives_both_thresholds_and_refuses_other_steps(tmp_path: Path) -> None:
+    calibrator = MixCache.calibrator()
+    pipeline = CASE.make_pipeline(0)
+    with accelerate(pipeline, calibrator.watch(), backbone=CASE.backbone) as session:
+        CASE.run(pipeline, 20, "separate", 0)
+    file = tmp_path / "mixcache.json"
+    sigmas = tuple(r.sigma for r in session.trace.records if r.branch == "cond")
+    Calibration(
+        policy="mixcache",
+        model=CASE.backbone.describe(pipeline),
+        sigmas=sigmas,
+        clips=1,
+        data=calibrator.result(),
+    ).save(file)
+    measured = calibrator.result()
+    assert 0 < measured["low"] < measured["high"]
+    assert measured["changes"] == 19
+    assert run(20, calibration=str(file)).complete
+    with pytest.raises(ConfigError, match="measured with 20 steps, this run has 12"):
+        run(12, calibration=str(file))
