@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from hetcache_core import (
     CachePolicy,
@@ -41,6 +40,7 @@ pytest.importorskip("diffusers")
 from diffusers import FirstBlockCacheConfig, LTXConditionPipeline, LTXPipeline
 from diffusers.models.transformers.transformer_ltx import LTXVideoTransformerBlock
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+from PIL import Image
 
 from hetcache_backends.diffusers_cases import (
     ltx_arguments,

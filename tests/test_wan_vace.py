@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from attrs import evolve, frozen
-from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from hetcache_core import (
@@ -36,6 +35,8 @@ from hetcache_core import (
 from hetcache_core.policy import ControlMode, KVMode
 
 pytest.importorskip("diffsynth")
+
+from PIL import Image
 
 from hetcache_backends.tiny_vace.config import TinyVaceConfig
 from hetcache_backends.tiny_vace.pipeline import build_pipeline

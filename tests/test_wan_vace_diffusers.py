@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from attrs import asdict
-from PIL import Image
 
 from hetcache_core import (
     CachePolicy,
@@ -44,6 +43,7 @@ from diffusers import (
     UniPCMultistepScheduler,
     WanVACETransformer3DModel,
 )
+from PIL import Image
 
 from hetcache_backends.diffusers_cases import (
     sample_text,
