@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
 from attrs import define, field, frozen
 
+from hetcache_backends.wan_loading import import_diffsynth, load_checkpoint
 from hetcache_core.backbone import (
     Backbone,
     EditRequest,
@@ -65,15 +65,6 @@ REFUSED_OPTIONS: Final[Mapping[str, str]] = {
     "use_gradient_checkpointing_offload": "gradient checkpointing",
 }
 """Arguments of ``model_fn_wan_video`` that change what a block call means, and what they are."""
-
-CHECKPOINT_FILES: Final = (
-    "diffusion_pytorch_model*.safetensors",
-    "models_t5_umt5-xxl-enc-bf16.pth",
-    "Wan2.1_VAE.pth",
-)
-"""Files of Wan-AI/Wan2.1-VACE-1.3B that DiffSynth loads."""
-
-TOKENIZER_PATTERN: Final = "google/umt5-xxl/"
 
 
 @final
@@ -402,83 +393,6 @@ def _pixel_mask(arguments: Mapping[str, Any], grid: Grid, latents: Tensor) -> Te
     return torch.from_numpy(channel > MASK_THRESHOLD).to(latents.device)  # (F, H, W)
 
 
-def load_checkpoint(request: LoadRequest) -> Any:
-    """Load Wan2.1-VACE through DiffSynth's ``ModelConfig`` and ``from_pretrained``.
-
-    Args:
-        request: ``model`` is a folder with the files of a Wan-VACE repository, or the id of one on
-            ModelScope or Hugging Face ("Wan-AI/Wan2.1-VACE-1.3B").
-
-    Raises:
-        UnsupportedBackboneError: nothing was named, files are missing, or the hub is out of reach.
-    """
-    import torch
-
-    pipeline_type, config_type = import_diffsynth()
-    if request.model is None:
-        raise UnsupportedBackboneError(
-            "wan-vace needs a checkpoint: pass --model with a folder or a hub id, for example "
-            "--model Wan-AI/Wan2.1-VACE-1.3B. The backbone tiny-vace runs without one."
-        )
-    folder = Path(request.model).expanduser()
-    if folder.exists():
-        configs, tokenizer = _folder_configs(folder, config_type)
-    else:
-        configs = [
-            config_type(model_id=request.model, origin_file_pattern=p) for p in CHECKPOINT_FILES
-        ]
-        tokenizer = config_type(model_id=request.model, origin_file_pattern=TOKENIZER_PATTERN)
-    try:
-        return pipeline_type.from_pretrained(
-            torch_dtype=getattr(torch, request.dtype),
-            device=request.device,
-            model_configs=configs,
-            tokenizer_config=tokenizer,
-        )
-    except Exception as error:  # the hub clients raise dozens of unrelated types
-        raise UnsupportedBackboneError(
-            f"Wan-VACE could not be loaded from {request.model!r}: {_first_line(error)}. Download "
-            f"{', '.join(CHECKPOINT_FILES)} and {TOKENIZER_PATTERN} of Wan-AI/Wan2.1-VACE-1.3B into a "
-            "folder and pass --model FOLDER."
-        ) from error
-
-
-def _folder_configs(folder: Path, config_type: Any) -> tuple[list[Any], Any]:
-    configs = []
-    for pattern in CHECKPOINT_FILES:
-        stem = pattern.rsplit(".", 1)[0]
-        found = sorted(p for p in folder.glob(f"{stem}.*") if p.suffix in {".safetensors", ".pth"})
-        if not found:
-            raise UnsupportedBackboneError(
-                f"{folder} holds no {pattern}. Download {', '.join(CHECKPOINT_FILES)} and "
-                f"{TOKENIZER_PATTERN} of Wan-AI/Wan2.1-VACE-1.3B into it."
-            )
-        paths = [str(p) for p in found]
-        configs.append(config_type(path=paths if len(paths) > 1 else paths[0]))
-    tokenizer = folder / TOKENIZER_PATTERN
-    if not tokenizer.is_dir():
-        raise UnsupportedBackboneError(
-            f"{folder} holds no {TOKENIZER_PATTERN} (the tokenizer of Wan-AI/Wan2.1-VACE-1.3B)."
-        )
-    return configs, config_type(path=str(tokenizer))
-
-
-def import_diffsynth() -> tuple[Any, Any]:
-    """Import DiffSynth's pipeline and model configuration.
-
-    Raises:
-        UnsupportedBackboneError: DiffSynth or something it needs is not installed.
-    """
-    try:
-        from diffsynth.core import ModelConfig
-        from diffsynth.pipelines.wan_video import WanVideoPipeline
-    except ImportError as error:
-        raise UnsupportedBackboneError(
-            f"This backbone needs DiffSynth ({_first_line(error)}): pip install 'hetcache[diffsynth]'."
-        ) from error
-    return WanVideoPipeline, ModelConfig
-
-
 def edit(pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
     """Run one masked edit and return (F, H, W, 3) uint8 frames."""
     import numpy as np
@@ -506,7 +420,3 @@ def edit(pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
 
 def _no_progress(iterable: Any) -> Any:
     return iterable
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from attrs import frozen
 
 from hetcache_backends import wan_vace
+from hetcache_backends.wan_loading import import_diffsynth
 from hetcache_core.backbone import Backbone, EditRequest, Features, Geometry, LoadRequest
 from hetcache_core.errors import UnsupportedBackboneError
 
@@ -63,7 +64,7 @@ class TinyVace(Backbone):
         """Build the pipeline; ``model`` may name another safetensors file of the same shape."""
         import torch
 
-        wan_vace.import_diffsynth()
+        import_diffsynth()
         from hetcache_backends.tiny_vace.pipeline import WEIGHTS_PATH, build_pipeline
 
         weights = WEIGHTS_PATH if request.model is None else Path(request.model).expanduser()
@@ -97,7 +98,7 @@ class TinyVace(Backbone):
 
     def contract_case(self) -> BackboneCase:
         """Return the embedded model's shape with seeded weights."""
-        wan_vace.import_diffsynth()
+        import_diffsynth()
         from hetcache_backends.tiny_vace.config import TINY_VACE
         from hetcache_backends.wan_case import wan_case
 
