@@ -88,6 +88,7 @@ class Engine:
             requested_steps=self._requested or info.steps,
             tokens=info.grid.tokens,
             target_speedup=self.target_speedup,
+            notes=list(self.policy.notes),
         )
         self._run = RunState(
             info=info,

@@ -315,6 +315,7 @@ class CachePolicy:
         spans: the spans whose residuals computed steps keep for REUSE.
         sampler_share: share of the sampler steps asked for that is taken, in (0, 1].
         features: names of ``Features`` fields that the pieces need beyond those implied here.
+        notes: sentences about how it was made that belong into every trace.
     """
 
     name: str
@@ -329,6 +330,7 @@ class CachePolicy:
     spans: tuple[Span, ...] = (WHOLE_TRUNK,)
     sampler_share: float = 1.0
     features: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         """Refuse combinations that could not run.
@@ -393,6 +395,7 @@ def combine(first: CachePolicy, second: CachePolicy) -> CachePolicy:
             )
         merged[piece] = mine if mine != defaults[piece] else other
     merged["features"] = first.features | second.features
+    merged["notes"] = first.notes + second.notes
     return evolve(first, **merged)
 
 

@@ -106,3 +106,13 @@ def test_the_reference_has_no_piece() -> None:
     recipe = next(load(r) for r in REGISTERED if r.name == "none")
     assert recipe().compose(MODEL) == CachePolicy(name="none")
     assert not recipe().compose(MODEL).needs()
+
+
+def test_teacache_says_so_where_no_polynomial_is_known_and_offers_calibration() -> None:
+    from hetcache_policies.teacache import TeaCache
+
+    known = ModelInfo(backbone="wan-vace", variant="wan2.1-1.3b", layers=30, width=1536, heads=12)
+    unknown = ModelInfo(backbone="tiny-vace", variant="", layers=8, width=128, heads=4)
+    assert TeaCache().compose(known).notes == ()
+    (note,) = TeaCache().compose(unknown).notes
+    assert "hetcache calibrate --backbone tiny-vace --policy teacache" in note

@@ -28,6 +28,11 @@ from hetcache_policies.teacache_fits import FITS, SignalName, find_fit, fit_of
 
 __all__ = ["LONGEST_REUSE", "RAW_THRESHOLD", "DriftSteps", "TeaCache", "longest_run"]
 
+NO_FIT: Final = (
+    "No TeaCache polynomial is known for this model: changes count in average steps. "
+    "hetcache calibrate --backbone {backbone} --policy teacache fits one."
+)
+
 RAW_THRESHOLD: Final = 0.1
 """Threshold for changes as they are (``rescale=none``).
 
@@ -183,8 +188,10 @@ class TeaCache(PolicyRecipe):
             ConfigError: The signal does not go with the coefficients.
         """
         drift = self._drift(model)
+        without_fit = self.coefficients == "auto" and drift.fit is None
         return CachePolicy(
             name=self.name,
+            notes=(NO_FIT.format(backbone=model.backbone),) if without_fit else (),
             step=DriftSteps(
                 drift=drift,
                 threshold=_threshold(drift) if self.threshold is None else self.threshold,
