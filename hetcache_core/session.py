@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import reduce
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -199,19 +200,15 @@ def resolve_policy(
             return policy, {}
         return policy.compose(model), _plain_settings(policy)
     names = [name.strip() for name in policy.split("+")]
-    composed: CachePolicy | None = None
     used: dict[str, Any] = {}
     recipes = [_recipe(name, names, settings, preset, model, registry) for name in names]
     if len(recipes) > 1:
         alone = [recipe.compose(model) for recipe in recipes]
         recipes = [recipe.beside(alone[:i] + alone[i + 1 :]) for i, recipe in enumerate(recipes)]
+    composed = reduce(combine, (recipe.compose(model) for recipe in recipes))
     for name, recipe in zip(names, recipes, strict=True):
-        made = recipe.compose(model)
-        composed = made if composed is None else combine(composed, made)
         prefix = f"{name}." if len(names) > 1 else ""
         used |= {f"{prefix}{k}": v for k, v in _plain_settings(recipe).items()}
-    if composed is None:
-        raise ConfigError("The policy name is empty; `hetcache policies` lists the known ones.")
     stray = [k for k in settings if len(names) > 1 and k.partition(".")[0] not in names]
     if stray:
         raise ConfigError(
