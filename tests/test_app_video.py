@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -121,7 +122,7 @@ def write_bad_files(folder: Path) -> None:
     write_video(folder / "whole.mp4", smooth(), RATE)
     whole = (folder / "whole.mp4").read_bytes()
     (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
-    (folder / "noise.mp4").write_bytes(os.urandom(4000))
+    (folder / "noise.mp4").write_bytes(random.Random(0).randbytes(4000))
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "text.mp4").write_text("not a video " * 50)
     with av.open(str(folder / "frameless.avi"), "w") as container:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 from collections.abc import Iterator
 from fractions import Fraction
@@ -39,8 +40,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_video(tmp_path / "mask.mp4", mask, RATE)
     write_video(tmp_path / "short.mp4", mask[:3], RATE)
     write_video(tmp_path / "black.mp4", np.zeros_like(mask), RATE)
-    (tmp_path / "noise.mp4").write_bytes(os.urandom(3000))
-    (tmp_path / "noise.png").write_bytes(os.urandom(300))
+    (tmp_path / "noise.mp4").write_bytes(random.Random(0).randbytes(3000))
+    (tmp_path / "noise.png").write_bytes(random.Random(1).randbytes(300))
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.yaml").write_text("- steps\n")
     (tmp_path / "typo.yaml").write_text("stepz: 3\n")

@@ -86,22 +86,31 @@ BUCKETS: Final = (
 
 
 @frozen(eq=False, kw_only=True)
-class Batch:
-    """What one step learns from.
+class _Clips:
+    """The clips of a batch, encoded.
 
     Attributes:
-        latents: `(B, C, T, h, w)`, the encoded answers.
+        latents: `(B, C, T, h, w)`, the answers.
         control: `(B, 2C+64, T, h, w)`, what `WanVideoUnit_VACE` makes of video and mask.
         masked: `(B, 1, T, h, w)`, 1 where any pixel of the block is masked.
         context: `(B, L, D)`, the prompts.
-        noise: `(B, C, T, h, w)`.
-        sigma: `(B,)`, noise levels in (0, 1].
     """
 
     latents: Tensor
     control: Tensor
     masked: Tensor
     context: Tensor
+
+
+@frozen(eq=False, kw_only=True)
+class Batch(_Clips):
+    """What one step learns from: clips and noise.
+
+    Attributes:
+        noise: `(B, C, T, h, w)`.
+        sigma: `(B,)`, noise levels in (0, 1].
+    """
+
     noise: Tensor
     sigma: Tensor
 
@@ -109,15 +118,18 @@ class Batch:
 class Batches(Dataset[Batch]):
     """Batch `step` of the run with a given seed."""
 
-    def __init__(self, *, seed: int, steps: int, tokens: int) -> None:
+    def __init__(self, *, seed: int, steps: int, tokens: int, echo: int = 1) -> None:
         """Prepare the stream.
 
         Args:
             seed: Of the run.
             steps: Length of the run; sizes move from `Bucket.early` to `Bucket.late` over it.
             tokens: Tokens a batch holds, about.
+            echo: Steps in a row that see the same clips, each with its own noise: where making
+                clips takes as long as learning from them.
         """
-        self.seed, self.steps, self.tokens = seed, steps, tokens
+        self.seed, self.steps, self.tokens, self.echo = seed, steps, tokens, echo
+        self._last: tuple[int, _Clips] | None = None
         self.codec = TinyCodec()
 
     def __len__(self) -> int:
@@ -126,6 +138,26 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         """Make the batch of one step."""
+        clips = self._clips(step - step % self.echo)
+        generator = torch.Generator().manual_seed(
+            int(np.random.default_rng([self.seed, 1, step]).integers(1 << 62))
+        )
+        size = len(clips.latents)
+        u = (torch.arange(size) + torch.rand(size, generator=generator)) / size
+        u = 1.0 - u[torch.randperm(size, generator=generator)]
+        return Batch(
+            latents=clips.latents,
+            control=clips.control,
+            masked=clips.masked,
+            context=clips.context,
+            noise=torch.randn(clips.latents.shape, generator=generator),
+            sigma=SIGMA_SHIFT * u / (1 + (SIGMA_SHIFT - 1) * u),
+        )
+
+    def _clips(self, step: int) -> _Clips:
+        """Make the clips that the steps from `step` on share."""
+        if self._last is not None and self._last[0] == step:
+            return self._last[1]
         rng = np.random.default_rng([self.seed, step])
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
         done = min(step / self.steps, 1.0)
@@ -140,7 +172,6 @@ class Batches(Dataset[Batch]):
             phrases.append(_phrase(rng, spec.prompt, has_object=spec.has_object))
         target = to_tensor([clip.target for clip in clips])
         mask = torch.from_numpy(np.stack([clip.mask for clip in clips])).float() / 255.0
-        latents = self.codec.encode(target)
         pixels = mask[:, None]
         known = self.codec.encode(target * (1 - pixels))
         hidden = torch.zeros_like(known)  # what grey encodes to, within 0.02
@@ -149,16 +180,14 @@ class Batches(Dataset[Batch]):
             behind = target.roll(-1, 0)[others]
             hidden[others] = self.codec.encode(behind * pixels[others])
         grid, masked = mask_channels(mask)
-        u = (torch.arange(size) + torch.rand(size, generator=generator)) / size
-        u = 1.0 - u[torch.randperm(size, generator=generator)]
-        return Batch(
-            latents=latents,
+        made = _Clips(
+            latents=self.codec.encode(target),
             control=torch.cat([known, hidden, grid], 1),
             masked=masked,
             context=torch.cat([embed_prompt(phrase) for phrase in phrases]),
-            noise=torch.randn(latents.shape, generator=generator),
-            sigma=SIGMA_SHIFT * u / (1 + (SIGMA_SHIFT - 1) * u),
         )
+        self._last = (step, made)
+        return made
 
 
 def _phrase(rng: np.random.Generator, prompt: str, *, has_object: bool) -> str:
