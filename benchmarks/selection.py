@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hetcache_backends.tiny_vace.backbone import SAMPLE_GUIDANCE, TinyVace
+from hetcache_backends.tiny_vace.backbone import TinyVace
 from hetcache_backends.tiny_vace.clips import builtin_clips
 from hetcache_core import EditRequest, LoadRequest, accelerate
 
@@ -65,7 +65,7 @@ def main() -> None:
             prompt=clip.prompt,
             steps=options.steps,
             seed=options.seed,
-            guidance_scale=SAMPLE_GUIDANCE,
+            guidance_scale=backbone.guidance_scale,
         )
         with accelerate(pipeline, "none", backbone=backbone):
             reference = backbone.edit(pipeline, request)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         RunInfo,
     )
     from hetcache_core.calibration import Calibration, Calibrator
+    from hetcache_core.clips import ClipSet, EvaluationClip
     from hetcache_core.discovery import Registry, discover
     from hetcache_core.engine import Engine
     from hetcache_core.errors import (
@@ -88,6 +89,7 @@ _HOMES: Final[dict[str, str]] = {
     for module, names in {
         "backbone": "Backbone EditRequest Features FlopModel Geometry LoadRequest ModelCall RunInfo",
         "calibration": "Calibration Calibrator",
+        "clips": "ClipSet EvaluationClip",
         "discovery": "Registry discover",
         "engine": "Engine",
         "errors": "CacheBudgetError CacheStateError ConfigError ContractError HetCacheError "
@@ -125,6 +127,7 @@ __all__ = [
     "Calibration",
     "Calibrator",
     "CallRecord",
+    "ClipSet",
     "ConfigError",
     "ContextSelector",
     "ContractError",
@@ -132,6 +135,7 @@ __all__ = [
     "Decision",
     "EditRequest",
     "Engine",
+    "EvaluationClip",
     "Features",
     "FlopModel",
     "Geometry",

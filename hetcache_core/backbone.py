@@ -189,6 +189,8 @@ class Backbone(ABC):
     library: ClassVar[str]
     features: ClassVar[Features]
     geometry: ClassVar[Geometry]
+    guidance_scale: ClassVar[float] = 5.0
+    """What an edit runs with when nobody asks for a strength of guidance."""
 
     @abstractmethod
     def accepts(self, pipeline: object) -> bool:

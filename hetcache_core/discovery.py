@@ -55,6 +55,7 @@ _Found = list[tuple[metadata.EntryPoint, PluginRecord]]
 _REGISTERING_HOOKS: Final[tuple[tuple[Kind, str], ...]] = (
     ("policy", "hetcache_register_policies"),
     ("backbone", "hetcache_register_backbones"),
+    ("clip set", "hetcache_register_clip_sets"),
 )
 
 
@@ -101,10 +102,10 @@ def discover(
                 status: Status = "conflict" if isinstance(error, PluginConflictError) else "failed"
                 record = evolve(record, status=status, error=error)
         records.append(record)
-    for (_, name), conflict in find_conflicts(provided).items():
+    for (kind, name), conflict in find_conflicts(provided).items():
         if strict:
             raise conflict
-        records = [_in_conflict(record, name, conflict) for record in records]
+        records = [_in_conflict(record, kind, name, conflict) for record in records]
     # Plugins in one conflict have the same message.
     complaints += dict.fromkeys(str(record.error) for record in records if record.error)
     for complaint in complaints:
@@ -267,10 +268,11 @@ def _ask(
     except PluginError:
         manager.unregister(name=record.name)
         raise
-    policies, backbones = (
+    policies, backbones, clip_sets = (
         tuple(name for kind, name in count if kind == wanted) for wanted, _ in _REGISTERING_HOOKS
     )
-    return evolve(record, policies=policies, backbones=backbones), answers
+    provided = evolve(record, policies=policies, backbones=backbones, clip_sets=clip_sets)
+    return provided, answers
 
 
 def _answer(call: Callable[[], object], hook: str, record: PluginRecord) -> list[Registration]:
@@ -291,9 +293,10 @@ def _answer(call: Callable[[], object], hook: str, record: PluginRecord) -> list
     return given
 
 
-def _in_conflict(record: PluginRecord, name: str, error: PluginConflictError) -> PluginRecord:
-    names = record.policies if error.kind == "policy" else record.backbones
-    if name not in names or record.status != "ok":
+def _in_conflict(
+    record: PluginRecord, kind: Kind, name: str, error: PluginConflictError
+) -> PluginRecord:
+    if name not in record.names(kind) or record.status != "ok":
         return record
     return evolve(record, status="conflict", error=error)
 

@@ -174,7 +174,7 @@ class PluginConflictError(PluginError):
 
     Args:
         what: What went wrong.
-        kind: What the name names: ``"plugin"``, ``"policy"`` or ``"backbone"``.
+        kind: What the name names: ``"plugin"``, ``"policy"``, ``"backbone"`` or ``"clip set"``.
         name: The name provided twice.
         distributions: All distributions that provide it, each with its version.
         where: Where it was found.

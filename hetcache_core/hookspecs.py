@@ -43,6 +43,7 @@ __all__ = [
     "Registration",
     "hetcache_observe_run",
     "hetcache_register_backbones",
+    "hetcache_register_clip_sets",
     "hetcache_register_policies",
     "hookimpl",
     "hookspec",
@@ -93,7 +94,7 @@ def _check_summary(registration: Registration, _: Attribute[str], summary: objec
 
 @frozen(kw_only=True)
 class Registration:
-    """One policy or backbone that a plugin provides.
+    """One policy, backbone or clip set that a plugin provides.
 
     Args:
         name: The name people choose it by; equal to the class's own ``name``.
@@ -140,6 +141,26 @@ def hetcache_register_backbones() -> Iterable[Registration]:
     Returns:
         The backbones, each with a name that no other plugin provides. The targets are subclasses
         of ``hetcache_core.backbone.Backbone``.
+
+    Raises:
+        Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides
+            nothing, and the others are not affected.
+
+    .. versionadded:: 0.1
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def hetcache_register_clip_sets() -> Iterable[Registration]:
+    """Provide sets of clips that policies are compared on (``hetcache compare --clips NAME``).
+
+    Called once by each ``discover()``, before any pipeline exists. Import nothing heavy here: name
+    the classes as text.
+
+    Returns:
+        The clip sets, each with a name that no other plugin provides. The targets are subclasses
+        of ``hetcache_core.clips.ClipSet``.
 
     Raises:
         Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides

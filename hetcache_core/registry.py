@@ -23,6 +23,7 @@ from hetcache_core.hookspecs import Registration
 
 if TYPE_CHECKING:
     from hetcache_core.backbone import Backbone
+    from hetcache_core.clips import ClipSet
     from hetcache_core.policy import PolicyRecipe
     from hetcache_core.trace import Trace
 
@@ -33,7 +34,7 @@ DISABLE_VARIABLE: Final = "HETCACHE_DISABLE_PLUGINS"
 
 _log = logging.getLogger(__name__)
 
-Kind = Literal["policy", "backbone"]
+Kind = Literal["policy", "backbone", "clip set"]
 Status = Literal["ok", "blocked", "failed", "conflict"]
 
 
@@ -48,6 +49,7 @@ class PluginRecord:
         hooks: Names of the hooks that it implements.
         policies: Names of the policies that it provides, conflicting ones included.
         backbones: Names of the backbones that it provides, conflicting ones included.
+        clip_sets: Names of the clip sets that it provides, conflicting ones included.
         status: ``"blocked"`` and ``"failed"`` plugins provide nothing; of one in ``"conflict"``,
             only the names that nobody else provides can be used.
         error: What is wrong with it.
@@ -59,8 +61,17 @@ class PluginRecord:
     hooks: tuple[str, ...] = ()
     policies: tuple[str, ...] = ()
     backbones: tuple[str, ...] = ()
+    clip_sets: tuple[str, ...] = ()
     status: Status = "ok"
     error: PluginError | None = None
+
+    def names(self, kind: Kind) -> tuple[str, ...]:
+        """Names of one kind that it provides, conflicting ones included."""
+        return {
+            "policy": self.policies,
+            "backbone": self.backbones,
+            "clip set": self.clip_sets,
+        }[kind]
 
     @property
     def origin(self) -> str:
@@ -115,7 +126,7 @@ class Observer:
 
 @frozen(eq=False, kw_only=True)
 class Registry:
-    """The plugins that were found, and the policies and backbones that they provide.
+    """The plugins that were found, and the policies, backbones and clip sets that they provide.
 
     Attributes:
         plugins: One record for every plugin, usable or not.
@@ -134,6 +145,11 @@ class Registry:
     def backbone_names(self) -> tuple[str, ...]:
         """Names of the backbones that can be used, sorted."""
         return tuple(self._usable("backbone"))
+
+    @property
+    def clip_set_names(self) -> tuple[str, ...]:
+        """Names of the clip sets that can be used, sorted."""
+        return tuple(self._usable("clip set"))
 
     @property
     def policy_summaries(self) -> dict[str, str]:
@@ -187,6 +203,27 @@ class Registry:
 
         return self._load("backbone", name, Backbone)
 
+    def clip_set(self, name: str) -> type[ClipSet]:
+        """Load the clip set of a name.
+
+        Args:
+            name: Name of the clip set.
+
+        Returns:
+            The class, which is made without arguments.
+
+        Raises:
+            ConfigError: No plugin provides the name; the message says which are known.
+            PluginConflictError: Several plugins provide it.
+            PluginLoadError: Its class cannot be loaded, or no plugin that works provides the name
+                while others failed; the plugin's own error is the cause.
+            ContractError: What was registered is no clip set, or has another name.
+            UnsupportedBackboneError: A library that it needs is not installed.
+        """
+        from hetcache_core.clips import ClipSet  # listing does not need it
+
+        return self._load("clip set", name, ClipSet)
+
     def observe_run(self, trace: Trace) -> None:
         """Hand a finished run to every observer; one that raises is logged, and the others go on.
 
@@ -218,8 +255,23 @@ class Registry:
         """
         return self._with("backbone", registrations)
 
+    def with_clip_sets(self, *registrations: Registration) -> Registry:
+        """Return a registry that knows further clip sets, for tests and for embedding.
+
+        Args:
+            *registrations: The clip sets to add.
+
+        Raises:
+            PluginConflictError: A name is taken.
+        """
+        return self._with("clip set", registrations)
+
     def _with(self, kind: Kind, registrations: Iterable[Registration]) -> Registry:
-        caller = f"with_{'policies' if kind == 'policy' else 'backbones'}()"
+        caller = {
+            "policy": "with_policies()",
+            "backbone": "with_backbones()",
+            "clip set": "with_clip_sets()",
+        }[kind]
         program = PluginRecord(name=caller, distribution="none, added by the program")
         added = tuple(Provided(kind, registration, program) for registration in registrations)
         provided = (*self._provided, *added)

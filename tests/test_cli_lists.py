@@ -18,7 +18,7 @@ from hetcache_core.discovery import discover
 from hetcache_core.settings import describe
 
 PLUGIN_KEYS = {
-    "name", "distribution", "version", "status", "hooks", "policies", "backbones", "error",
+    "name", "distribution", "version", "status", "hooks", "policies", "backbones", "clip_sets", "error",
 }  # fmt: skip
 POLICY_KEYS = {"name", "summary", "source", "settings", "presets", "preset_shares", "error"}
 SETTING_KEYS = {"name", "type", "default", "doc", "allowed"}

@@ -969,3 +969,17 @@ def test_every_error_of_discovery_is_a_hetcache_error() -> None:
     """The command line turns these, and only these, into one line and exit code 2."""
     assert issubclass(PluginError, HetCacheError)
     assert issubclass(PluginWarning, UserWarning)
+
+
+def test_a_clip_set_is_registered_as_everything_else_is() -> None:
+    registry = discover(strict=True)
+    clips = registry.clip_set("builtin")()
+    first = clips.names()[0]
+    clip = clips.clip(first, frames=5, height=48, width=64)
+    assert clip.video.shape == (5, 48, 64, 3)
+    assert clip.truth is not None
+    assert (clip.truth[~clip.mask] == clip.video[~clip.mask]).all()
+    with pytest.raises(ConfigError, match=first):
+        clips.clip(f"{first}0", frames=5, height=48, width=64)
+    with pytest.raises(ConfigError, match="4k\\+1"):
+        clips.clip(first, frames=4, height=48, width=64)

@@ -146,7 +146,9 @@ def _requests(config: CalibrateConfig, backbone: Backbone) -> Iterator[EditReque
                 prompt=config.prompt or sample.prompt,
                 steps=config.steps,
                 seed=config.seed + index,
-                guidance_scale=config.cfg_scale,
+                guidance_scale=(
+                    sample.guidance_scale if config.cfg_scale is None else config.cfg_scale
+                ),
                 options=dict(config.options),
             )
         return
@@ -166,7 +168,7 @@ def _requests(config: CalibrateConfig, backbone: Backbone) -> Iterator[EditReque
                 cfg_scale=config.cfg_scale,
                 options=config.options,
             ),
-            backbone.geometry,
+            backbone,
         )
         for text in job.notes:
             note(f"{video}: {text}")

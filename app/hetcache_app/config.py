@@ -72,7 +72,9 @@ class EditConfig(LimitsConfig):
     )
     height: int | None = setting(None, ge=1, doc="height that the model works at")
     width: int | None = setting(None, ge=1, doc="width that the model works at")
-    cfg_scale: float = setting(5.0, ge=0, doc="strength of the guidance; 1 goes without")
+    cfg_scale: float | None = setting(
+        None, ge=0, doc="strength of the guidance; 1 goes without; by default the model's own"
+    )
     cfg_merge: bool = setting(default=False, doc="run both guidance branches in one call")
     device: str = setting("auto", doc="auto, cpu, cuda or cuda:N")
     dtype: Precision = setting("auto", doc="auto, float32, bfloat16 or float16")
@@ -119,7 +121,9 @@ class CalibrateConfig:
     )
     height: int | None = setting(None, ge=1, doc="height that the model works at")
     width: int | None = setting(None, ge=1, doc="width that the model works at")
-    cfg_scale: float = setting(5.0, ge=0, doc="strength of the guidance; 1 goes without")
+    cfg_scale: float | None = setting(
+        None, ge=0, doc="strength of the guidance; 1 goes without; by default the model's own"
+    )
     options: Mapping[str, object] = attrs.field(
         factory=dict, metadata={"doc": "further arguments of the model library's own call, by name"}
     )

@@ -52,7 +52,7 @@ def edit(config: EditConfig, registry: Registry) -> Report:
     backbone = registry.backbone(config.backbone)()
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    job = prepare(config, backbone.geometry)
+    job = prepare(config, backbone)
     for text in job.notes:
         note(text)
     runner = load(backbone, LoadRequest(model=config.model, device=device, dtype=dtype), registry)

@@ -19,7 +19,7 @@ from hetcache_core.errors import ConfigError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from hetcache_core.backbone import Geometry
+    from hetcache_core.backbone import Backbone, Geometry
 
 __all__ = ["Job", "check_outputs", "prepare"]
 
@@ -77,16 +77,17 @@ def check_outputs(config: EditConfig) -> None:
             raise ConfigError(f"{output} would overwrite the {name}", where="--output")
 
 
-def prepare(config: EditConfig, geometry: Geometry) -> Job:
+def prepare(config: EditConfig, backbone: Backbone) -> Job:
     """Read the video and the mask, and fit both to a model.
 
     Args:
         config: What is asked for.
-        geometry: Sizes and lengths that the model takes.
+        backbone: The model; its sizes, lengths and guidance are taken.
 
     Raises:
         ConfigError: A file cannot be used, or does not go with the options.
     """
+    geometry = backbone.geometry
     wanted = geometry.default_frames if config.frames is None else config.frames
     clip = read_video(Path(config.video), option="--video", max_frames=wanted)
     count = plan_frames(geometry, len(clip.frames), config.frames)
@@ -114,7 +115,7 @@ def prepare(config: EditConfig, geometry: Geometry) -> Job:
         negative_prompt=config.negative_prompt,
         steps=config.steps,
         seed=config.seed,
-        guidance_scale=config.cfg_scale,
+        guidance_scale=(backbone.guidance_scale if config.cfg_scale is None else config.cfg_scale),
         merge_guidance=config.cfg_merge,
         options=dict(config.options),
     )

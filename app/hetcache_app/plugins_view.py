@@ -26,6 +26,7 @@ class PluginJson(TypedDict):
     hooks: list[str]
     policies: list[str]
     backbones: list[str]
+    clip_sets: list[str]
     error: str | None
 
 
@@ -49,6 +50,7 @@ def plugins_as_json(registry: Registry, hook: str | None = None) -> list[PluginJ
             "hooks": list(record.hooks),
             "policies": list(record.policies),
             "backbones": list(record.backbones),
+            "clip_sets": list(record.clip_sets),
             "error": None if record.error is None else str(record.error),
         }
         for record in _listed(registry, hook)
@@ -104,11 +106,12 @@ def _listed(registry: Registry, hook: str | None) -> list[PluginRecord]:
 
 
 def _provides(record: PluginRecord) -> str:
-    lines = [
-        f"{kind}: {', '.join(names)}"
-        for kind, names in (("policies", record.policies), ("backbones", record.backbones))
-        if names
-    ]
+    provided = {
+        "policies": record.policies,
+        "backbones": record.backbones,
+        "clip sets": record.clip_sets,
+    }
+    lines = [f"{kind}: {', '.join(names)}" for kind, names in provided.items() if names]
     if "hetcache_observe_run" in record.hooks:
         lines.append("observes runs")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Entry point of the built-in backbones. Imports no model library."""
+"""Entry point of the built-in backbones and clips. Imports no model library."""
 
 from __future__ import annotations
 
@@ -28,5 +28,17 @@ def hetcache_register_backbones() -> list[Registration]:
             name="ltx-video",
             target="hetcache_backends.ltx_video:LtxVideo",
             summary="LTX-Video, masked video-to-video (diffusers)",
+        ),
+    ]
+
+
+@hookimpl
+def hetcache_register_clip_sets() -> list[Registration]:
+    """Name the clip set; it is made when it is first asked for."""
+    return [
+        Registration(
+            name="builtin",
+            target="hetcache_backends.tiny_vace.clip_set:BuiltinClips",
+            summary="28 generated clips: masks of 5, 15 and 40 %, still, moving, outpainting",
         ),
     ]

@@ -26,8 +26,6 @@ RANDOM_WEIGHTS_NOTICE = (
     "tiny-vace runs on random weights: speed and traces mean something, the picture does not."
 )
 SEED_OF_RANDOM_WEIGHTS = 0
-SAMPLE_GUIDANCE = 2.0
-"""More saturates the colors of the embedded model (MODEL_CARD.md)."""
 
 
 @final
@@ -45,6 +43,8 @@ class TinyVace(Backbone):
         default_size=(384, 384),
         default_frames=17,
     )
+    guidance_scale: ClassVar[float] = 2.0
+    """More saturates the colors of the embedded model (MODEL_CARD.md)."""
 
     def accepts(self, pipeline: object) -> bool:
         """Whether this backbone built the pipeline."""
@@ -113,5 +113,5 @@ class TinyVace(Backbone):
             video=clip.video,
             mask=clip.mask > 0,
             prompt=clip.prompt,
-            guidance_scale=SAMPLE_GUIDANCE,
+            guidance_scale=self.guidance_scale,
         )
