@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torchmetrics.image import PeakSignalNoiseRatio
 
-__all__ = ["MARGIN_TOKENS", "REGIONS", "RegionQuality", "compare", "regions"]
+__all__ = ["MARGIN_TOKENS", "REGIONS", "RegionQuality", "compare", "parts", "regions"]
 
 REGIONS: Final = ("whole", "mask", "margin", "background")
 
@@ -20,6 +22,9 @@ MARGIN_TOKENS: Final = 2
 
 PEAK: Final = 255.0
 """Largest value of a pixel."""
+
+PART_PIXELS: Final = 2**21
+"""Pixels that are converted to floats at once: two HD frames, so that little memory is needed."""
 
 
 @frozen(kw_only=True)
@@ -88,22 +93,44 @@ def compare(
     Returns:
         One value for each name in ``REGIONS``.
     """
-    return {
-        name: _psnr(result[region], reference[region])
-        for name, region in regions(mask, token_pixels).items()
-    }
-
-
-def _psnr(result: NDArray[np.uint8], reference: NDArray[np.uint8]) -> RegionQuality:
-    """Compare the pixels (n, 3) of one region."""
     import torch
-    from torchmetrics.functional.image import peak_signal_noise_ratio
+    from torchmetrics.image import PeakSignalNoiseRatio
 
-    pixels = len(result)
+    # Double precision: a single differing value among 10^8 does not get lost in the sum.
+    measures = {name: PeakSignalNoiseRatio(data_range=PEAK) for name in REGIONS}
+    for measure in measures.values():
+        measure.set_dtype(torch.float64)
+    pixels = dict.fromkeys(REGIONS, 0)
+    for part in parts(result):
+        for name, region in regions(mask[part], token_pixels).items():
+            count = int(region.sum())
+            if count:
+                given, wanted = (
+                    torch.from_numpy(frames[part][region]).double()
+                    for frames in (result, reference)
+                )  # (n, 3)
+                measures[name].update(given, wanted)
+                pixels[name] += count
+    return {name: _quality(measures[name], pixels[name]) for name in REGIONS}
+
+
+def parts(frames: NDArray[Any]) -> Iterator[slice]:
+    """Divide a video into parts that are small enough to be converted to floats.
+
+    Args:
+        frames: (F, H, W, ...) of any type.
+
+    Yields:
+        Slices of its frames, in order.
+    """
+    count = max(1, PART_PIXELS // max(1, math.prod(frames.shape[1:3])))
+    for start in range(0, len(frames), count):
+        yield slice(start, min(start + count, len(frames)))
+
+
+def _quality(measure: PeakSignalNoiseRatio, pixels: int) -> RegionQuality:
     if not pixels:
         return RegionQuality(db=None, identical=False, pixels=0)
-    # Double precision: a single differing value among 10^8 does not get lost in the mean.
-    given, wanted = (torch.from_numpy(values).double() for values in (result, reference))
-    db = float(peak_signal_noise_ratio(given, wanted, data_range=PEAK))
+    db = float(measure.compute())
     identical = math.isinf(db)
     return RegionQuality(db=None if identical else db, identical=identical, pixels=pixels)

@@ -1,0 +1,82 @@
+"""Metrics that compare pixels and need no weights: SSIM and flicker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from hetcache_app.metrics import parts
+from hetcache_app.quality_types import Value
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+__all__ = ["as_pictures", "flicker", "ssim"]
+
+SSIM_WINDOW: Final = 11
+"""Side of SSIM's Gaussian window. Source: Wang et al., IEEE TIP 2004, section III.C."""
+
+
+def as_pictures(frames: NDArray[np.uint8], device: str = "cpu") -> torch.Tensor:
+    """Convert frames to what networks and torchmetrics take.
+
+    Args:
+        frames: (F, H, W, 3) uint8.
+        device: Where the result goes.
+
+    Returns:
+        (F, 3, H, W) float32 in [0, 1].
+    """
+    import torch
+
+    pictures = torch.from_numpy(frames).to(device)
+    return pictures.permute(0, 3, 1, 2).float() / 255  # (F, 3, H, W)
+
+
+def ssim(result: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> Value:
+    """Measure SSIM, the mean over whole frames; 1 where both are identical.
+
+    Args:
+        result: (F, H, W, 3) uint8.
+        wanted: (F, H, W, 3) uint8.
+
+    Source: Wang et al., "Image quality assessment: from error visibility to structural similarity",
+    IEEE TIP 13(4), 2004; torchmetrics, with its Gaussian window of 11 pixels.
+    """
+    import torch
+    from torchmetrics.image import StructuralSimilarityIndexMeasure
+
+    if min(result.shape[1:3]) < SSIM_WINDOW:
+        return Value(value=None, note=f"needs {SSIM_WINDOW} pixels a side")
+    measure = StructuralSimilarityIndexMeasure(data_range=1.0)
+    for part in parts(result):
+        measure.update(as_pictures(result[part]), as_pictures(wanted[part]))
+    return Value(value=float(torch.as_tensor(measure.compute())))
+
+
+def flicker(result: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> Value:
+    """Measure how unsteady the difference to another video is.
+
+    With ``d = result - wanted``, it is the mean of ``|d[t+1] - d[t]|`` over all pixels, channels
+    and pairs of neighbouring frames, in levels of 8 bits (0 to 510). Motion that both share cancels
+    out, so no optical flow is needed; a difference that stands still is none.
+
+    Args:
+        result: (F, H, W, 3) uint8.
+        wanted: (F, H, W, 3) uint8.
+
+    Source: the temporal error of dtSSD (Erofeev et al., "Perceptually motivated benchmark for video
+    matting", BMVC 2015, section 4.2), with the mean absolute difference that VBench's temporal
+    flickering takes (Huang et al., CVPR 2024) in the place of the root mean square.
+    """
+    import numpy as np
+
+    if len(result) <= 1:
+        return Value(value=None, note="needs 2 frames")
+    total = 0
+    for part in parts(result[1:]):
+        both = slice(part.start, part.stop + 1)
+        difference = result[both].astype(np.int16) - wanted[both]  # (n + 1, H, W, 3)
+        total += int(np.abs(np.diff(difference, axis=0)).sum(dtype=np.int64))
+    return Value(value=total / result[1:].size)
