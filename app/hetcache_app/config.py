@@ -131,7 +131,7 @@ class CalibrateConfig:
     dtype: Precision = setting("auto", doc="auto, float32, bfloat16 or float16")
 
 
-def option_help(config: type[EditConfig | DemoConfig | CalibrateConfig]) -> dict[str, str]:
+def option_help(config: type[Any]) -> dict[str, str]:
     """Write the help of every option, by the name of its field.
 
     Args:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["frechet_distance", "video_features"]
+__all__ = ["features_network", "frechet_distance", "video_features"]
 
 OPTION: Final = "--video-features"
 
@@ -44,7 +44,7 @@ def video_features(
 
     if tools.video_features is None:
         return None
-    network = _network(tools.video_features, tools.device)
+    network = features_network(tools.video_features, tools.device)
     video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 255  # (1, 3, F, H, W)
     try:
         found = network(video)
@@ -109,7 +109,16 @@ def frechet_distance(one: NDArray[np.floating[Any]], other: NDArray[np.floating[
 
 
 @lru_cache(maxsize=1)
-def _network(path: Path, device: str) -> Callable[[torch.Tensor], Any]:
+def features_network(path: Path, device: str) -> Callable[[torch.Tensor], Any]:
+    """Load the network that describes videos.
+
+    Args:
+        path: A TorchScript, torch.export or ONNX file.
+        device: Where the network runs.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
     if not path.is_file():
         raise ConfigError(f"there is no file {path}", where=OPTION)
     read = READERS.get(path.suffix.lower(), _torchscript)

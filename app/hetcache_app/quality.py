@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from hetcache_app.frechet import frechet_distance, video_features
+from hetcache_app.frechet import features_network, frechet_distance, video_features
 from hetcache_app.metrics import RegionQuality, compare
-from hetcache_app.quality_learned import clip_score, lpips
+from hetcache_app.quality_learned import clip_measure, clip_score, lpips, lpips_network
 from hetcache_app.quality_pixels import flicker, ssim
 from hetcache_app.quality_types import METRICS, MetricInfo, QualityTools, Value
 from hetcache_core.errors import ConfigError
@@ -20,14 +20,18 @@ __all__ = [
     "MetricInfo",
     "QualityTools",
     "Value",
+    "check_tools",
     "cut_to",
     "frechet_distance",
+    "measure_against",
     "measure_quality",
     "psnr_value",
     "video_features",
 ]
 
 NO_TOOLS: Final = QualityTools()
+
+NO_MASK: Final = Value(value=None, note="needs --mask")
 
 ABSENT: Final = {
     "uncached": "no uncached output",
@@ -70,24 +74,74 @@ def measure_quality(
         for name, info in METRICS.items()
         if info.level == "clip"
     }
+    held: dict[str, dict[str, Value]] = {}
     if reference is not None:
         _check(result, reference, "the uncached output")
-        for region, quality in compare(result, reference, mask, token_pixels).items():
-            name = "psnr_uncached" if region == "whole" else f"psnr_uncached_{region}"
-            found[name] = psnr_value(quality)
-        found["ssim_uncached"] = ssim(result, reference)
-        found["lpips_uncached"] = lpips(result, reference, tools)
-        found["flicker"] = flicker(result, reference)
+        held["uncached"] = measure_against(result, reference, mask, token_pixels, tools)
     if truth is not None:
-        truth = cut_to(truth, result)
-        regions = compare(result, truth, mask, token_pixels)
-        found["psnr_truth"] = psnr_value(regions["whole"])
-        found["psnr_truth_mask"] = psnr_value(regions["mask"])
-        found["ssim_truth"] = ssim(result, truth)
-        found["lpips_truth"] = lpips(result, truth, tools)
+        held["truth"] = measure_against(result, cut_to(truth, result), mask, token_pixels, tools)
     if prompt:
-        found["clip_score"] = clip_score(result, prompt, tools)
+        held["prompt"] = {"clip_score": clip_score(result, prompt, tools)}
+    for name in found:
+        info = METRICS[name]
+        if info.against in held:
+            found[name] = held[info.against][info.measure]
     return found
+
+
+def measure_against(
+    result: NDArray[np.uint8],
+    wanted: NDArray[np.uint8],
+    mask: NDArray[np.bool_] | None,
+    token_pixels: int,
+    tools: QualityTools = NO_TOOLS,
+) -> dict[str, Value]:
+    """Measure everything that one video says of another.
+
+    Args:
+        result: (F, H, W, 3) uint8, what is judged.
+        wanted: (F, H, W, 3) uint8, what it is held against.
+        mask: (F, H, W) bool; None where it is not known, and no region has a value.
+        token_pixels: Height and width of a token in pixels.
+        tools: Files of weights.
+
+    Returns:
+        The values of "psnr", "psnr_mask", "psnr_margin", "psnr_background", "ssim", "lpips" and
+        "flicker".
+
+    Raises:
+        ConfigError: The file of weights cannot be used.
+    """
+    import numpy as np
+
+    known = np.zeros(result.shape[:3], np.bool_) if mask is None else mask
+    found = {}
+    for region, quality in compare(result, wanted, known, token_pixels).items():
+        if region == "whole":
+            found["psnr"] = psnr_value(quality)
+        else:
+            found[f"psnr_{region}"] = NO_MASK if mask is None else psnr_value(quality)
+    found["ssim"] = ssim(result, wanted)
+    found["lpips"] = lpips(result, wanted, tools)
+    found["flicker"] = flicker(result, wanted)
+    return found
+
+
+def check_tools(tools: QualityTools) -> None:
+    """Load every file of weights that was given, so that a bad one is found before long work.
+
+    Args:
+        tools: The files; what they hold is kept for the metrics.
+
+    Raises:
+        ConfigError: One cannot be used.
+    """
+    if tools.lpips is not None:
+        lpips_network(tools.lpips, tools.device)
+    if tools.clip is not None:
+        clip_measure(tools.clip, tools.device)
+    if tools.video_features is not None:
+        features_network(tools.video_features, tools.device)
 
 
 def psnr_value(quality: RegionQuality) -> Value:

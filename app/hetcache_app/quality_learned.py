@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["clip_score", "lpips"]
+__all__ = ["clip_measure", "clip_score", "lpips", "lpips_network"]
 
 Backbone = Literal["alex", "vgg", "squeeze"]
 
@@ -54,7 +54,7 @@ def lpips(result: NDArray[np.uint8], wanted: NDArray[np.uint8], tools: QualityTo
         return Value(value=None, note=f"needs {NEEDS_LPIPS}")
     if min(result.shape[1:3]) < SMALLEST:
         return Value(value=None, note=f"needs {SMALLEST} pixels a side")
-    network = _lpips_network(tools.lpips, tools.device)
+    network = lpips_network(tools.lpips, tools.device)
     total = 0.0
     with torch.inference_mode():
         for part in parts(result):
@@ -84,7 +84,7 @@ def clip_score(result: NDArray[np.uint8], prompt: str, tools: QualityTools) -> V
 
     if tools.clip is None:
         return Value(value=None, note=f"needs {NEEDS_CLIP}")
-    measure = _clip_measure(tools.clip, tools.device)
+    measure = clip_measure(tools.clip, tools.device)
     measure.reset()
     with torch.inference_mode(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -97,8 +97,16 @@ def clip_score(result: NDArray[np.uint8], prompt: str, tools: QualityTools) -> V
 
 
 @lru_cache(maxsize=1)
-def _lpips_network(path: Path, device: str) -> torch.nn.Module:
-    """Build LPIPS with torchmetrics' linear layers and a backbone's weights from a file."""
+def lpips_network(path: Path, device: str) -> torch.nn.Module:
+    """Build LPIPS with torchmetrics' linear layers and a backbone's weights from a file.
+
+    Args:
+        path: torchvision's file of weights.
+        device: Where the network runs.
+
+    Raises:
+        ConfigError: The file holds no weights that LPIPS can use.
+    """
     import torch
     from torchmetrics.functional.image.lpips import _NoTrainLpips
 
@@ -137,8 +145,16 @@ def _backbone(weights: Any) -> Backbone | None:
 
 
 @lru_cache(maxsize=1)
-def _clip_measure(path: Path, device: str) -> Any:
-    """Let torchmetrics load a CLIP checkpoint from a folder."""
+def clip_measure(path: Path, device: str) -> Any:
+    """Let torchmetrics load a CLIP checkpoint.
+
+    Args:
+        path: The folder.
+        device: Where the network runs.
+
+    Raises:
+        ConfigError: The folder holds no CLIP model, or transformers is not installed.
+    """
     from torchmetrics.multimodal import CLIPScore
 
     if not (path / "config.json").is_file():

@@ -66,6 +66,7 @@ class MetricInfo:
 
     Attributes:
         title: Its name for people.
+        measure: What is measured against ``against``; the same for two metrics that differ in that.
         unit: Its unit; empty where it has none.
         better: Whether higher or lower values are better.
         against: What the result is held against: the uncached output of the same seed, the ground
@@ -76,6 +77,7 @@ class MetricInfo:
     """
 
     title: str
+    measure: str
     unit: str = ""
     better: Literal["higher", "lower"] = field(validator=in_(("higher", "lower")))
     against: Literal["uncached", "truth", "prompt"] = field(
@@ -97,21 +99,34 @@ class MetricInfo:
 METRICS: Final[Mapping[str, MetricInfo]] = MappingProxyType(
     {
         "psnr_uncached": MetricInfo(
-            title="PSNR to uncached", unit="dB", better="higher", against="uncached"
+            measure="psnr", title="PSNR to uncached", unit="dB", better="higher", against="uncached"
         ),
         "psnr_uncached_mask": MetricInfo(
-            title="PSNR to uncached, mask", unit="dB", better="higher", against="uncached"
+            measure="psnr_mask",
+            title="PSNR to uncached, mask",
+            unit="dB",
+            better="higher",
+            against="uncached",
         ),
         "psnr_uncached_margin": MetricInfo(
-            title="PSNR to uncached, margin", unit="dB", better="higher", against="uncached"
+            measure="psnr_margin",
+            title="PSNR to uncached, margin",
+            unit="dB",
+            better="higher",
+            against="uncached",
         ),
         "psnr_uncached_background": MetricInfo(
-            title="PSNR to uncached, background", unit="dB", better="higher", against="uncached"
+            measure="psnr_background",
+            title="PSNR to uncached, background",
+            unit="dB",
+            better="higher",
+            against="uncached",
         ),
         "ssim_uncached": MetricInfo(
-            title="SSIM to uncached", better="higher", against="uncached", digits=4
+            measure="ssim", title="SSIM to uncached", better="higher", against="uncached", digits=4
         ),
         "lpips_uncached": MetricInfo(
+            measure="lpips",
             title="LPIPS to uncached",
             better="lower",
             against="uncached",
@@ -119,17 +134,31 @@ METRICS: Final[Mapping[str, MetricInfo]] = MappingProxyType(
             digits=4,
         ),
         "flicker": MetricInfo(
-            title="flicker over uncached", unit="levels", better="lower", against="uncached"
+            measure="flicker",
+            title="flicker over uncached",
+            unit="levels",
+            better="lower",
+            against="uncached",
         ),
-        "psnr_truth": MetricInfo(title="PSNR", unit="dB", better="higher", against="truth"),
+        "psnr_truth": MetricInfo(
+            measure="psnr", title="PSNR", unit="dB", better="higher", against="truth"
+        ),
         "psnr_truth_mask": MetricInfo(
-            title="PSNR, mask", unit="dB", better="higher", against="truth"
+            measure="psnr_mask", title="PSNR, mask", unit="dB", better="higher", against="truth"
         ),
-        "ssim_truth": MetricInfo(title="SSIM", better="higher", against="truth", digits=4),
+        "ssim_truth": MetricInfo(
+            measure="ssim", title="SSIM", better="higher", against="truth", digits=4
+        ),
         "lpips_truth": MetricInfo(
-            title="LPIPS", better="lower", against="truth", needs=NEEDS_LPIPS, digits=4
+            measure="lpips",
+            title="LPIPS",
+            better="lower",
+            against="truth",
+            needs=NEEDS_LPIPS,
+            digits=4,
         ),
         "vfid": MetricInfo(
+            measure="vfid",
             title="VFID",
             better="lower",
             against="truth",
@@ -137,7 +166,11 @@ METRICS: Final[Mapping[str, MetricInfo]] = MappingProxyType(
             level="set",
         ),
         "clip_score": MetricInfo(
-            title="CLIP score", better="higher", against="prompt", needs=NEEDS_CLIP
+            measure="clip_score",
+            title="CLIP score",
+            better="higher",
+            against="prompt",
+            needs=NEEDS_CLIP,
         ),
     }
 )
