@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
+from hetcache_app.commands_quality import evaluate, vbench
 from hetcache_app.config import (
     CalibrateConfig,
     DemoConfig,
@@ -223,6 +224,10 @@ def calibrate(
         print_json(made.to_dict())
     else:
         print_calibration(made, asked.output)
+
+
+app.command()(evaluate)
+app.command()(vbench)
 
 
 @plugins_app.command("list")

@@ -21,6 +21,7 @@ __all__ = [
     "QualityTools",
     "Value",
     "check_tools",
+    "clip_score",
     "cut_to",
     "frechet_distance",
     "measure_against",
