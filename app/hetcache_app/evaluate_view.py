@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from attrs import evolve
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -27,34 +29,46 @@ ARROWS: Final = {"higher": "↑", "lower": "↓"}
 
 
 def print_evaluation(found: Evaluation) -> None:
-    """Print the values for people: a column for every clip group, and what could not be measured.
+    """Print the values for people: a table, and below it what could not be measured.
 
     Args:
         found: The values.
     """
     console = Console()
-    infos = {**EVALUATED, "vfid": METRICS["vfid"]}
-    one = len(found.clips) == 1
-    overall = {**(found.clips[0].metrics if one else found.mean), "vfid": found.vfid}
-    measured = [name for name in infos if overall[name].value is not None]
+    overall = found.clips[0].metrics if len(found.clips) == 1 else found.mean
+    measured = [name for name in EVALUATED if overall[name].value is not None]
     composited = ", with compositing" if found.composite else ""
-    clips = f"{found.clips[0].frames} frames" if one else f"{len(found.clips)} clips"
-    console.print(Text(f"{clips}{composited}", style="bold"), soft_wrap=True)
-    table = Table()
-    table.add_column("")
-    for name in () if one else (clip.name for clip in found.clips):
-        table.add_column(name, justify="right")
-    table.add_column("value" if one else ALL, justify="right")
-    for name in measured:
-        info = infos[name]
-        title = f"{info.title} {ARROWS[info.better]}"
-        each = () if one else (clip.metrics.get(name) for clip in found.clips)
-        cells = ["" if value is None else info.show(value) for value in each]
-        table.add_row(title, *cells, info.show(overall[name]))
-    console.print(table)
-    for name, info in infos.items():
+    frames = sum(clip.frames for clip in found.clips)
+    heading = f"{_count(len(found.clips), 'clip')}, {_count(frames, 'frame')}{composited}"
+    console.print(Text(heading, style="bold"), soft_wrap=True)
+    console.print(_table(found, measured))
+    for name, info in EVALUATED.items():
         if name not in measured:
             console.print(Text(f"{info.title}: {overall[name].note}"), soft_wrap=True)
+    info = METRICS["vfid"]
+    console.print(Text(f"{info.title}: {info.show(found.vfid)}"), soft_wrap=True)
+
+
+def _table(found: Evaluation, measured: Sequence[str]) -> Table:
+    """Put clips into rows and metrics into columns, with the units in their headings."""
+    table = Table()
+    table.add_column("")
+    for info in (EVALUATED[name] for name in measured):
+        heading = "\n".join(info.title.split(", "))
+        table.add_column(f"{heading}\n{ARROWS[info.better]} {info.unit}".rstrip(), justify="right")
+    rows = [(clip.name, clip.metrics) for clip in found.clips]
+    if len(rows) > 1:
+        rows.append((ALL, found.mean))
+    for name, metrics in rows:
+        if metrics is found.mean:
+            table.add_section()
+        cells = (evolve(EVALUATED[key], unit="").show(metrics[key]) for key in measured)
+        table.add_row(name, *cells)
+    return table
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def write_csv(found: Evaluation, path: Path) -> None:

@@ -164,6 +164,7 @@ METRICS: Final[Mapping[str, MetricInfo]] = MappingProxyType(
             against="truth",
             needs=NEEDS_VIDEO_FEATURES,
             level="set",
+            digits=4,
         ),
         "clip_score": MetricInfo(
             measure="clip_score",
