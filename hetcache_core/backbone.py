@@ -233,6 +233,20 @@ class Backbone(ABC):
         """Return an embedded clip to show this backbone with, or None where it has none."""
         return None
 
+    def stand_in(self, request: LoadRequest) -> Any | None:
+        """Make a small pipeline of this library with random weights, or None where there is none.
+
+        It takes any edit that a loaded one takes, prompts included, and is the same every time. So
+        everything but the picture can be tried without a checkpoint, and ``notice`` must say so.
+
+        Args:
+            request: device and dtype; ``model`` is not looked at.
+
+        Raises:
+            UnsupportedBackboneError: the library is not installed.
+        """
+        return None
+
     def contract_case(self) -> BackboneCase | None:
         """Return a small pipeline for ``hetcache_core.testing``, or None where there is none.
 

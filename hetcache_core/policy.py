@@ -445,6 +445,18 @@ class PolicyRecipe(ABC):
         return None
 
     @classmethod
+    def at_speedup(cls, speedup: float) -> Mapping[str, object]:
+        """Return settings that alone leave out all but ``1 / speedup`` of the FLOPs.
+
+        For policies that no budget can steer because they decide no steps; the others return nothing,
+        and their thresholds follow.
+
+        Args:
+            speedup: how many times fewer FLOPs are asked for, at least 1.
+        """
+        return {}
+
+    @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
         """Return the settings of "quality", "balanced" or "fast" on a model.
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
+from hetcache_app.commands_compare import compare
 from hetcache_app.commands_quality import evaluate, vbench
 from hetcache_app.config import (
     CalibrateConfig,
@@ -226,6 +227,7 @@ def calibrate(
         print_calibration(made, asked.output)
 
 
+app.command()(compare)
 app.command()(evaluate)
 app.command()(vbench)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +17,7 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from hetcache_core.steps import StepInfo
     from hetcache_core.trace import CallRecord
 
-__all__ = ["Steps", "step_bars"]
+__all__ = ["Steps", "row_bar", "step_bars"]
 
 STYLES: Final = {"full": "red", "partial": "yellow", "reuse": "green", "predict": "green"}
 """From what costs most to what costs least."""
@@ -88,3 +89,30 @@ def step_bars() -> Iterator[Steps]:
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield Steps(progress)
+
+
+@contextmanager
+def row_bar(total: int, done: int) -> Iterator[Callable[[str], None]]:
+    """Show on stderr how many runs are finished while the block lasts, if stderr is a terminal.
+
+    Args:
+        total: All runs.
+        done: Those that are finished already.
+
+    Yields:
+        What is to be called with the name of every run that is finished.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _name: None
+        return
+    columns = (
+        TextColumn("runs"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("runs", total=total, completed=done, detail="")
+        yield lambda name: progress.update(task, advance=1, detail=name)

@@ -44,6 +44,11 @@ class FewerSteps(PolicyRecipe):
     )
 
     @classmethod
+    def at_speedup(cls, speedup: float) -> Mapping[str, object]:
+        """Return the share of steps, which are all that costs."""
+        return {"share": 1 / speedup}
+
+    @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
         """Return the share of steps; the same for every model.
 

@@ -1,0 +1,449 @@
+"""What a worker does: load a model, take a clip, run a policy on it, and measure the result.
+
+A worker holds one model and one clip at a time. It is sent tasks, which are small values, performs
+them one after the other, and answers with values: it writes no file of the comparison itself, so
+that it may run on another machine.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from attrs import define, evolve, field, frozen
+
+from hetcache_app.comparison.clips import Footage
+from hetcache_app.comparison.results import UNCACHED, Row, RowKey
+from hetcache_app.comparison.specs import STAND_IN, BackboneSpec, PolicySpec
+from hetcache_app.device import choose_device, choose_dtype
+from hetcache_app.limits import LimitsConfig, store_settings
+from hetcache_app.quality import QualityTools, check_tools, measure_quality, video_features
+from hetcache_app.run import PolicyChoice, Runner, RunResult
+from hetcache_core.backbone import EditRequest, LoadRequest
+from hetcache_core.errors import CacheStateError, ConfigError, HetCacheError
+from hetcache_core.session import resolve_policy
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hetcache_core.registry import Registry
+    from hetcache_core.steps import ModelInfo
+
+__all__ = [
+    "Bench",
+    "BenchSettings",
+    "Done",
+    "Examine",
+    "Found",
+    "Open",
+    "Reference",
+    "Run",
+    "Task",
+    "frames_from_bytes",
+]
+
+
+@frozen(kw_only=True)
+class BenchSettings:
+    """What all runs of a comparison have in common.
+
+    Attributes:
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        dtype: "auto" or a precision.
+        threads: Threads of the CPU, or None for torch's own choice.
+        limits: How the cache is kept.
+        tools: Files of weights for metrics; they run on the device of the model.
+        composite: Measure after the video's own pixels were put back outside of the mask.
+        cfg_scale: Strength of the guidance, or None for the backbone's own.
+        options: Arguments of the model library's own call.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    limits: LimitsConfig = field(factory=LimitsConfig)
+    tools: QualityTools = field(factory=QualityTools)
+    composite: bool = False
+    cfg_scale: float | None = None
+    options: Mapping[str, Any] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class Found:
+    """What a worker found when it loaded a model.
+
+    Attributes:
+        model: The model.
+        notice: The backbone's own warning, or None.
+        load_seconds: How long loading took.
+        device: Where it runs.
+        device_name: What that is called.
+        dtype: In which precision.
+        threads: Threads of the CPU.
+    """
+
+    model: ModelInfo
+    notice: str | None
+    load_seconds: float
+    device: str
+    device_name: str
+    dtype: str
+    threads: int
+
+
+@frozen(eq=False, kw_only=True)
+class Done:
+    """What came out of a run.
+
+    Attributes:
+        row: The finished run.
+        video: The bytes of an MP4 of what the run made; empty where it was refused.
+        trace: The trace as JSON; empty where it was refused.
+        features: Features of the video for VFID, where an extractor was given.
+        reference: The exact frames as the bytes of an NPZ, where they are the reference of others.
+    """
+
+    row: Row
+    video: bytes = field(default=b"", repr=False)
+    trace: str = field(default="", repr=False)
+    features: NDArray[np.floating[Any]] | None = None
+    reference: bytes = field(default=b"", repr=False)
+
+
+@define(eq=False)
+class Bench:
+    """A worker's state: one loaded model, one clip, and the uncached output to compare with."""
+
+    settings: BenchSettings
+    registry: Registry
+    _spec: BackboneSpec | None = field(default=None, init=False)
+    _runner: Runner | None = field(default=None, init=False)
+    _warm: set[tuple[int, ...]] = field(factory=set, init=False)
+    _footage: Footage | None = field(default=None, init=False)
+    _request: EditRequest | None = field(default=None, init=False)
+    _reference: NDArray[np.uint8] | None = field(default=None, init=False)
+
+    def examine(self, spec: BackboneSpec) -> Found:
+        """Load the weights of metrics and a model, and describe the model."""
+        import torch
+
+        check_tools(self._tools)
+        runner = self._load(spec)
+        device = self.device
+        cuda = device.startswith("cuda")
+        return Found(
+            model=runner.backbone.describe(runner.pipeline),
+            notice=runner.backbone.notice(runner.pipeline),
+            load_seconds=runner.load_seconds,
+            device=device,
+            device_name=torch.cuda.get_device_name(device) if cuda else _processor(),
+            dtype=choose_dtype(self.settings.dtype, device),
+            threads=torch.get_num_threads(),
+        )
+
+    @property
+    def device(self) -> str:
+        """The device that models run on."""
+        return choose_device(self.settings.device)
+
+    @property
+    def _tools(self) -> QualityTools:
+        return evolve(self.settings.tools, device=self.device)
+
+    def open(self, task: Open) -> NDArray[np.floating[Any]] | None:
+        """Take a clip, load the model and run one step that is not measured.
+
+        Returns:
+            Features of the right answer for VFID, where there are both an answer and an extractor.
+        """
+        runner = self._load(task.backbone)
+        clip, settings = task.footage.clip, self.settings
+        scale = settings.cfg_scale
+        request = EditRequest(
+            video=clip.video,
+            mask=clip.mask,
+            prompt=clip.prompt,
+            steps=task.steps,
+            seed=task.seed,
+            guidance_scale=runner.backbone.guidance_scale if scale is None else scale,
+            options=dict(settings.options),
+        )
+        self._footage, self._request = task.footage, request
+        self._reference = None if task.reference is None else frames_from_bytes(task.reference)
+        if clip.video.shape not in self._warm:
+            runner.warm_up(request)
+            self._warm.add(clip.video.shape)
+        return None if clip.truth is None else video_features(clip.truth, self._tools)
+
+    def reference(self) -> bytes:
+        """Run the open clip uncached, and keep what it makes to compare with."""
+        runner, request, _ = self._opened()
+        frames = runner.run(request, PolicyChoice(name=UNCACHED)).frames
+        self._reference = frames
+        return _frames_to_bytes(frames)
+
+    def run(self, key: RowKey, policy: PolicySpec) -> Done:
+        """Run a policy on the open clip, and measure what it makes.
+
+        A policy that the model cannot carry makes a row that says so.
+        """
+        runner, request, footage = self._opened()
+        try:
+            result = runner.run(request, self._choice(policy))
+        except HetCacheError as error:
+            return Done(row=_refused(key, policy, error))
+        first = self._reference is None
+        if first and key.policy == UNCACHED:
+            self._reference = result.frames
+        if self._reference is None:
+            raise CacheStateError(f"{key.id} has no uncached run to be held against")
+        return self._measured(key, policy, result, footage, store=first)
+
+    def _measured(
+        self, key: RowKey, policy: PolicySpec, result: RunResult, footage: Footage, *, store: bool
+    ) -> Done:
+        runner, request, _ = self._opened()
+        judged, reference = self._composited(result.frames), self._composited(self._reference)
+        values = measure_quality(
+            judged,
+            mask=request.mask,
+            token_pixels=runner.backbone.geometry.size_multiple,
+            reference=reference,
+            truth=footage.clip.truth,
+            prompt=footage.clip.prompt,
+            tools=self._tools,
+        )
+        notice = runner.backbone.notice(runner.pipeline)
+        totals = result.trace.totals()
+        row = Row(
+            key=key,
+            note=" ".join(text for text in result.trace.notes if text != notice),
+            settings=result.trace.settings,
+            target_speedup=policy.target_speedup,
+            modes="".join(mode.value[0] for mode in result.trace.modes()),
+            flops=totals.flops,
+            flops_full=totals.flops_full,
+            denoise_seconds=totals.denoise_seconds,
+            total_seconds=result.total_seconds,
+            peak_cache_bytes=totals.peak_cache_bytes,
+            metrics={name: value.value for name, value in values.items()},
+            metric_notes={name: value.note for name, value in values.items() if value.note},
+        )
+        import json
+
+        return Done(
+            row=row,
+            video=video_to_bytes(result.frames, footage),
+            trace=json.dumps(result.trace.to_dict(), indent=1) + "\n",
+            features=video_features(judged, self._tools),
+            reference=_frames_to_bytes(result.frames) if store else b"",
+        )
+
+    def _composited(self, frames: Any) -> NDArray[np.uint8]:
+        import numpy as np
+
+        _, request, _ = self._opened()
+        made: NDArray[np.uint8] = frames
+        if self.settings.composite:
+            made = np.where(request.mask[..., None], frames, request.video)
+        return made
+
+    def _choice(self, policy: PolicySpec) -> PolicyChoice:
+        """Say how a policy is run, after making sure that it can meet what is asked of it.
+
+        Raises:
+            HetCacheError: It cannot run on the model, or not at an asked speed-up.
+        """
+        runner, _, _ = self._opened()
+        choice = PolicyChoice(
+            name=policy.name,
+            settings=policy.settings,
+            preset=policy.preset,
+            target_speedup=policy.target_speedup,
+            store=store_settings(self.settings.limits),
+        )
+        if policy.target_speedup is None:
+            return choice
+        given: dict[str, object] = {}
+        if len(policy.names) == 1:
+            kind = self.registry.policy(policy.name)
+            given = dict(kind.at_speedup(policy.target_speedup))
+        if given:
+            return evolve(choice, settings={**given, **policy.settings}, target_speedup=None)
+        model = runner.backbone.describe(runner.pipeline)
+        composed, _ = resolve_policy(
+            policy.name, policy.settings, policy.preset, model, self.registry
+        )
+        if composed.step is None:
+            raise ConfigError(
+                f"policy {policy.name} decides no whole steps, so no speed-up can be asked of it",
+                remedy="Its settings say what it leaves out.",
+            )
+        return choice
+
+    def _load(self, spec: BackboneSpec) -> Runner:
+        if self._runner is not None and self._spec == spec:
+            return self._runner
+        self._runner = self._spec = None  # the memory of one model may not be enough for two
+        self._warm.clear()
+        backbone = self.registry.backbone(spec.name)()
+        device = self.device
+        request = LoadRequest(
+            model=spec.model or None,
+            device=device,
+            dtype=choose_dtype(self.settings.dtype, device),
+        )
+        begun = time.perf_counter()
+        with redirect_stdout(sys.stderr):
+            if spec.model == STAND_IN:
+                pipeline = backbone.stand_in(evolve(request, model=None))
+            else:
+                pipeline = backbone.load(request)
+        if pipeline is None:
+            raise ConfigError(
+                f"the backbone {spec.name} has no stand-in",
+                where="--backbones",
+                remedy=f"Name a checkpoint: {spec.name}=FOLDER_OR_HUB_ID.",
+            )
+        self._runner = Runner(
+            backbone=backbone,
+            pipeline=pipeline,
+            registry=self.registry,
+            load_seconds=time.perf_counter() - begun,
+        )
+        self._spec = spec
+        return self._runner
+
+    def _opened(self) -> tuple[Runner, EditRequest, Footage]:
+        if self._runner is None or self._request is None or self._footage is None:
+            raise CacheStateError("this worker was given no clip yet")
+        return self._runner, self._request, self._footage
+
+
+class Task(ABC):
+    """Something that a worker is sent. Subclasses are frozen values that can be pickled."""
+
+    @abstractmethod
+    def perform(self, bench: Bench) -> Any:
+        """Do it, and return the answer."""
+
+
+@final
+@frozen(kw_only=True)
+class Examine(Task):
+    """Load a model and describe it; answers with ``Found``."""
+
+    backbone: BackboneSpec
+
+    def perform(self, bench: Bench) -> Found:
+        """Do it."""
+        return bench.examine(self.backbone)
+
+
+@final
+@frozen(eq=False, kw_only=True)
+class Open(Task):
+    """Take a clip and load the model for it; answers with features of the right answer, or None.
+
+    Attributes:
+        backbone: The model.
+        footage: The clip.
+        seed: Seed of the noise.
+        steps: Steps of the sampler.
+        reference: The exact frames of the uncached run as the bytes of an NPZ, or None.
+    """
+
+    backbone: BackboneSpec
+    footage: Footage
+    seed: int
+    steps: int
+    reference: bytes | None = field(default=None, repr=False)
+
+    def perform(self, bench: Bench) -> NDArray[np.floating[Any]] | None:
+        """Do it."""
+        return bench.open(self)
+
+
+@final
+@frozen
+class Reference(Task):
+    """Run the open clip uncached once more; answers with the bytes of an NPZ."""
+
+    def perform(self, bench: Bench) -> bytes:
+        """Do it."""
+        return bench.reference()
+
+
+@final
+@frozen(kw_only=True)
+class Run(Task):
+    """Run a policy on the open clip; answers with ``Done``.
+
+    Attributes:
+        key: Which run it is.
+        policy: The policy.
+    """
+
+    key: RowKey
+    policy: PolicySpec
+
+    def perform(self, bench: Bench) -> Done:
+        """Do it."""
+        return bench.run(self.key, self.policy)
+
+
+def frames_from_bytes(data: bytes) -> NDArray[np.uint8]:
+    """Read (F, H, W, 3) uint8 frames from the bytes of an NPZ."""
+    import numpy as np
+
+    with np.load(io.BytesIO(data)) as arrays:
+        frames: NDArray[np.uint8] = arrays["frames"]
+    return frames
+
+
+def _frames_to_bytes(frames: NDArray[np.uint8]) -> bytes:
+    import numpy as np
+
+    file = io.BytesIO()
+    np.savez_compressed(file, frames=frames)
+    return file.getvalue()
+
+
+def video_to_bytes(frames: NDArray[np.uint8], footage: Footage) -> bytes:
+    """Encode (F, H, W, 3) uint8 frames as an MP4 at the rate of a clip."""
+    from hetcache_app.video import write_video
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        write_video(path, frames, footage.fps)
+        return path.read_bytes()
+
+
+def _refused(key: RowKey, policy: PolicySpec, error: HetCacheError) -> Row:
+    return Row(
+        key=key,
+        status="refused",
+        note=str(error),
+        settings=policy.settings,
+        target_speedup=policy.target_speedup,
+    )
+
+
+def _processor() -> str:
+    """Name the CPU, as far as the system says."""
+    import platform
+
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    names = [line.partition(":")[2] for line in text.splitlines() if line.startswith("model name")]
+    return names[0].strip() if names else platform.processor() or platform.machine()

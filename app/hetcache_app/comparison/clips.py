@@ -1,0 +1,367 @@
+"""The clips of a comparison: files of the user's, or a registered set."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, final
+
+import numpy as np
+from attrs import evolve, frozen
+
+from hetcache_app.comparison.sizes import Size, modest
+from hetcache_app.fit import plan_frames, plan_size
+from hetcache_app.masks import PICTURES, read_mask
+from hetcache_app.video import CONTAINERS, read_video
+from hetcache_core.clips import ClipSet, EvaluationClip
+from hetcache_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from hetcache_core.backbone import Geometry
+    from hetcache_core.registry import Registry
+
+__all__ = [
+    "ClipSource",
+    "FileClip",
+    "Footage",
+    "Outpainted",
+    "SetClip",
+    "clips_in_folder",
+    "clips_of_set",
+    "find_clips",
+]
+
+FPS: Final = Fraction(16)
+"""Rate of generated clips. Source: what Wan2.1 was trained at."""
+
+SEEN: Final = 0.7
+"""Share of both sides that outpainting keeps, in the middle: 51 % of the picture is painted."""
+
+GREY: Final = 128
+"""What stands where nothing is known yet. Source: what Wan-VACE's own pipelines put there."""
+
+VIDEO_SUFFIXES: Final = frozenset({*CONTAINERS, ".avi", ".gif", ".mpg", ".webm"})
+
+
+@frozen(eq=False, kw_only=True)
+class Footage:
+    """A clip, read at the size that models work at.
+
+    Attributes:
+        clip: Frames, mask, prompt, and the right answer where it is known.
+        fps: Frames a second.
+    """
+
+    clip: EvaluationClip
+    fps: Fraction
+
+    @property
+    def digest(self) -> str:
+        """Says whether two clips are the same, pixel by pixel."""
+        total = hashlib.sha256(f"{self.clip.prompt} {self.clip.video.shape}".encode())
+        for pixels in (self.clip.video, self.clip.mask, self.clip.truth):
+            if pixels is not None:
+                total.update(np.ascontiguousarray(pixels).tobytes())
+        return total.hexdigest()
+
+
+class ClipSource(ABC):
+    """Where a clip comes from. Subclasses are frozen values, small enough to be copied around."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What the clip is called in tables."""
+
+    @abstractmethod
+    def size(
+        self, joint: Geometry, frames: int | None, height: int | None, width: int | None
+    ) -> Size:
+        """Return the size to work at.
+
+        Args:
+            joint: What all backbones take.
+            frames: ``--frames``, or None.
+            height: ``--height``, or None.
+            width: ``--width``, or None.
+
+        Raises:
+            ConfigError: A file cannot be read, or is too short.
+        """
+
+    @abstractmethod
+    def read(self, size: Size) -> Footage:
+        """Read the clip.
+
+        Raises:
+            ConfigError: A file cannot be read, or there are no such frames.
+        """
+
+
+@final
+@frozen(kw_only=True)
+class SetClip(ClipSource):
+    """A clip of a registered set."""
+
+    clips: ClipSet
+    clip: str
+
+    @property
+    def name(self) -> str:
+        """The name in the set."""
+        return self.clip
+
+    def size(
+        self, joint: Geometry, frames: int | None, height: int | None, width: int | None
+    ) -> Size:
+        """Take what is asked for, and a modest size otherwise."""
+        usual = modest(joint)
+        return Size(
+            frames=frames or usual.frames,
+            height=height or width or usual.height,
+            width=width or height or usual.width,
+        )
+
+    def read(self, size: Size) -> Footage:
+        """Let the set make or read it."""
+        made = self.clips.clip(self.clip, frames=size.frames, height=size.height, width=size.width)
+        return Footage(clip=made, fps=FPS)
+
+
+@final
+@frozen(kw_only=True)
+class FileClip(ClipSource):
+    """A clip in files.
+
+    Attributes:
+        video: The frames to edit.
+        mask: Where: a video, a folder of pictures or a picture; None masks nothing yet.
+        prompt: What belongs into the mask.
+        truth: The right answer, or None.
+        invert_mask: Black is edited instead of white.
+        called: What the clip is called in tables.
+        where: The option that named it, for messages.
+    """
+
+    video: Path
+    mask: Path | None
+    prompt: str = ""
+    truth: Path | None = None
+    invert_mask: bool = False
+    called: str
+    where: str = "--video"
+
+    @property
+    def name(self) -> str:
+        """The stem of the video, or the name of its folder."""
+        return self.called
+
+    def size(
+        self, joint: Geometry, frames: int | None, height: int | None, width: int | None
+    ) -> Size:
+        """Keep the size of the video as far as the backbones take it, as ``hetcache edit`` does."""
+        wanted = joint.default_frames if frames is None else frames
+        source = read_video(self.video, option=self.where, max_frames=wanted)
+        count = plan_frames(joint, len(source.frames), frames)
+        if frames is not None and count < frames:
+            raise ConfigError(
+                f"{self.video} has {len(source.frames)} frames, which are fewer than {frames}",
+                where="--frames",
+                remedy=f"Take {count}.",
+            )
+        fit = plan_size(joint, (source.frames.shape[1], source.frames.shape[2]), height, width)
+        return Size(frames=count, height=fit.size[0], width=fit.size[1])
+
+    def read(self, size: Size) -> Footage:
+        """Read the first frames and the mask, and crop and resize both."""
+        source = read_video(self.video, option=self.where, max_frames=size.frames)
+        count, height, width, _ = source.frames.shape
+        if count < size.frames:
+            raise ConfigError(
+                f"{self.video} has {count} frames, and {size.frames} are needed", where=self.where
+            )
+        fit = plan_size(_exactly(size), (height, width), size.height, size.width)
+        mask = np.zeros((count, height, width), np.bool_)
+        if self.mask is not None:
+            mask = read_mask(
+                self.mask, frames=count, height=height, width=width, invert=self.invert_mask
+            )
+        truth = None
+        if self.truth is not None:
+            answer = read_video(self.truth, option=self.where, max_frames=count)
+            if answer.frames.shape != source.frames.shape:
+                raise ConfigError(
+                    f"{self.truth} and {self.video} differ in size or length", where=self.where
+                )
+            truth = fit.video_to_model(answer.frames)
+        seen = fit.mask_to_model(mask)
+        if self.mask is not None and not seen.any():
+            raise ConfigError(
+                f"all of the mask {self.mask} lies in the border that the models do not see",
+                where=self.where,
+                remedy="Choose --height and --width with the proportions of the video.",
+            )
+        return Footage(
+            clip=EvaluationClip(
+                name=self.called,
+                prompt=self.prompt,
+                video=fit.video_to_model(source.frames),
+                mask=seen,
+                truth=truth,
+            ),
+            fps=source.fps,
+        )
+
+
+@final
+@frozen(kw_only=True)
+class Outpainted(ClipSource):
+    """A clip whose border is painted anew; what it shows now is the right answer."""
+
+    source: ClipSource
+
+    @property
+    def name(self) -> str:
+        """That of the source."""
+        return self.source.name
+
+    def size(
+        self, joint: Geometry, frames: int | None, height: int | None, width: int | None
+    ) -> Size:
+        """That of the source."""
+        return self.source.size(joint, frames, height, width)
+
+    def read(self, size: Size) -> Footage:
+        """Mask everything but the middle, and make it grey."""
+        footage = self.source.read(size)
+        video = footage.clip.video
+        mask = np.ones(video.shape[:3], np.bool_)  # (F, H, W)
+        rows, columns = (slice(*_middle(side)) for side in (size.height, size.width))
+        mask[:, rows, columns] = False
+        hidden: NDArray[np.uint8] = np.where(mask[..., None], np.uint8(GREY), video)
+        clip = evolve(footage.clip, video=hidden, mask=mask, truth=video)
+        return evolve(footage, clip=clip)
+
+
+def _middle(side: int) -> tuple[int, int]:
+    kept = round(side * SEEN)
+    return (side - kept) // 2, (side - kept) // 2 + kept
+
+
+def _exactly(size: Size) -> Geometry:
+    """Return a geometry that takes every size, since this one was planned already."""
+    from hetcache_core.backbone import Geometry
+
+    return Geometry(size_multiple=1, frame_stride=1, default_size=(size.height, size.width))
+
+
+def find_clips(text: str, registry: Registry) -> tuple[ClipSource, ...]:
+    """Read ``--clips``: a folder, or the name of a set with patterns after a colon.
+
+    Args:
+        text: Such as ``clips/``, ``builtin`` or ``builtin:small-*,large-still-*``.
+        registry: Where sets are looked up.
+
+    Raises:
+        HetCacheError: There is no such folder, set or clip.
+    """
+    folder = Path(text)
+    if folder.is_dir():
+        return clips_in_folder(folder)
+    name, colon, patterns = text.partition(":")
+    try:
+        clips: ClipSet = registry.clip_set(name)()
+    except ConfigError as error:
+        error.where = "--clips"
+        error.remedy += " Or name a folder with a folder for each clip."
+        raise
+    return clips_of_set(clips, patterns.split(",") if colon else ["*"])
+
+
+def clips_of_set(clips: ClipSet, patterns: Sequence[str]) -> tuple[ClipSource, ...]:
+    """Choose clips of a set.
+
+    Args:
+        clips: The set.
+        patterns: Names, with ``*`` and ``?`` as in file names.
+
+    Raises:
+        ConfigError: A pattern fits no clip.
+    """
+    names = clips.names()
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern.strip()):
+            raise ConfigError(
+                f"the clip set {clips.name} has no clip {pattern.strip()!r}",
+                where="--clips",
+                given=pattern,
+                allowed=names,
+                remedy=f"It has {', '.join(names)}.",
+            )
+    chosen = [
+        name
+        for name in names
+        if any(fnmatch.fnmatchcase(name, pattern.strip()) for pattern in patterns)
+    ]
+    return tuple(SetClip(clips=clips, clip=name) for name in chosen)
+
+
+def clips_in_folder(folder: Path) -> tuple[FileClip, ...]:
+    """Find the clips in a folder: one folder each.
+
+    In each, ``video.*`` or ``source.*`` and ``mask.*`` or a folder ``mask``, and where there are,
+    ``prompt.txt`` and ``truth.*``.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        ConfigError: There is none, or one lacks something.
+    """
+    below = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    if not below:
+        raise ConfigError(
+            f"the folder {folder} holds no clips",
+            where="--clips",
+            remedy="Give every clip a folder of its own, with video.mp4 and mask.png.",
+        )
+    return tuple(_in_folder(path) for path in below)
+
+
+def _in_folder(folder: Path) -> FileClip:
+    video = _one_of(folder, ("video", "source"), VIDEO_SUFFIXES)
+    mask = _one_of(folder, ("mask",), VIDEO_SUFFIXES | PICTURES | {""})
+    lacking = [name for name, path in (("video.*", video), ("mask.*", mask)) if path is None]
+    if video is None or lacking:
+        raise ConfigError(f"the clip {folder} has no {' and no '.join(lacking)}", where="--clips")
+    prompt = folder / "prompt.txt"
+    try:
+        text = prompt.read_text(encoding="utf-8").strip() if prompt.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{prompt} cannot be read: {error}", where="--clips") from error
+    return FileClip(
+        video=video,
+        mask=mask,
+        prompt=text,
+        truth=_one_of(folder, ("truth",), VIDEO_SUFFIXES),
+        called=folder.name,
+        where="--clips",
+    )
+
+
+def _one_of(folder: Path, stems: Sequence[str], suffixes: Any) -> Path | None:
+    found = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.stem in stems and path.suffix.lower() in suffixes
+    ]
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise ConfigError(f"the clip {folder} has both {names}", where="--clips")
+    return found[0] if found else None
