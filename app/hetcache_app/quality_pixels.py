@@ -78,7 +78,7 @@ def flicker(result: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> Value:
         wanted: (F, H, W, 3) uint8.
 
     Source: the temporal error of dtSSD (Erofeev et al., "Perceptually motivated benchmark for video
-    matting", BMVC 2015, section 4.2), with the mean absolute difference that VBench's temporal
+    matting", BMVC 2015), with the mean absolute difference that VBench's temporal
     flickering takes (Huang et al., CVPR 2024) in the place of the root mean square.
     """
     import numpy as np
