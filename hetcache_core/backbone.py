@@ -226,8 +226,12 @@ class Backbone(ABC):
         """
 
     def notice(self, pipeline: Any) -> str | None:
-        """Return a sentence that must go with every output (random weights), or None."""
-        return None
+        """Return a sentence that must go with every output (random weights), or None.
+
+        By default what the pipeline's attribute ``hetcache_notice`` says.
+        """
+        notice = getattr(pipeline, "hetcache_notice", None)
+        return str(notice) if notice else None
 
     def sample(self) -> EditRequest | None:
         """Return an embedded clip to show this backbone with, or None where it has none."""

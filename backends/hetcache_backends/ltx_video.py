@@ -125,6 +125,12 @@ class LtxVideo(Backbone):
         frames = [Image.fromarray(frame) for frame in request.video]
         return run_edit(pipeline, {"source_video": frames, "edit_mask": request.mask}, request)
 
+    def stand_in(self, request: LoadRequest) -> Any:
+        """Make a small random ``MaskedLTXPipeline`` that reads prompts."""
+        from hetcache_backends.diffusers_stand_ins import ltx_stand_in
+
+        return ltx_stand_in(self.name, request)
+
     def contract_case(self) -> BackboneCase:
         """Return a small seeded pipeline for the contract kit."""
         from hetcache_backends.diffusers_cases import ltx_case

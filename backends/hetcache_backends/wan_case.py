@@ -1,4 +1,4 @@
-"""Small Wan pipelines for the contract kit."""
+"""Small Wan pipelines with random weights: for the contract kit, and for who has no checkpoint."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from PIL import Image
 
-from hetcache_core.backbone import Backbone
+from hetcache_backends.tiny_vace.config import TinyVaceConfig
+from hetcache_core.backbone import Backbone, LoadRequest
 from hetcache_core.testing import BackboneCase
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from hetcache_backends.tiny_vace.config import TinyVaceConfig
+SMALL: Final = TinyVaceConfig(
+    dim=48, num_heads=4, num_layers=4, control_layers=(0, 2), ffn_dim=96, freq_dim=32
+)
+"""Dimensions of a model that stands for Wan-VACE."""
+
+STAND_IN_NOTICE: Final = (
+    "{name} runs on a small random stand-in: traces and FLOPs mean something, the picture and the "
+    "clock do not."
+)
+STAND_IN_SEED: Final = 0
 
 FRAMES: Final = 5
 HEIGHT: Final = 64
@@ -23,6 +33,29 @@ GUIDANCE: Final[dict[str, dict[str, Any]]] = {
     "merged": {"cfg_scale": 5.0, "cfg_merge": True},
     "none": {"cfg_scale": 1.0},
 }
+
+
+def wan_stand_in(name: str, config: TinyVaceConfig, request: LoadRequest) -> Any:
+    """Make a pipeline with random weights that takes any edit.
+
+    Args:
+        name: of the backbone.
+        config: dimensions of the model.
+        request: device and dtype.
+    """
+    import torch
+
+    from hetcache_backends.tiny_vace.pipeline import build_pipeline
+
+    pipeline: Any = build_pipeline(
+        device=request.device,
+        dtype=getattr(torch, request.dtype),
+        seed=STAND_IN_SEED,
+        config=config,
+    )
+    pipeline.hetcache_backbone = name
+    pipeline.hetcache_notice = STAND_IN_NOTICE.format(name=name)
+    return pipeline
 
 
 def wan_case(backbone: Backbone, config: TinyVaceConfig) -> BackboneCase:

@@ -102,16 +102,19 @@ class WanVace(Backbone):
         """Run one masked edit through ``WanVideoPipeline.__call__``."""
         return edit(pipeline, request)
 
+    def stand_in(self, request: LoadRequest) -> Any:
+        """Make a small random Wan-VACE, with the codec and the words of ``tiny-vace``."""
+        import_diffsynth()
+        from hetcache_backends.wan_case import SMALL, wan_stand_in
+
+        return wan_stand_in(self.name, SMALL, request)
+
     def contract_case(self) -> BackboneCase:
         """Return a small Wan-VACE with seeded weights."""
         import_diffsynth()
-        from hetcache_backends.tiny_vace.config import TinyVaceConfig
-        from hetcache_backends.wan_case import wan_case
+        from hetcache_backends.wan_case import SMALL, wan_case
 
-        small = TinyVaceConfig(
-            dim=48, num_heads=4, num_layers=4, control_layers=(0, 2), ffn_dim=96, freq_dim=32
-        )
-        return wan_case(self, small)
+        return wan_case(self, SMALL)
 
 
 def is_wan_pipeline(pipeline: object) -> bool:

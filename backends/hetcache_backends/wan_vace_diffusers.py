@@ -116,6 +116,12 @@ class WanVaceDiffusers(Backbone):
         }
         return run_edit(pipeline, arguments, request)
 
+    def stand_in(self, request: LoadRequest) -> Any:
+        """Make a small random ``WanVACEPipeline`` that reads prompts."""
+        from hetcache_backends.diffusers_stand_ins import wan_vace_stand_in
+
+        return wan_vace_stand_in(self.name, request)
+
     def contract_case(self) -> BackboneCase:
         """Return a small seeded pipeline for the contract kit."""
         from hetcache_backends.diffusers_cases import wan_vace_case

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import final
+from typing import Final, final
 
 from attrs import define, evolve, field
 
@@ -19,6 +19,12 @@ from hetcache_app.comparison.bench import Bench, BenchSettings, Task
 from hetcache_app.comparison.workers import Answer, Crew, Died, Worker, answer_to
 
 __all__ = ["Processes", "devices_for", "threads_for"]
+
+PATIENCE: Final = 3.0
+"""Seconds that a worker has to end by itself."""
+
+QUIET: Final = {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
+"""Environment of workers: what libraries advise at every run would bury everything else."""
 
 
 def devices_for(device: str, workers: int | None) -> list[str]:
@@ -58,7 +64,9 @@ class _Process(Worker):
             self.connection.send(task)
 
     def stop(self) -> None:
-        """Kill it: it holds nothing that would have to be saved."""
+        """End it, with time to tidy up."""
+        self.process.terminate()
+        self.process.join(PATIENCE)
         self.process.kill()
         self.process.join()
         self.connection.close()
@@ -124,6 +132,9 @@ class Processes(Crew):
 def _serve(connection: Connection, settings: BenchSettings) -> None:
     """Perform tasks until the process that sends them ends; the body of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent decides
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     sys.stdout = sys.stderr
     import torch
 

@@ -91,10 +91,13 @@ class TinyVace(Backbone):
         untiled = evolve(request, options={"tiled": False, **request.options})
         return wan_vace.edit(pipeline, untiled)
 
-    def notice(self, pipeline: Any) -> str | None:
-        """Say so where the weights are random."""
-        notice = getattr(pipeline, "hetcache_notice", None)
-        return str(notice) if notice else None
+    def stand_in(self, request: LoadRequest) -> Any:
+        """Make the embedded model's shape with random weights."""
+        import_diffsynth()
+        from hetcache_backends.tiny_vace.config import TINY_VACE
+        from hetcache_backends.wan_case import wan_stand_in
+
+        return wan_stand_in(self.name, TINY_VACE, request)
 
     def contract_case(self) -> BackboneCase:
         """Return the embedded model's shape with seeded weights."""
