@@ -256,6 +256,19 @@ def test_bad_input_is_refused_in_one_line(
     assert set(clips.rglob("*")) == before
 
 
+def test_a_folder_that_cannot_be_listed_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Permissions do not keep root out, so the refusal is made here."""
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert main(arguments({})) == 2
+    assert capfd.readouterr().err == "error: --gt: gt cannot be read: Permission denied\n"
+
+
 def test_what_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "--gt", "gt"]) == 2
     assert capsys.readouterr().err == "error: hetcache evaluate: missing --pred\n"

@@ -174,6 +174,19 @@ def test_videos_are_measured_in_parts_with_the_same_values(monkeypatch: pytest.M
     assert flicker(result, reference) == unsteady
 
 
+def test_arrays_that_cannot_be_written_to_or_are_mirrored_are_measured_alike() -> None:
+    result, reference = video(0)[:, ::-1], video(1)
+    locked = reference.copy()
+    locked.flags.writeable = False
+    measured = [
+        measure_quality(
+            result if i else result.copy(), mask=mask(), token_pixels=TOKEN, truth=other
+        )
+        for i, other in enumerate((reference, locked))
+    ]
+    assert measured[0] == measured[1]
+
+
 def test_values_are_shown_with_their_unit_or_their_reason() -> None:
     assert METRICS["psnr_truth"].show(Value(value=31.256)) == "31.26 dB"
     assert METRICS["ssim_truth"].show(Value(value=0.5)) == "0.5000"

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from hetcache_app.metrics import to_tensor
 from hetcache_app.quality_types import QualityTools, Value
 from hetcache_core.errors import ConfigError
 
@@ -40,12 +41,11 @@ def video_features(
         ConfigError: The file is no such network, or it does not take a video of this size.
     """
     import numpy as np
-    import torch
 
     if tools.video_features is None:
         return None
     network = features_network(tools.video_features, tools.device)
-    video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 255  # (1, 3, F, H, W)
+    video = to_tensor(frames).permute(3, 0, 1, 2)[None].float() / 255  # (1, 3, F, H, W)
     try:
         found = network(video)
     except Exception as error:  # a network in a file may raise anything

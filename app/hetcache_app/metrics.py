@@ -10,10 +10,11 @@ from attrs import frozen
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
     from torchmetrics.image import PeakSignalNoiseRatio
 
-__all__ = ["MARGIN_TOKENS", "REGIONS", "RegionQuality", "compare", "parts", "regions"]
+__all__ = ["MARGIN_TOKENS", "REGIONS", "RegionQuality", "compare", "parts", "regions", "to_tensor"]
 
 REGIONS: Final = ("whole", "mask", "margin", "background")
 
@@ -23,8 +24,8 @@ MARGIN_TOKENS: Final = 2
 PEAK: Final = 255.0
 """Largest value of a pixel."""
 
-PART_PIXELS: Final = 2**21
-"""Pixels that are converted to floats at once: two HD frames, so that little memory is needed."""
+PART_PIXELS: Final = 2**20
+"""Pixels that are converted to floats at once, but at least a frame, so that memory stays small."""
 
 
 @frozen(kw_only=True)
@@ -60,11 +61,10 @@ def regions(mask: NDArray[np.bool_], token_pixels: int) -> dict[str, NDArray[np.
         tokens around the mask of the same frame.
     """
     import numpy as np
-    import torch
     from torch.nn.functional import max_pool2d
 
     reach = MARGIN_TOKENS * token_pixels
-    grown = torch.from_numpy(mask)[:, None].float()  # (F, 1, H, W)
+    grown = to_tensor(mask)[:, None].float()  # (F, 1, H, W)
     grown = max_pool2d(grown, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
     grown = max_pool2d(grown, (1, 2 * reach + 1), stride=1, padding=(0, reach))
     near = grown[:, 0].bool().numpy()  # (F, H, W)
@@ -126,6 +126,14 @@ def parts(frames: NDArray[Any]) -> Iterator[slice]:
     count = max(1, PART_PIXELS // max(1, math.prod(frames.shape[1:3])))
     for start in range(0, len(frames), count):
         yield slice(start, min(start + count, len(frames)))
+
+
+def to_tensor(values: NDArray[Any]) -> torch.Tensor:
+    """Share an array's memory with torch; one that cannot be written to or is turned is copied."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.require(values, requirements=("C", "W")))
 
 
 def _quality(measure: PeakSignalNoiseRatio, pixels: int) -> RegionQuality:

@@ -86,11 +86,18 @@ def companion(path: Path, name: str, *, alone: bool, option: str) -> Path:
     """
     if alone or not path.is_dir():
         return path
-    found = [entry for entry in sorted(path.iterdir()) if _stem(entry) == name]
+    found = [entry for entry in _listed(path, option) if _stem(entry) == name]
     if len(found) != 1:
         many = f"{len(found)} entries" if found else "nothing"
         raise ConfigError(f"{path} holds {many} called {name}", where=option)
     return found[0]
+
+
+def _listed(folder: Path, option: str) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be read: {error.strerror}", where=option) from error
 
 
 def _stem(entry: Path) -> str:
@@ -99,7 +106,7 @@ def _stem(entry: Path) -> str:
 
 def _videos(folder: Path, option: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in _listed(folder, option):
         if path.suffix.lower() not in VIDEOS or not path.is_file():
             continue
         if path.stem in found:

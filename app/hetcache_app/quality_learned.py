@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from hetcache_app.metrics import parts
+from hetcache_app.metrics import parts, to_tensor
 from hetcache_app.quality_pixels import as_pictures
 from hetcache_app.quality_types import NEEDS_CLIP, NEEDS_LPIPS, QualityTools, Value
 from hetcache_core.errors import ConfigError
@@ -89,7 +89,7 @@ def clip_score(result: NDArray[np.uint8], prompt: str, tools: QualityTools) -> V
     with torch.inference_mode(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for part in parts(result):
-            frames = torch.from_numpy(result[part]).to(tools.device)
+            frames = to_tensor(result[part]).to(tools.device)
             pictures = frames.permute(0, 3, 1, 2)  # (n, 3, H, W)
             measure.update(pictures, [prompt] * len(pictures))
     cut = any("caption longer" in str(warning.message) for warning in caught)

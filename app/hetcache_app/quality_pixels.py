@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from hetcache_app.metrics import parts
+from hetcache_app.metrics import parts, to_tensor
 from hetcache_app.quality_types import Value
 
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ def as_pictures(frames: NDArray[np.uint8], device: str = "cpu") -> torch.Tensor:
     Returns:
         (F, 3, H, W) float32 in [0, 1].
     """
-    import torch
-
-    pictures = torch.from_numpy(frames).to(device)
+    pictures = to_tensor(frames).to(device)
     return pictures.permute(0, 3, 1, 2).float() / 255  # (F, 3, H, W)
 
 
