@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ModelCall,
         RunInfo,
     )
+    from hetcache_core.block_trunk import BlockTrunk, RowFlops, in_fp32, matrix_macs
     from hetcache_core.calibration import Calibration, Calibrator
     from hetcache_core.clips import ClipSet, EvaluationClip
     from hetcache_core.discovery import Registry, discover
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     )
     from hetcache_core.guards import Guards
     from hetcache_core.hookspecs import Registration, hookimpl
+    from hetcache_core.pipelines import load_pipeline, run_edit
     from hetcache_core.policy import (
         BlockAction,
         BlockDecider,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
         Use,
         combine,
     )
+    from hetcache_core.routing import ModelCalls, StandIn, attached
     from hetcache_core.session import Session, accelerate
     from hetcache_core.settings import setting
     from hetcache_core.signals import Signals, relative_l1
@@ -88,6 +91,7 @@ _HOMES: Final[dict[str, str]] = {
     name: module
     for module, names in {
         "backbone": "Backbone EditRequest Features FlopModel Geometry LoadRequest ModelCall RunInfo",
+        "block_trunk": "BlockTrunk RowFlops in_fp32 matrix_macs",
         "calibration": "Calibration Calibrator",
         "clips": "ClipSet EvaluationClip",
         "discovery": "Registry discover",
@@ -96,9 +100,11 @@ _HOMES: Final[dict[str, str]] = {
         "PluginConflictError PluginError PluginLoadError UnsupportedBackboneError",
         "guards": "Guards",
         "hookspecs": "Registration hookimpl",
+        "pipelines": "load_pipeline run_edit",
         "policy": "BlockAction BlockDecider BlockPolicy CachePolicy ControlMode GuidanceDecider "
         "GuidancePolicy KVMode PartAction PartialSettings PolicyRecipe Predictor ReusePoint "
         "StepDecider StepPolicy Use combine",
+        "routing": "ModelCalls StandIn attached",
         "session": "Session accelerate",
         "settings": "setting",
         "signals": "Signals relative_l1",
@@ -119,6 +125,7 @@ __all__ = [
     "BlockHooks",
     "BlockKey",
     "BlockPolicy",
+    "BlockTrunk",
     "BranchRows",
     "CacheBudgetError",
     "CachePolicy",
@@ -148,6 +155,7 @@ __all__ = [
     "LoadRequest",
     "Mode",
     "ModelCall",
+    "ModelCalls",
     "ModelInfo",
     "PartAction",
     "PartialSettings",
@@ -161,6 +169,7 @@ __all__ = [
     "Registry",
     "ReusePoint",
     "Role",
+    "RowFlops",
     "RunInfo",
     "Selection",
     "SelectionRequest",
@@ -168,6 +177,7 @@ __all__ = [
     "Signals",
     "Span",
     "Stack",
+    "StandIn",
     "StepDecider",
     "StepInfo",
     "StepPolicy",
@@ -182,11 +192,16 @@ __all__ = [
     "UnsupportedBackboneError",
     "Use",
     "accelerate",
+    "attached",
     "combine",
     "discover",
     "hookimpl",
+    "in_fp32",
+    "load_pipeline",
     "mask_to_tokens",
+    "matrix_macs",
     "relative_l1",
+    "run_edit",
     "setting",
 ]  # fmt: skip
 

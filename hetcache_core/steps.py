@@ -20,6 +20,8 @@ from enum import Enum
 
 from attrs import frozen
 
+from hetcache_core.errors import UnsupportedBackboneError
+
 
 class Mode(str, Enum):
     """What one DiT call does with its trunk."""
@@ -90,6 +92,24 @@ class BranchRows:
     def rows(self) -> slice:
         """The batch rows as a slice."""
         return slice(self.start, self.stop)
+
+    @classmethod
+    def split(cls, batch: int, *names: str) -> tuple[BranchRows, ...]:
+        """Give each branch an equal part of a batch, in its order.
+
+        Returns:
+            The branches, "cond" first where there is one: the first one decides.
+
+        Raises:
+            UnsupportedBackboneError: the batch does not fall into such parts.
+        """
+        each, rest = divmod(batch, len(names))
+        if rest:
+            raise UnsupportedBackboneError(
+                f"A batch of {batch} rows does not hold the branches {', '.join(names)} in equal parts"
+            )
+        parts = [cls(name, i * each, (i + 1) * each) for i, name in enumerate(names)]
+        return tuple(sorted(parts, key=lambda branch: branch.name != "cond"))
 
 
 @frozen(kw_only=True)

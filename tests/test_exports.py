@@ -12,18 +12,19 @@ from hetcache_core import testing
 
 PUBLIC = [
     "Backbone", "BlockAction", "BlockDecider", "BlockHooks", "BlockKey", "BlockPolicy",
-    "BranchRows", "CacheBudgetError", "CachePolicy", "CacheStateError", "CacheStore",
-    "Calibration", "Calibrator", "CallRecord", "ConfigError", "ContextSelector",
-    "ContractError", "ControlMode", "Decision", "EditRequest", "Engine", "Features",
-    "FlopModel", "Geometry", "Grid", "Guards", "GuidanceDecider", "GuidancePolicy",
-    "HetCacheError", "KVMode", "LoadRequest", "Mode", "ModelCall", "ModelInfo", "PartAction",
-    "PartialSettings", "Partition", "PluginConflictError", "PluginError", "PluginLoadError",
-    "PolicyRecipe", "Predictor", "Registration", "Registry", "ReusePoint", "Role", "RunInfo",
-    "Selection", "SelectionRequest", "Session", "Signals", "Span", "Stack", "StepDecider",
+    "BlockTrunk", "BranchRows", "CacheBudgetError", "CachePolicy", "CacheStateError",
+    "CacheStore", "Calibration", "Calibrator", "CallRecord", "ClipSet", "ConfigError",
+    "ContextSelector", "ContractError", "ControlMode", "Decision", "EditRequest", "Engine",
+    "EvaluationClip", "Features", "FlopModel", "Geometry", "Grid", "Guards",
+    "GuidanceDecider", "GuidancePolicy", "HetCacheError", "KVMode", "LoadRequest", "Mode",
+    "ModelCall", "ModelCalls", "ModelInfo", "PartAction", "PartialSettings", "Partition",
+    "PluginConflictError", "PluginError", "PluginLoadError", "PolicyRecipe", "Predictor",
+    "Registration", "Registry", "ReusePoint", "Role", "RowFlops", "RunInfo", "Selection",
+    "SelectionRequest", "Session", "Signals", "Span", "Stack", "StandIn", "StepDecider",
     "StepInfo", "StepPolicy", "StoreSettings", "Stored", "SubLayer", "TokenPartitioner",
     "Totals", "Trace", "TrunkCall", "TrunkView", "UnsupportedBackboneError", "Use",
-    "accelerate", "combine", "discover", "hookimpl", "mask_to_tokens", "relative_l1",
-    "setting",
+    "accelerate", "attached", "combine", "discover", "hookimpl", "in_fp32", "load_pipeline",
+    "mask_to_tokens", "matrix_macs", "relative_l1", "run_edit", "setting",
 ]  # fmt: skip
 
 TESTING = [

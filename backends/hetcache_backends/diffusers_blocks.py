@@ -16,8 +16,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from hetcache_backends.diffusers_common import StandIn
 from hetcache_core.errors import UnsupportedBackboneError
+from hetcache_core.routing import StandIn
 from hetcache_core.steps import SubLayer
 from hetcache_core.trunk import BlockHooks
 

@@ -1,299 +1,36 @@
-"""Following the loop of a diffusers pipeline: runs, steps and model calls.
-
-For the length of a session the pipeline's ``scheduler`` is a stand-in that tells of runs and steps,
-and the model's ``forward`` is routed on the instance: the pipeline may wrap it (offloading moves the
-weights there), so the place inside the wrapper is taken. The library's own ``forward`` still runs,
-with a stand-in for ``self`` whose blocks are one object, the trunk.
-"""
+"""What the calls of diffusers' models share: options that are refused, and what comes back."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-import types
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Final, final
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from attrs import define, field
-
-from hetcache_backends.diffusers_common import (
-    refuse_options,
-    refuse_processors,
-)
-from hetcache_core.backbone import ModelCall, RunInfo
-from hetcache_core.errors import CacheStateError, UnsupportedBackboneError
-from hetcache_core.steps import BranchRows
+from hetcache_backends.diffusers_common import refuse_options, refuse_processors
+from hetcache_core.routing import ModelCalls
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from hetcache_core.engine import Engine
-    from hetcache_core.trunk import TrunkCall
-
-LISTS: Final = ("timesteps", "sigmas")
-"""Arguments of ``set_timesteps`` with which a pipeline brings its own schedule."""
-
-RunTrunk = Callable[["TrunkCall"], "Tensor"]
 
 
-class ModelCalls(ABC):
-    """What the calls of one kind of model mean. One object serves one session."""
+class DiffusersCalls(ModelCalls):
+    """What the calls of one kind of diffusers' models mean. One object serves one session."""
 
     @abstractmethod
     def blocks(self, model: Any) -> Sequence[Any]:
         """All blocks of a model, those of its control branch included."""
 
-    @abstractmethod
-    def run_info(self, model: Any, arguments: Mapping[str, Any], steps: Steps) -> RunInfo:
-        """Describe the run that a first call begins."""
+    def refuse(self, model: Any, engine: Engine) -> None:
+        """Refuse options that a session cannot carry, and attention that cannot be looked into."""
+        blocks = self.blocks(model)
+        refuse_options(model, blocks)
+        if "attention" in engine.policy.needs():
+            refuse_processors(blocks)
 
-    @abstractmethod
-    def branches(
-        self, arguments: Mapping[str, Any], context: str | None, call: int
-    ) -> tuple[BranchRows, ...]:
-        """Name the branches in one call.
-
-        Args:
-            arguments: of the model's ``forward``.
-            context: name that the pipeline gave to ``cache_context``, or None.
-            call: calls of the same step before this one.
-        """
-
-    @abstractmethod
-    def stand_in(
-        self, model: Any, arguments: Mapping[str, Any], run: RunTrunk
-    ) -> tuple[Any, dict[str, Any]]:
-        """Make what ``forward`` gets in place of the model, and the arguments to call it with."""
-
-    def expert(self, model: Any) -> str:
-        """Name the expert that a model is, "" where there is one model."""
-        return ""
-
-    def reset(self) -> None:
-        """Forget the run; the pipeline begins a new one."""
-
-    @contextmanager
-    def routed(self) -> Iterator[None]:
-        """Put further stand-ins on the pipeline while the context lasts."""
-        yield
-
-
-@define(kw_only=True)
-class Steps:
-    """The steps of one run.
-
-    Attributes:
-        timesteps: unrounded timesteps.
-        sigmas: noise levels.
-    """
-
-    timesteps: tuple[float, ...]
-    sigmas: tuple[float, ...]
-
-
-@final
-class SchedulerStandIn:
-    """The pipeline's scheduler, which also tells the router about runs and steps."""
-
-    def __init__(self, target: Any, router: Router) -> None:
-        @functools.wraps(target.set_timesteps)  # pipelines look at its signature
-        def set_timesteps(*args: Any, **kwargs: Any) -> Any:
-            given = inspect.signature(target.set_timesteps).bind(*args, **kwargs)
-            lists = {k: given.arguments[k] for k in LISTS if given.arguments.get(k) is not None}
-            asked = given.arguments.get("num_inference_steps")
-            asked = len(next(iter(lists.values()))) if asked is None else asked
-            steps = router.engine.sampler_steps(asked)
-            if steps != asked:
-                given.arguments |= {k: _resampled(v, steps) for k, v in lists.items()}
-                if given.arguments.get("num_inference_steps") is not None:
-                    given.arguments["num_inference_steps"] = steps
-            result = target.set_timesteps(*given.args, **given.kwargs)
-            router.sampler_reset(asked)
-            return result
-
-        @functools.wraps(target.step)
-        def step(*args: Any, **kwargs: Any) -> Any:
-            result = target.step(*args, **kwargs)
-            router.sampler_stepped()
-            return result
-
-        self.__dict__.update(_target=target, set_timesteps=set_timesteps, step=step)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._target, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._target, name, value)
-
-
-@define(eq=False)
-class Router:
-    """Stands between the pipeline's loop and the model's ``forward`` for one session."""
-
-    pipeline: Any
-    engine: Engine
-    calls: ModelCalls
-    scheduler: Any
-    context: str | None = field(default=None, init=False)
-    _step: int = field(default=0, init=False)
-    _calls: int = field(default=0, init=False)
-    _asked: int = field(default=0, init=False)
-    _sampling: bool = field(default=False, init=False)
-
-    def sampler_reset(self, asked: int) -> None:
-        """A pipeline call of so many steps begins; whatever ran before was not finished."""
-        self.engine.abort_run()
-        self.calls.reset()
-        self._step = self._calls = 0
-        self._asked = asked
-        self._sampling = True
-
-    def sampler_stepped(self) -> None:
-        """The scheduler has taken a step."""
-        if self.engine.running:
-            self.engine.end_step()
-            self._sampling = self.engine.running
-        self._step += 1
-        self._calls = 0
-
-    def forward(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """Answer one call of a model; outside the pipeline's loop the library answers itself."""
-        library = type(model).forward
-        if not self._sampling:
-            return library(model, *args, **kwargs)
-        arguments = dict(inspect.signature(library).bind(model, *args, **kwargs).arguments)
-        del arguments["self"]
-        total, count = len(self.scheduler.timesteps), self.pipeline.num_timesteps
-        self._check_timestep(arguments["timestep"], total - count)
-        if not self.engine.running:
-            refuse_options(model, self.calls.blocks(model))
-            if count < total:  # the pipeline leaves out the first steps (denoise_strength)
-                self.engine.sampler_steps(round(self._asked * count / total))
-            steps = _steps(self.scheduler, total - count, count)
-            self.engine.begin_run(self.calls.run_info(model, arguments, steps))
-        call = ModelCall(
-            step=self._step,
-            branches=self.calls.branches(arguments, self.context, self._calls),
-            latents=arguments["hidden_states"],
-            expert=self.calls.expert(model),
-        )
-        self._calls += 1
-        stand_in, changed = self.calls.stand_in(model, arguments, self.engine.run_trunk)
-        given = {**arguments, **changed, "return_dict": False}
-        output = self.engine.model_call(call, lambda: library(stand_in, **given)[0])
-        if not arguments.get("return_dict", True):
-            return (output,)
+    def result(self, output: Tensor) -> Any:
+        """Wrap the output in the library's own class."""
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
         return Transformer2DModelOutput(sample=output)
-
-    def _check_timestep(self, given: Tensor, offset: int) -> None:
-        """The model must be called with the timestep that the scheduler is at."""
-        if given.device.type != "cpu" and self._step > 0:
-            return  # looking would wait for the device in every call
-        if offset + self._step < len(self.scheduler.timesteps):
-            own = float(self.scheduler.timesteps[offset + self._step])
-            top = float(given.max())
-            # Conditioned tokens have lower timesteps of their own.
-            if top == own or (top < own and given.dim() > 1 and given.shape[1] > 1):
-                return
-        raise CacheStateError(
-            f"The model is called with timestep {float(given.max())} while the scheduler is at step "
-            f"{self._step} of {self.pipeline.num_timesteps}. A session needs the pipeline's own loop."
-        )
-
-
-def _resampled(values: Any, count: int) -> NDArray[np.float32]:
-    """Take ``count`` values of a schedule, evenly spread over its steps from the first on."""
-    import numpy as np
-
-    given = np.asarray(values, dtype=np.float32)
-    places = np.arange(count) * (len(given) / count)
-    taken: NDArray[np.float32] = np.interp(places, np.arange(len(given)), given).astype(np.float32)
-    return taken
-
-
-def _steps(scheduler: Any, offset: int, count: int) -> Steps:
-    """Read the last ``count`` steps; some schedulers round their timesteps to integers."""
-    timesteps, sigmas = scheduler.timesteps[offset:], scheduler.sigmas[offset : offset + count]
-    levels = tuple(float(s) for s in sigmas)
-    times = tuple(float(t) for t in timesteps)
-    if not timesteps.is_floating_point():
-        whole = float(scheduler.config.num_train_timesteps)
-        # Where sigma is a share of the whole (flow matching), it still holds the fraction.
-        times = tuple(
-            s * whole if abs(s * whole - t) <= 1 else t for s, t in zip(levels, times, strict=True)
-        )
-    return Steps(timesteps=times, sigmas=levels)
-
-
-@contextmanager
-def attached(
-    pipeline: Any, engine: Engine, calls: ModelCalls, models: Sequence[Any]
-) -> Iterator[None]:
-    """Route a pipeline's model calls through an engine.
-
-    Raises:
-        UnsupportedBackboneError: the pipeline or a model is already in a session, or a model has an
-            option that a session cannot carry.
-    """
-    for model in models:
-        refuse_options(model, calls.blocks(model))
-        if "attention" in engine.policy.needs():
-            refuse_processors(calls.blocks(model))
-    if isinstance(pipeline.scheduler, SchedulerStandIn):
-        raise UnsupportedBackboneError(
-            "This pipeline is already in a session",
-            remedy="Leave that one before starting another.",
-        )
-    scheduler = pipeline.scheduler
-    router = Router(pipeline, engine, calls, scheduler)
-    with ExitStack() as stack:
-        # Past the pipeline's own __setattr__, which would write the stand-in into its config.
-        stack.callback(object.__setattr__, pipeline, "scheduler", scheduler)
-        object.__setattr__(pipeline, "scheduler", SchedulerStandIn(scheduler, router))
-        for model in models:
-            stack.enter_context(_routed_model(model, router))
-        stack.enter_context(calls.routed())
-        yield
-
-
-@contextmanager
-def _routed_model(model: Any, router: Router) -> Iterator[None]:
-    own, held = vars(model), "_old_forward" if "_old_forward" in vars(model) else "forward"
-    before = own.get(held)
-    if before is not None and getattr(before, "__func__", None) is not type(model).forward:
-        raise UnsupportedBackboneError(
-            f"Something else has replaced forward() of this {type(model).__name__}, perhaps another "
-            "session that shares the model",
-            remedy="Undo that first.",
-        )
-
-    @functools.wraps(type(model).forward)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return router.forward(model, *args, **kwargs)
-
-    @contextmanager
-    def cache_context(name: str, **kwargs: Any) -> Iterator[None]:
-        router.context = name
-        try:
-            with type(model).cache_context(model, name, **kwargs):
-                yield
-        finally:
-            router.context = None
-
-    own[held], own["cache_context"] = forward, cache_context
-    try:
-        yield
-    finally:
-        del own["cache_context"]
-        # Offloading hooks may have been put around `forward`, or taken off, in the meantime.
-        for place in ("forward", "_old_forward"):
-            if own.get(place) is forward:
-                own[place] = before or types.MethodType(type(model).forward, model)
-        if before is None and own.get("forward") == types.MethodType(type(model).forward, model):
-            del own["forward"]

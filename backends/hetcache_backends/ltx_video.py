@@ -11,22 +11,20 @@ from attrs import define, frozen
 from hetcache_backends.diffusers_common import (
     COND,
     UNCOND,
-    StandIn,
     is_pipeline,
-    load_pipeline,
     missing_library,
-    run_edit,
 )
-from hetcache_backends.diffusers_routing import ModelCalls, RunTrunk, Steps, attached
+from hetcache_backends.diffusers_routing import DiffusersCalls
 from hetcache_core.backbone import (
     Backbone,
     EditRequest,
     Features,
     Geometry,
     LoadRequest,
-    RunInfo,
 )
 from hetcache_core.errors import UnsupportedBackboneError
+from hetcache_core.pipelines import load_pipeline, run_edit
+from hetcache_core.routing import RunTrunk, StandIn, attached
 from hetcache_core.steps import BranchRows, ModelInfo
 from hetcache_core.tokens import Grid
 
@@ -84,28 +82,23 @@ class LtxVideo(Backbone):
 
     @contextmanager
     def attach(self, pipeline: Any, engine: Engine) -> Iterator[None]:
-        """Route the transformer's calls; see ``diffusers_common``."""
+        """Route the transformer's calls; see ``hetcache_core.routing``."""
         if not self.accepts(pipeline):
             raise UnsupportedBackboneError(
                 f"{self.name} carries diffusers' pipelines around a {MODEL}, not a "
                 f"{type(pipeline).__name__}"
             )
-        calls = LtxCalls(self, pipeline)
-        with attached(pipeline, engine, calls, [pipeline.transformer]):
+        calls = LtxCalls(pipeline)
+        with attached(self, engine, calls, [pipeline.transformer]):
             yield
 
     def load(self, request: LoadRequest) -> Any:
         """Load a folder or hub id in diffusers' layout as a ``MaskedLTXPipeline``."""
         try:
-            import torch
-
             from hetcache_backends.ltx_pipeline import MaskedLTXPipeline
         except ImportError as error:
             raise missing_library(error) from error
-        dtype = getattr(torch, request.dtype)
-        return load_pipeline(
-            MaskedLTXPipeline, request, model_kind=MODEL, example=CHECKPOINT, dtype=dtype
-        )
+        return load_pipeline(MaskedLTXPipeline, request, accepts=self.accepts, example=CHECKPOINT)
 
     def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
         """Run one masked edit through ``MaskedLTXPipeline.__call__``.
@@ -123,7 +116,8 @@ class LtxVideo(Backbone):
                 remedy="Use hetcache_backends.ltx_pipeline.MaskedLTXPipeline(**pipeline.components).",
             )
         frames = [Image.fromarray(frame) for frame in request.video]
-        return run_edit(pipeline, {"source_video": frames, "edit_mask": request.mask}, request)
+        arguments = {"source_video": frames, "edit_mask": request.mask, "num_frames": len(frames)}
+        return run_edit(pipeline, arguments, request)
 
     def stand_in(self, request: LoadRequest) -> Any:
         """Make a small random ``MaskedLTXPipeline`` that reads prompts."""
@@ -140,29 +134,38 @@ class LtxVideo(Backbone):
 
 @final
 @define(eq=False)
-class LtxCalls(ModelCalls):
+class LtxCalls(DiffusersCalls):
     """What the calls of an LTX-Video transformer mean."""
-
-    backbone: LtxVideo
-    pipeline: Any
 
     def blocks(self, model: Any) -> Sequence[Any]:
         """All blocks."""
         blocks: Sequence[Any] = model.transformer_blocks
         return blocks
 
-    def run_info(self, model: Any, arguments: Mapping[str, Any], steps: Steps) -> RunInfo:
-        """Describe the run; only here are coordinates read from the device."""
-        hidden = arguments["hidden_states"]
-        mask = getattr(self.pipeline, "edit_mask", None)
-        return RunInfo(
-            model=self.backbone.describe(self.pipeline),
-            timesteps=steps.timesteps,
-            sigmas=steps.sigmas,
-            grid=self._grid(arguments),
-            mask=None if mask is None else mask.to(hidden.device),
-            branches=tuple(b.name for b in self.branches(arguments, None, 0)),
-            device=str(hidden.device),
+    def grid(self, model: Any, arguments: Mapping[str, Any]) -> Grid:
+        """Lay out the tokens; only here are coordinates read from the device."""
+        tokens = arguments["hidden_states"].shape[1]
+        coordinates = arguments.get("video_coords")
+        if coordinates is None:
+            frames, height, width = (int(arguments[n]) for n in ("num_frames", "height", "width"))
+        else:
+            # Conditions at later frames come first; the video begins at the one origin.
+            first = int((coordinates[0] == 0).all(dim=0).nonzero()[-1])
+            rows, columns = coordinates[0, 1:, first:]
+            height, width = rows.unique().numel(), columns.unique().numel()
+            frames = (tokens - first) // (height * width)
+        side = self.pipeline.vae_spatial_compression_ratio
+        side *= self.pipeline.transformer_spatial_patch_size
+        stride = self.pipeline.vae_temporal_compression_ratio
+        stride *= self.pipeline.transformer_temporal_patch_size
+        return Grid(
+            frames=frames,
+            height=height,
+            width=width,
+            prefix=tokens - frames * height * width,
+            pixel_height=side,
+            pixel_width=side,
+            frame_stride=stride,
         )
 
     def branches(
@@ -174,14 +177,7 @@ class LtxCalls(ModelCalls):
             names = [UNCOND, COND]
             if getattr(self.pipeline, "do_spatio_temporal_guidance", False):
                 names.append(PERTURBED)
-        each, rest = divmod(arguments["hidden_states"].shape[0], len(names))
-        if rest:
-            raise UnsupportedBackboneError(
-                f"The pipeline's batch of {arguments['hidden_states'].shape[0]} rows does not hold "
-                f"the branches {', '.join(names)} in equal parts"
-            )
-        rows = [BranchRows(name, i * each, (i + 1) * each) for i, name in enumerate(names)]
-        return tuple(sorted(rows, key=lambda branch: branch.name != COND))
+        return BranchRows.split(arguments["hidden_states"].shape[0], *names)
 
     def stand_in(
         self, model: Any, arguments: Mapping[str, Any], run: RunTrunk
@@ -208,28 +204,3 @@ class LtxCalls(ModelCalls):
             )
 
         return StandIn(model, transformer_blocks=[trunk]), {}
-
-    def _grid(self, arguments: Mapping[str, Any]) -> Grid:
-        tokens = arguments["hidden_states"].shape[1]
-        coordinates = arguments.get("video_coords")
-        if coordinates is None:
-            frames, height, width = (int(arguments[n]) for n in ("num_frames", "height", "width"))
-        else:
-            # Conditions at later frames come first; the video begins at the one origin.
-            first = int((coordinates[0] == 0).all(dim=0).nonzero()[-1])
-            rows, columns = coordinates[0, 1:, first:]
-            height, width = rows.unique().numel(), columns.unique().numel()
-            frames = (tokens - first) // (height * width)
-        side = self.pipeline.vae_spatial_compression_ratio
-        side *= self.pipeline.transformer_spatial_patch_size
-        stride = self.pipeline.vae_temporal_compression_ratio
-        stride *= self.pipeline.transformer_temporal_patch_size
-        return Grid(
-            frames=frames,
-            height=height,
-            width=width,
-            prefix=tokens - frames * height * width,
-            pixel_height=side,
-            pixel_width=side,
-            frame_stride=stride,
-        )

@@ -15,13 +15,10 @@ from attrs import define, field, frozen
 from hetcache_backends.diffusers_common import (
     COND,
     UNCOND,
-    StandIn,
     is_pipeline,
-    load_pipeline,
     missing_library,
-    run_edit,
 )
-from hetcache_backends.diffusers_routing import ModelCalls, RunTrunk, Steps, attached
+from hetcache_backends.diffusers_routing import DiffusersCalls
 from hetcache_backends.wan_vace import VARIANTS
 from hetcache_core.backbone import (
     Backbone,
@@ -29,9 +26,10 @@ from hetcache_core.backbone import (
     Features,
     Geometry,
     LoadRequest,
-    RunInfo,
 )
 from hetcache_core.errors import UnsupportedBackboneError
+from hetcache_core.pipelines import load_pipeline, run_edit
+from hetcache_core.routing import RunTrunk, StandIn, attached
 from hetcache_core.steps import BranchRows, ModelInfo
 from hetcache_core.tokens import Grid
 
@@ -83,14 +81,14 @@ class WanVaceDiffusers(Backbone):
 
     @contextmanager
     def attach(self, pipeline: Any, engine: Engine) -> Iterator[None]:
-        """Route the transformers' calls; see ``diffusers_common``."""
+        """Route the transformers' calls; see ``hetcache_core.routing``."""
         if not self.accepts(pipeline):
             raise UnsupportedBackboneError(
                 f"{self.name} carries diffusers' pipelines around a {MODEL}, not a "
                 f"{type(pipeline).__name__}"
             )
-        calls = WanVaceCalls(self, pipeline)
-        with attached(pipeline, engine, calls, _models(pipeline)):
+        calls = WanVaceCalls(pipeline)
+        with attached(self, engine, calls, _models(pipeline)):
             yield
 
     def load(self, request: LoadRequest) -> Any:
@@ -102,7 +100,7 @@ class WanVaceDiffusers(Backbone):
             raise missing_library(error) from error
         dtypes = {"default": getattr(torch, request.dtype), "vae": torch.float32}
         return load_pipeline(
-            WanVACEPipeline, request, model_kind=MODEL, example=CHECKPOINT, dtype=dtypes
+            WanVACEPipeline, request, accepts=self.accepts, example=CHECKPOINT, dtype=dtypes
         )
 
     def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
@@ -113,6 +111,7 @@ class WanVaceDiffusers(Backbone):
         arguments = {
             "video": [Image.fromarray(frame) for frame in request.video],
             "mask": [Image.fromarray(mask.astype(np.uint8) * 255) for mask in request.mask],
+            "num_frames": len(request.video),
         }
         return run_edit(pipeline, arguments, request)
 
@@ -131,11 +130,9 @@ class WanVaceDiffusers(Backbone):
 
 @final
 @define(eq=False)
-class WanVaceCalls(ModelCalls):
+class WanVaceCalls(DiffusersCalls):
     """What the calls of a Wan-VACE transformer mean."""
 
-    backbone: WanVaceDiffusers
-    pipeline: Any
     _mask: Tensor | None = field(default=None, init=False)
     _references: int = field(default=0, init=False)
 
@@ -170,13 +167,12 @@ class WanVaceCalls(ModelCalls):
         finally:
             del vars(self.pipeline)["prepare_masks"]
 
-    def run_info(self, model: Any, arguments: Mapping[str, Any], steps: Steps) -> RunInfo:
-        """Describe the run."""
-        latents = arguments["hidden_states"]
+    def grid(self, model: Any, arguments: Mapping[str, Any]) -> Grid:
+        """Lay out the tokens, those of reference images before the video's."""
         patch_t, patch_h, patch_w = model.config.patch_size
-        _, _, frames, height, width = latents.shape
+        _, _, frames, height, width = arguments["hidden_states"].shape
         height, width = height // patch_h, width // patch_w
-        grid = Grid(
+        return Grid(
             frames=frames // patch_t - self._references,
             height=height,
             width=width,
@@ -185,16 +181,14 @@ class WanVaceCalls(ModelCalls):
             pixel_width=self.pipeline.vae_scale_factor_spatial * patch_w,
             frame_stride=self.pipeline.vae_scale_factor_temporal * patch_t,
         )
-        guided = self.pipeline.do_classifier_free_guidance
-        return RunInfo(
-            model=self.backbone.describe(self.pipeline),
-            timesteps=steps.timesteps,
-            sigmas=steps.sigmas,
-            grid=grid,
-            mask=None if self._mask is None else self._mask.to(latents.device),
-            branches=(COND, UNCOND) if guided else (COND,),
-            device=str(latents.device),
-        )
+
+    def mask(self) -> Tensor | None:
+        """The mask that the pipeline prepared."""
+        return self._mask
+
+    def run_branches(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """Both branches, each with calls of its own."""
+        return (COND, UNCOND) if self.pipeline.do_classifier_free_guidance else (COND,)
 
     def branches(
         self, arguments: Mapping[str, Any], context: str | None, call: int
