@@ -130,7 +130,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small CLIP with random weights, which reads letters."""
+    """A small CLIP with random weights, which reads letters, and one that sees the opposite."""
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("clip")
     letters = "abcdefghijklmnopqrstuvwxyz"
@@ -143,7 +143,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     size = {"height": 32, "width": 32}
     images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size)
-    transformers.CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    processor = transformers.CLIPProcessor(images, tokenizer)
     shared = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     text = {
         "vocab_size": len(tokens), "max_position_embeddings": 16, "num_attention_heads": 2,
@@ -152,7 +152,11 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sight = {"image_size": 32, "patch_size": 8, "num_attention_heads": 2, **shared}
     torch.manual_seed(0)
     config = transformers.CLIPConfig(text_config=text, vision_config=sight, projection_dim=8)
-    transformers.CLIPModel(config).save_pretrained(folder)
+    model = transformers.CLIPModel(config)
+    for place in (folder, folder / "opposite"):
+        processor.save_pretrained(place)
+        model.save_pretrained(place)
+        model.visual_projection.weight.data.neg_()
     return folder
 
 
@@ -167,8 +171,12 @@ def test_the_clip_score_is_the_cosine_between_frames_and_prompt(clip_folder: Pat
         inputs = processor(text=[PROMPT], images=frames, return_tensors="pt", padding=True)
         out = model(**inputs)
         cosines = (out.image_embeds @ out.text_embeds.T)[:, 0]
-    assert found.note == ""
-    assert found.value == pytest.approx(max(0.0, 100 * float(cosines.mean())), abs=1e-3)
+    cosine = 100 * float(cosines.mean())
+    assert abs(cosine) > 1
+    assert found.value == pytest.approx(max(0.0, cosine), abs=1e-3)
+    opposite = clip_score(video(), PROMPT, QualityTools(clip=clip_folder / "opposite"))
+    assert opposite.value == pytest.approx(max(0.0, -cosine), abs=1e-3)
+    assert found.note == opposite.note == ""
     again = measure_quality(
         video(), mask=np.ones(SHAPE[:3], bool), token_pixels=4, prompt=PROMPT,
         tools=QualityTools(clip=clip_folder),
