@@ -7,21 +7,25 @@ that it may run on another machine.
 
 from __future__ import annotations
 
-import io
+import json
 import sys
-import tempfile
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, evolve, field, frozen
 
-from hetcache_app.comparison.clips import Footage
+from hetcache_app.comparison.footage import (
+    Footage,
+    frames_from_bytes,
+    frames_to_bytes,
+    video_to_bytes,
+)
 from hetcache_app.comparison.results import UNCACHED, Row, RowKey
 from hetcache_app.comparison.specs import STAND_IN, BackboneSpec, PolicySpec
+from hetcache_app.comparison.tasks import Done, Found
 from hetcache_app.device import choose_device, choose_dtype
 from hetcache_app.limits import LimitsConfig, store_settings
 from hetcache_app.quality import QualityTools, check_tools, measure_quality, video_features
@@ -34,21 +38,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from hetcache_app.comparison.tasks import Open
     from hetcache_core.registry import Registry
-    from hetcache_core.steps import ModelInfo
 
-__all__ = [
-    "Bench",
-    "BenchSettings",
-    "Done",
-    "Examine",
-    "Found",
-    "Open",
-    "Reference",
-    "Run",
-    "Task",
-    "frames_from_bytes",
-]
+__all__ = ["Bench", "BenchSettings"]
 
 
 @frozen(kw_only=True)
@@ -74,48 +67,6 @@ class BenchSettings:
     composite: bool = False
     cfg_scale: float | None = None
     options: Mapping[str, Any] = field(factory=dict)
-
-
-@frozen(kw_only=True)
-class Found:
-    """What a worker found when it loaded a model.
-
-    Attributes:
-        model: The model.
-        notice: The backbone's own warning, or None.
-        load_seconds: How long loading took.
-        device: Where it runs.
-        device_name: What that is called.
-        dtype: In which precision.
-        threads: Threads of the CPU.
-    """
-
-    model: ModelInfo
-    notice: str | None
-    load_seconds: float
-    device: str
-    device_name: str
-    dtype: str
-    threads: int
-
-
-@frozen(eq=False, kw_only=True)
-class Done:
-    """What came out of a run.
-
-    Attributes:
-        row: The finished run.
-        video: The bytes of an MP4 of what the run made; empty where it was refused.
-        trace: The trace as JSON; empty where it was refused.
-        features: Features of the video for VFID, where an extractor was given.
-        reference: The exact frames as the bytes of an NPZ, where they are the reference of others.
-    """
-
-    row: Row
-    video: bytes = field(default=b"", repr=False)
-    trace: str = field(default="", repr=False)
-    features: NDArray[np.floating[Any]] | None = None
-    reference: bytes = field(default=b"", repr=False)
 
 
 @define(eq=False)
@@ -188,7 +139,7 @@ class Bench:
         runner, request, _ = self._opened()
         frames = runner.run(request, PolicyChoice(name=UNCACHED)).frames
         self._reference = frames
-        return _frames_to_bytes(frames)
+        return frames_to_bytes(frames)
 
     def run(self, key: RowKey, policy: PolicySpec) -> Done:
         """Run a policy on the open clip, and measure what it makes.
@@ -237,14 +188,12 @@ class Bench:
             metrics={name: value.value for name, value in values.items()},
             metric_notes={name: value.note for name, value in values.items() if value.note},
         )
-        import json
-
         return Done(
             row=row,
             video=video_to_bytes(result.frames, footage),
             trace=json.dumps(result.trace.to_dict(), indent=1) + "\n",
             features=video_features(judged, self._tools),
-            reference=_frames_to_bytes(result.frames) if store else b"",
+            reference=frames_to_bytes(result.frames) if store else b"",
         )
 
     def _composited(self, frames: Any) -> NDArray[np.uint8]:
@@ -326,105 +275,6 @@ class Bench:
         if self._runner is None or self._request is None or self._footage is None:
             raise CacheStateError("this worker was given no clip yet")
         return self._runner, self._request, self._footage
-
-
-class Task(ABC):
-    """Something that a worker is sent. Subclasses are frozen values that can be pickled."""
-
-    @abstractmethod
-    def perform(self, bench: Bench) -> Any:
-        """Do it, and return the answer."""
-
-
-@final
-@frozen(kw_only=True)
-class Examine(Task):
-    """Load a model and describe it; answers with ``Found``."""
-
-    backbone: BackboneSpec
-
-    def perform(self, bench: Bench) -> Found:
-        """Do it."""
-        return bench.examine(self.backbone)
-
-
-@final
-@frozen(eq=False, kw_only=True)
-class Open(Task):
-    """Take a clip and load the model for it; answers with features of the right answer, or None.
-
-    Attributes:
-        backbone: The model.
-        footage: The clip.
-        seed: Seed of the noise.
-        steps: Steps of the sampler.
-        reference: The exact frames of the uncached run as the bytes of an NPZ, or None.
-    """
-
-    backbone: BackboneSpec
-    footage: Footage
-    seed: int
-    steps: int
-    reference: bytes | None = field(default=None, repr=False)
-
-    def perform(self, bench: Bench) -> NDArray[np.floating[Any]] | None:
-        """Do it."""
-        return bench.open(self)
-
-
-@final
-@frozen
-class Reference(Task):
-    """Run the open clip uncached once more; answers with the bytes of an NPZ."""
-
-    def perform(self, bench: Bench) -> bytes:
-        """Do it."""
-        return bench.reference()
-
-
-@final
-@frozen(kw_only=True)
-class Run(Task):
-    """Run a policy on the open clip; answers with ``Done``.
-
-    Attributes:
-        key: Which run it is.
-        policy: The policy.
-    """
-
-    key: RowKey
-    policy: PolicySpec
-
-    def perform(self, bench: Bench) -> Done:
-        """Do it."""
-        return bench.run(self.key, self.policy)
-
-
-def frames_from_bytes(data: bytes) -> NDArray[np.uint8]:
-    """Read (F, H, W, 3) uint8 frames from the bytes of an NPZ."""
-    import numpy as np
-
-    with np.load(io.BytesIO(data)) as arrays:
-        frames: NDArray[np.uint8] = arrays["frames"]
-    return frames
-
-
-def _frames_to_bytes(frames: NDArray[np.uint8]) -> bytes:
-    import numpy as np
-
-    file = io.BytesIO()
-    np.savez_compressed(file, frames=frames)
-    return file.getvalue()
-
-
-def video_to_bytes(frames: NDArray[np.uint8], footage: Footage) -> bytes:
-    """Encode (F, H, W, 3) uint8 frames as an MP4 at the rate of a clip."""
-    from hetcache_app.video import write_video
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "video.mp4"
-        write_video(path, frames, footage.fps)
-        return path.read_bytes()
 
 
 def _refused(key: RowKey, policy: PolicySpec, error: HetCacheError) -> Row:

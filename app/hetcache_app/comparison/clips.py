@@ -1,22 +1,20 @@
-"""The clips of a comparison: files of the user's, or a registered set."""
+"""The clips of a comparison: where they come from, and how they are brought to a size."""
 
 from __future__ import annotations
 
-import fnmatch
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import numpy as np
 from attrs import evolve, frozen
 
+from hetcache_app.comparison.footage import Footage
 from hetcache_app.comparison.sizes import Size, modest
 from hetcache_app.fit import plan_frames, plan_size
-from hetcache_app.masks import PICTURES, read_mask
-from hetcache_app.video import CONTAINERS, read_video
+from hetcache_app.masks import read_mask
+from hetcache_app.video import read_video
 from hetcache_core.clips import ClipSet, EvaluationClip
 from hetcache_core.errors import ConfigError
 
@@ -24,18 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hetcache_core.backbone import Geometry
-    from hetcache_core.registry import Registry
 
-__all__ = [
-    "ClipSource",
-    "FileClip",
-    "Footage",
-    "Outpainted",
-    "SetClip",
-    "clips_in_folder",
-    "clips_of_set",
-    "find_clips",
-]
+__all__ = ["ClipSource", "FileClip", "Outpainted", "SetClip"]
 
 FPS: Final = Fraction(16)
 """Rate of generated clips. Source: what Wan2.1 was trained at."""
@@ -45,30 +33,6 @@ SEEN: Final = 0.7
 
 GREY: Final = 128
 """What stands where nothing is known yet. Source: what Wan-VACE's own pipelines put there."""
-
-VIDEO_SUFFIXES: Final = frozenset({*CONTAINERS, ".avi", ".gif", ".mpg", ".webm"})
-
-
-@frozen(eq=False, kw_only=True)
-class Footage:
-    """A clip, read at the size that models work at.
-
-    Attributes:
-        clip: Frames, mask, prompt, and the right answer where it is known.
-        fps: Frames a second.
-    """
-
-    clip: EvaluationClip
-    fps: Fraction
-
-    @property
-    def digest(self) -> str:
-        """Says whether two clips are the same, pixel by pixel."""
-        total = hashlib.sha256(f"{self.clip.prompt} {self.clip.video.shape}".encode())
-        for pixels in (self.clip.video, self.clip.mask, self.clip.truth):
-            if pixels is not None:
-                total.update(np.ascontiguousarray(pixels).tobytes())
-        return total.hexdigest()
 
 
 class ClipSource(ABC):
@@ -259,109 +223,3 @@ def _exactly(size: Size) -> Geometry:
     from hetcache_core.backbone import Geometry
 
     return Geometry(size_multiple=1, frame_stride=1, default_size=(size.height, size.width))
-
-
-def find_clips(text: str, registry: Registry) -> tuple[ClipSource, ...]:
-    """Read ``--clips``: a folder, or the name of a set with patterns after a colon.
-
-    Args:
-        text: Such as ``clips/``, ``builtin`` or ``builtin:small-*,large-still-*``.
-        registry: Where sets are looked up.
-
-    Raises:
-        HetCacheError: There is no such folder, set or clip.
-    """
-    folder = Path(text)
-    if folder.is_dir():
-        return clips_in_folder(folder)
-    name, colon, patterns = text.partition(":")
-    try:
-        clips: ClipSet = registry.clip_set(name)()
-    except ConfigError as error:
-        error.where = "--clips"
-        error.remedy += " Or name a folder with a folder for each clip."
-        raise
-    return clips_of_set(clips, patterns.split(",") if colon else ["*"])
-
-
-def clips_of_set(clips: ClipSet, patterns: Sequence[str]) -> tuple[ClipSource, ...]:
-    """Choose clips of a set.
-
-    Args:
-        clips: The set.
-        patterns: Names, with ``*`` and ``?`` as in file names.
-
-    Raises:
-        ConfigError: A pattern fits no clip.
-    """
-    names = clips.names()
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern.strip()):
-            raise ConfigError(
-                f"the clip set {clips.name} has no clip {pattern.strip()!r}",
-                where="--clips",
-                given=pattern,
-                allowed=names,
-                remedy=f"It has {', '.join(names)}.",
-            )
-    chosen = [
-        name
-        for name in names
-        if any(fnmatch.fnmatchcase(name, pattern.strip()) for pattern in patterns)
-    ]
-    return tuple(SetClip(clips=clips, clip=name) for name in chosen)
-
-
-def clips_in_folder(folder: Path) -> tuple[FileClip, ...]:
-    """Find the clips in a folder: one folder each.
-
-    In each, ``video.*`` or ``source.*`` and ``mask.*`` or a folder ``mask``, and where there are,
-    ``prompt.txt`` and ``truth.*``.
-
-    Args:
-        folder: The folder.
-
-    Raises:
-        ConfigError: There is none, or one lacks something.
-    """
-    below = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-    if not below:
-        raise ConfigError(
-            f"the folder {folder} holds no clips",
-            where="--clips",
-            remedy="Give every clip a folder of its own, with video.mp4 and mask.png.",
-        )
-    return tuple(_in_folder(path) for path in below)
-
-
-def _in_folder(folder: Path) -> FileClip:
-    video = _one_of(folder, ("video", "source"), VIDEO_SUFFIXES)
-    mask = _one_of(folder, ("mask",), VIDEO_SUFFIXES | PICTURES | {""})
-    lacking = [name for name, path in (("video.*", video), ("mask.*", mask)) if path is None]
-    if video is None or lacking:
-        raise ConfigError(f"the clip {folder} has no {' and no '.join(lacking)}", where="--clips")
-    prompt = folder / "prompt.txt"
-    try:
-        text = prompt.read_text(encoding="utf-8").strip() if prompt.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{prompt} cannot be read: {error}", where="--clips") from error
-    return FileClip(
-        video=video,
-        mask=mask,
-        prompt=text,
-        truth=_one_of(folder, ("truth",), VIDEO_SUFFIXES),
-        called=folder.name,
-        where="--clips",
-    )
-
-
-def _one_of(folder: Path, stems: Sequence[str], suffixes: Any) -> Path | None:
-    found = [
-        path
-        for path in sorted(folder.iterdir())
-        if path.stem in stems and path.suffix.lower() in suffixes
-    ]
-    if len(found) > 1:
-        names = " and ".join(path.name for path in found)
-        raise ConfigError(f"the clip {folder} has both {names}", where="--clips")
-    return found[0] if found else None

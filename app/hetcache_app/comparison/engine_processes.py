@@ -15,7 +15,8 @@ from typing import Final, final
 
 from attrs import define, evolve, field
 
-from hetcache_app.comparison.bench import Bench, BenchSettings, Task
+from hetcache_app.comparison.bench import Bench, BenchSettings
+from hetcache_app.comparison.tasks import Task
 from hetcache_app.comparison.workers import Answer, Crew, Died, Worker, answer_to
 
 __all__ = ["Processes", "devices_for", "threads_for"]

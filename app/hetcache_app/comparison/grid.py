@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from hetcache_app.comparison.clips import ClipSource
+from hetcache_app.comparison.footage import Footage
 from hetcache_app.comparison.results import RowKey
 from hetcache_app.comparison.sizes import Size
 from hetcache_app.comparison.specs import BackboneSpec, PolicySpec
@@ -20,14 +21,25 @@ class SizedClip:
     """A clip at one of its sizes.
 
     Attributes:
+        name: What it is called in tables; with its size where it has several.
         source: The clip.
         size: Length and size.
         digest: Says whether it is the same clip, pixel by pixel.
     """
 
+    name: str
     source: ClipSource
     size: Size
     digest: str
+
+    def read(self) -> Footage:
+        """Read the clip.
+
+        Raises:
+            ConfigError: A file cannot be read any more.
+        """
+        footage = self.source.read(self.size)
+        return evolve(footage, clip=evolve(footage.clip, name=self.name))
 
 
 @frozen(kw_only=True)
@@ -107,7 +119,7 @@ class Grid:
         return RowKey(
             backbone=backbone.name,
             model=backbone.model,
-            clip=clip.source.name,
+            clip=clip.name,
             seed=seed,
             policy=policy.name,
             variant=policy.variant,
@@ -122,7 +134,7 @@ class Grid:
 def _plain(clip: SizedClip) -> Mapping[str, Any]:
     size = clip.size
     return {
-        "name": clip.source.name,
+        "name": clip.name,
         "frames": size.frames,
         "height": size.height,
         "width": size.width,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from hetcache_app.compare_config import CompareConfig
-from hetcache_app.comparison.clips import ClipSource, FileClip, Outpainted, SetClip, find_clips
+from hetcache_app.comparison.clips import ClipSource, FileClip, Outpainted, SetClip
+from hetcache_app.comparison.finding import find_clips
 from hetcache_app.comparison.grid import Grid, SizedClip
 from hetcache_app.comparison.grids import GRIDS, ReadyGrid
 from hetcache_app.comparison.results import UNCACHED
@@ -207,9 +208,15 @@ def _sized(
             for frames in ready.frames
             for side in ready.sides
         }
-        if ready.frames == ready.sides == (1.0,):
-            sizes = {base: None}
-        clips += [
-            SizedClip(source=source, size=size, digest=source.read(size).digest) for size in sizes
-        ]
+        one = ready.frames == ready.sides == (1.0,)
+        for size in {base: None} if one else sizes:
+            shape = f"{size.frames}x{size.height}x{size.width}"
+            clips.append(
+                SizedClip(
+                    name=source.name if one else f"{source.name} {shape}",
+                    source=source,
+                    size=size,
+                    digest=source.read(size).digest,
+                )
+            )
     return tuple(clips)

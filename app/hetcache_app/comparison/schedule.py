@@ -2,91 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Generator, Iterable, Sequence
+from typing import Any, Final
 
-import numpy as np
-from attrs import define, field, frozen
-
-from hetcache_app.comparison.bench import (
-    Done,
-    Examine,
-    Found,
-    Open,
-    Reference,
-    Run,
-    Task,
-    video_to_bytes,
-)
-from hetcache_app.comparison.clips import Footage
+from hetcache_app.comparison.desk import Desk, Failure, write_bytes, write_features
 from hetcache_app.comparison.grid import Unit
-from hetcache_app.comparison.results import UNCACHED, Results, Row, RowKey
-from hetcache_app.comparison.specs import BackboneSpec, PolicySpec
+from hetcache_app.comparison.results import UNCACHED, Row
+from hetcache_app.comparison.specs import BackboneSpec
+from hetcache_app.comparison.tasks import Done, Examine, Found, Open, Reference, Run, Task
 from hetcache_app.comparison.workers import Answer, Crew, Died, Worker
-from hetcache_app.files import replacing, write_text
 from hetcache_core.errors import ConfigError
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["Desk", "Failure", "examine", "run_units"]
+__all__ = ["examine", "run_units"]
 
 RETRIES: Final = 2
 """How often the runs of a worker that died are begun again."""
 
 Conversation = Generator[Task, Any, None]
-
-
-@frozen(kw_only=True)
-class Failure:
-    """A run that raised something that is no mistake of the user's.
-
-    Attributes:
-        key: Which run.
-        traceback: What it raised.
-    """
-
-    key: RowKey
-    traceback: str
-
-
-@define(eq=False)
-class Desk:
-    """Where finished runs arrive: one process writes all files.
-
-    Attributes:
-        results: The comparison's folder.
-        finished: Ids of the runs that have a row.
-        failures: Runs that raised what nobody expects.
-        on_row: Called with every row, after it is on disk.
-    """
-
-    results: Results
-    finished: set[str] = field(factory=set)
-    failures: list[Failure] = field(factory=list)
-    on_row: Callable[[Row], None] = lambda _row: None
-
-    def pending(self, unit: Unit) -> list[tuple[RowKey, PolicySpec]]:
-        """List the runs of a unit that have no row and did not fail."""
-        failed = {failure.key.id for failure in self.failures}
-        return [run for run in unit.runs if run[0].id not in self.finished | failed]
-
-    def take(self, done: Done) -> None:
-        """Write the files of a run, and then its row, which says that it is finished."""
-        key = done.row.key
-        if done.reference:
-            _write(self.results.reference_path(key), done.reference)
-        if done.row.status == "ok":
-            folder = self.results.run_folder(key)
-            _write(folder / "video.mp4", done.video)
-            write_text(folder / "trace.json", done.trace)
-            if done.features is not None:
-                write_features(folder, done.features)
-        self.results.append(done.row)
-        self.finished.add(key.id)
-        self.on_row(done.row)
 
 
 def run_units(units: Iterable[Unit], crew: Crew, desk: Desk, first: Worker) -> None:
@@ -170,7 +103,7 @@ def examine(
 
 def _talk(unit: Unit, desk: Desk) -> Conversation:
     """Give the tasks of a unit one after the other, and take the answers."""
-    footage = unit.clip.source.read(unit.clip.size)
+    footage = unit.clip.read()
     uncached = unit.runs[0][0]
     path = desk.results.reference_path(uncached)
     reference = path.read_bytes() if path.exists() else None
@@ -188,7 +121,7 @@ def _talk(unit: Unit, desk: Desk) -> Conversation:
         again: Answer = yield Reference()  # its row is there, but its frames are lost
         fault = again.fault
         if not fault:
-            _write(path, again.value)
+            write_bytes(path, again.value)
     refusal = ""
     for key, policy in desk.pending(unit):
         if fault:
@@ -207,52 +140,11 @@ def _talk(unit: Unit, desk: Desk) -> Conversation:
             fault, refusal = answer.fault, "" if answer.fault else answer.value.row.note
 
 
-def write_clip(results: Results, footage: Footage) -> None:
-    """Write what a clip looks like into the folder of a comparison.
-
-    Args:
-        results: The folder.
-        footage: The clip.
-    """
-    from PIL import Image
-
-    clip = footage.clip
-    folder = results.clip_folder(clip.name)
-    _write(folder / "source.mp4", video_to_bytes(clip.video, footage))
-    if clip.truth is not None:
-        _write(folder / "truth.mp4", video_to_bytes(clip.truth, footage))
-    frames, height, width = clip.mask.shape
-    tall = clip.mask.reshape(frames * height, width).astype(np.uint8) * np.uint8(255)
-    with replacing(folder / "mask.png") as part:
-        Image.fromarray(tall).save(part)
-    about = {
-        "name": clip.name,
-        "prompt": clip.prompt,
-        "frames": frames,
-        "height": height,
-        "width": width,
-    }
-    write_text(folder / "clip.json", json.dumps(about, indent=2) + "\n")
-
-
-def write_features(folder: Path, features: Any) -> None:
-    """Write the features of a video for VFID into its folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "features.npy") as part:
-        np.save(part, features)
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        part.write_bytes(data)
-
-
 def _gave_up(unit: Unit, death: Died, desk: Desk) -> ConfigError:
     left = desk.pending(unit)
     key = left[0][0]
     return ConfigError(
-        f"{RETRIES + 1} workers died on {unit.backbone}, clip {unit.clip.source.name}, seed "
+        f"{RETRIES + 1} workers died on {unit.backbone}, clip {unit.clip.name}, seed "
         f"{unit.seed}, before {key.label} was finished; the last one {death.how}",
         where="hetcache compare",
         remedy="The memory may be too small: take a smaller size or fewer --workers. What is "

@@ -80,7 +80,7 @@ def modest(joint: Geometry) -> Size:
 
 
 def scaled(size: Size, joint: Geometry, *, frames: float = 1.0, side: float = 1.0) -> Size:
-    """Return a multiple of a size, rounded down to what a geometry takes.
+    """Return a multiple of a size, or what a geometry takes next to it.
 
     Args:
         size: The size.
@@ -145,7 +145,7 @@ def _takes(geometries: Mapping[str, Geometry]) -> str:
 def _rounded(joint: Geometry, frames: int, height: int, width: int) -> Size:
     multiple, stride, offset = joint.size_multiple, joint.frame_stride, joint.frame_offset
     return Size(
-        frames=max(0, frames - offset) // stride * stride + offset,
-        height=max(1, height // multiple) * multiple,
-        width=max(1, width // multiple) * multiple,
+        frames=max(0, round((frames - offset) / stride)) * stride + offset,
+        height=max(1, round(height / multiple)) * multiple,
+        width=max(1, round(width / multiple)) * multiple,
     )

@@ -9,7 +9,8 @@ from typing import Any
 
 from attrs import frozen
 
-from hetcache_app.comparison.bench import Bench, Task
+from hetcache_app.comparison.bench import Bench
+from hetcache_app.comparison.tasks import Task
 from hetcache_core.errors import HetCacheError
 
 __all__ = ["Answer", "Crew", "Died", "Worker", "answer_to"]
