@@ -10,6 +10,7 @@ from rich.console import Console
 
 from hetcache_app.commands_compare import compare
 from hetcache_app.commands_quality import evaluate, vbench
+from hetcache_app.commands_report import report
 from hetcache_app.config import (
     CalibrateConfig,
     DemoConfig,
@@ -228,6 +229,7 @@ def calibrate(
 
 
 app.command()(compare)
+app.command()(report)
 app.command()(evaluate)
 app.command()(vbench)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hetcache_core.guards import Guards
     from hetcache_core.store import StoreSettings
 
-__all__ = ["LimitsConfig", "Precision", "guards", "read_texts", "store_settings"]
+__all__ = ["LimitsConfig", "Precision", "guards", "read_size", "read_texts", "store_settings"]
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -67,7 +67,7 @@ def read_texts(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     read = dict(values)
     if isinstance(read.get("max_cache_bytes"), str):
-        read["max_cache_bytes"] = _size(read["max_cache_bytes"])
+        read["max_cache_bytes"] = read_size(read["max_cache_bytes"], option="--max-cache-bytes")
     if isinstance(read.get("full_steps"), str):
         read["full_steps"] = _indices(read["full_steps"])
     return read
@@ -120,13 +120,22 @@ def store_settings(limits: LimitsConfig) -> StoreSettings:
     )
 
 
-def _size(text: str) -> int:
+def read_size(text: str, *, option: str) -> int:
+    """Read a number of bytes, such as "500MB" or "2GiB".
+
+    Args:
+        text: The number and its unit.
+        option: The command-line option that gave it.
+
+    Raises:
+        ConfigError: It is no such number.
+    """
     found = SIZE.fullmatch(text.strip())
     if found is None:
         raise ConfigError(
             f"cannot read {text!r} as a size",
-            where="--max-cache-bytes",
-            setting="max_cache_bytes",
+            where=option,
+            setting=option.removeprefix("--").replace("-", "_"),
             given=text,
             remedy="Write a number of bytes, such as 500MB or 2GiB.",
         )

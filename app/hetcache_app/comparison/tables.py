@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import asdict
 
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["as_csv", "as_markdown", "print_tables", "write_all"]
 
-MISSING = re.compile(r"needs .*|no .*|not measured")
+MISSING: Final = re.compile(r"needs .*|no .*|not measured")
 """What a cell says that has no value."""
+
+BORDERS: Final = 3
+"""Characters of a column in the terminal beside its text."""
 
 
 def as_markdown(summary: Summary, *, sort: Speed = "flops") -> str:
@@ -68,7 +72,7 @@ def as_csv(summary: Summary) -> str:
 
 
 def print_tables(summary: Summary, console: Console, *, sort: Speed = "flops") -> None:
-    """Print what a comparison found: two tables for each model and size, costs and quality.
+    """Print what a comparison found: for each model and size, as many tables as the width takes.
 
     Metrics that no line has are named below with the reason, instead of filling a column each.
 
@@ -84,8 +88,8 @@ def print_tables(summary: Summary, console: Console, *, sort: Speed = "flops") -
         console.print(Text(str(setting), style="bold"), soft_wrap=True)
         if lines:
             shown, absent = _shown(lines)
-            for kind in ("cost", "quality"):
-                console.print(_rich(lines, [column for column in shown if column.kind == kind]))
+            for columns in _fitting(lines, shown, console.width):
+                console.print(_rich(lines, columns))
             for reason, titles in absent.items():
                 console.print(Text(f"{reason}: {'; '.join(titles)}"), soft_wrap=True)
         _print_refused(summary, setting, console)
@@ -147,6 +151,31 @@ def _shown(lines: list[Line]) -> tuple[list[Column], dict[str, list[str]]]:
     return shown, absent
 
 
+def _fitting(lines: list[Line], columns: list[Column], width: int) -> list[list[Column]]:
+    """Part columns into tables that are no wider than the terminal; quality begins a new one."""
+    parts: list[list[Column]] = []
+    left = 0
+    for column in columns:
+        need = _width(column, lines) + BORDERS
+        if not parts or need > left or column.kind != parts[-1][-1].kind:
+            parts.append([])
+            left = width - max(len(method(line)) for line in lines) - BORDERS - 1
+        parts[-1].append(column)
+        left -= need
+    return parts
+
+
+def _width(column: Column, lines: list[Line]) -> int:
+    """Return how many characters wide a column is whose title is broken between words."""
+    parts = [part for line in lines for part in _lined(column.text(line)).split("\n")]
+    return max(map(len, [*parts, *column.title.split()]))
+
+
+def _lined(text: str) -> str:
+    """Put what is counted below the value."""
+    return text.replace(" (", "\n(")
+
+
 def _rich(lines: list[Line], columns: list[Column]) -> Table:
     from rich.table import Table
     from rich.text import Text
@@ -154,10 +183,11 @@ def _rich(lines: list[Line], columns: list[Column]) -> Table:
     table = Table()
     table.add_column("method", overflow="fold")
     for column in columns:
-        table.add_column(column.title, justify="right", overflow="fold")
+        title = textwrap.fill(column.title, _width(column, lines))
+        table.add_column(title, justify="right", no_wrap=True)
     for line in lines:
-        texts = (column.text(line) for column in columns)
-        table.add_row(Text(method(line)), *map(Text, texts))
+        texts = (Text(_lined(column.text(line)), justify="right") for column in columns)
+        table.add_row(Text(method(line)), *texts)
     return table
 
 
