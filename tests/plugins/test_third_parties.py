@@ -28,10 +28,12 @@ CASE = tiny_case()
 
 @frozen
 class Stranger:
-    """A distribution in plugins/ and the policy that it provides."""
+    """A distribution in plugins/, the policy or backbone that it provides, and what that takes."""
 
     distribution: str
-    policy: str
+    policy: str = ""
+    backbone: str = ""
+    library: str = ""
 
     def __str__(self) -> str:
         return self.distribution
@@ -44,14 +46,26 @@ class Stranger:
     def package(self) -> str:
         return self.distribution.replace("-", "_")
 
+    @property
+    def hook(self) -> str:
+        return "hetcache_register_" + ("policies" if self.policy else "backbones")
 
-STRANGERS = [
+    def names_in(self, registry: Registry) -> tuple[str, ...]:
+        """Which of its names a registry has."""
+        mine = {self.policy, self.backbone} - {""}
+        return tuple(mine & {*registry.policy_names, *registry.backbone_names})
+
+
+POLICIES = [
     Stranger("hetcache-bwcache", "bwcache"),
     Stranger("hetcache-mixcache", "mixcache"),
     Stranger("hetcache-template", "latent-change"),
 ]
-BWCACHE, MIXCACHE, _ = STRANGERS
+BWCACHE, MIXCACHE, _ = POLICIES
+COGVIDEOX = Stranger("hetcache-cogvideox", backbone="cogvideox", library="diffusers")
+STRANGERS = [*POLICIES, COGVIDEOX]
 each = pytest.mark.parametrize("stranger", STRANGERS, ids=str)
+each_policy = pytest.mark.parametrize("stranger", POLICIES, ids=str)
 
 
 def uv(*words: str | Path) -> None:
@@ -108,7 +122,7 @@ def edit(policy: str, registry: Registry, steps: int = 20, preset: str | None = 
     return session.trace
 
 
-@each
+@each_policy
 def test_installed_its_policy_is_found_by_name_and_reuses(
     stranger: Stranger, folders: Installer, add: Callable[[Path], None]
 ) -> None:
@@ -124,19 +138,44 @@ def test_installed_its_policy_is_found_by_name_and_reuses(
     assert trace.totals().flops_speedup > 1.2
 
 
+def test_installed_its_backbone_is_listed_with_what_it_carries(
+    folders: Installer, add: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip(COGVIDEOX.library)
+    main = pytest.importorskip("hetcache_app.cli").main
+    add(folders(COGVIDEOX))
+    registry = discover(strict=True)
+    (record,) = (r for r in registry.plugins if r.distribution == COGVIDEOX.distribution)
+    assert (record.status, record.version, record.error) == ("ok", "0.1.0", None)
+    assert record.backbones == (COGVIDEOX.backbone,)
+
+    assert main(["backbones", "--json"]) == 0
+    listed = {backbone["name"]: backbone for backbone in json.loads(capsys.readouterr().out)}
+    found = listed[COGVIDEOX.backbone]
+    assert found["error"] is None
+    assert found["library_version"] == metadata.version("diffusers")
+    assert found["guidance"] == ["merged", "none"]
+    lacking = sorted(name for name, has in found["features"].items() if not has)
+    assert lacking == ["control", "sub_layers"]
+    assert main(["backbones"]) == 0
+    assert COGVIDEOX.backbone in capsys.readouterr().out
+
+
 @each
 def test_removed_it_is_gone(
     stranger: Stranger, tmp_path: Path, add: Callable[[Path], None]
 ) -> None:
     install(stranger, tmp_path)
     add(tmp_path)
-    assert stranger.policy in discover(strict=True).policy_names
+    assert stranger.names_in(discover(strict=True))
     uv("uninstall", "--target", tmp_path, stranger.distribution)
     registry = discover(strict=True)
-    assert stranger.policy not in registry.policy_names
+    assert not stranger.names_in(registry)
     assert stranger.distribution not in {record.distribution for record in registry.plugins}
-    with pytest.raises(ConfigError, match=stranger.policy):
-        edit(stranger.policy, registry)
+    name = stranger.policy or stranger.backbone
+    use = edit if stranger.policy else lambda name, registry: registry.backbone(name)
+    with pytest.raises(ConfigError, match=name):
+        use(name, registry)
 
 
 @each
@@ -154,6 +193,8 @@ def test_blocked_it_is_listed_and_not_imported(
 @each
 def test_its_own_tests_pass_on_what_is_installed(stranger: Stranger, folders: Installer) -> None:
     """They run the contract kit, among others."""
+    if stranger.library:
+        pytest.importorskip(stranger.library)
     folder = folders(stranger)
     command = [
         sys.executable,
@@ -174,7 +215,7 @@ def test_its_own_tests_pass_on_what_is_installed(stranger: Stranger, folders: In
 def test_listing_it_imports_no_torch(stranger: Stranger, folders: Installer) -> None:
     code = (
         f"import sys, {stranger.package}.plugin as plugin; "
-        "plugin.hetcache_register_policies(); sys.exit('torch' in sys.modules)"
+        f"plugin.{stranger.hook}(); sys.exit('torch' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(folders(stranger))}
     assert run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
@@ -215,7 +256,8 @@ def test_all_of_them_together_are_no_conflict(
 ) -> None:
     for stranger in STRANGERS:
         add(folders(stranger))
-    assert {stranger.policy for stranger in STRANGERS} <= set(discover(strict=True).policy_names)
+    registry = discover(strict=True)
+    assert all(stranger.names_in(registry) for stranger in STRANGERS)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +290,7 @@ def test_with_a_policy_that_answers_the_same_question_it_is_refused_by_name(
 def test_with_policies_that_answer_other_questions_they_compose(
     name: str, folders: Installer, add: Callable[[Path], None]
 ) -> None:
-    for stranger in STRANGERS:
+    for stranger in POLICIES:
         add(folders(stranger))
     alone, other = name.split("+")
     registry = discover(strict=True)
