@@ -135,10 +135,30 @@ def test_vfid_is_one_distance_over_all_videos_of_a_line(results: Results) -> Non
     assert found.spread.count == 4
 
 
-def test_vfid_without_the_features_of_every_truth_says_so(results: Results) -> None:
+def test_vfid_leaves_clips_without_a_truth_out_and_counts_them(results: Results) -> None:
+    pytest.importorskip("torchmetrics")
+    rows = [changed(ROW, key={"clip": clip}) for clip in "abc"]
+    for number, row in enumerate(rows):
+        save_features(results.run_folder(row.key), [float(number), 0.0])
+    assert summarize(fill(results, *rows)).lines[0].metrics["vfid"].missing == {
+        "no ground truth": 3
+    }
+    for number, clip in enumerate("ab"):
+        save_features(results.clip_folder(clip), [float(number), 2.0])
+    found = summarize(results).lines[0].metrics["vfid"]
+    assert found.spread is not None
+    assert found.spread.mean == pytest.approx(4.0, abs=1e-4)
+    assert found.spread.count == 2
+    assert found.missing == {"no ground truth": 1}
+    assert found.note == "2 clips for 2 features"
+
+
+def test_vfid_of_a_single_video_is_not_made_up(results: Results) -> None:
+    pytest.importorskip("torchmetrics")
     save_features(results.run_folder(KEY), [1.0, 2.0])
+    save_features(results.clip_folder("a"), [1.0, 2.0])
     (line,) = summarize(fill(results, ROW)).lines
-    assert line.metrics["vfid"].missing == {"no ground truth": 1}
+    assert line.metrics["vfid"].missing == {"needs 2 clips": 1}
 
 
 def test_refused_runs_are_listed_with_their_reason_and_in_no_line(results: Results) -> None:

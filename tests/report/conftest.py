@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 from attrs import evolve
 
-pytest.importorskip("rich")
-pytest.importorskip("av")
-
-from hetcache_app.comparison.results import Results, Row, RowKey
-from hetcache_app.video import write_video
+from hetcache_core.tokens import Grid, mask_to_tokens
 from hetcache_core.trace import Trace
+
+if TYPE_CHECKING:
+    from hetcache_app.comparison.results import Results
 
 EVIL = "<script>document.title = 'broken into'</script>"
 """Name and prompt of a clip that a page must show as it is."""
@@ -28,12 +29,12 @@ POLICIES = {"none": 1, "hetcache": 2, "teacache fast": 4}
 """Policies and variants, and how many times less each computes."""
 
 
-def footage(shift: int) -> np.ndarray:
+def footage() -> np.ndarray:
     """A bright square that wanders over a gradient: (F, H, W, 3) uint8."""
     across = np.linspace(40, 120, WIDTH, dtype=np.uint8)
     frames = np.broadcast_to(across[None, None, :, None], (FRAMES, HEIGHT, WIDTH, 3)).copy()
     for index in range(FRAMES):
-        frames[index, 16:32, index + 8 + shift : index + 24 + shift] = (220, 60, 60)
+        frames[index, 16:32, index + 8 : index + 24] = (220, 60, 60)
     return frames
 
 
@@ -50,10 +51,6 @@ def trace_of(policy: str) -> Trace:
     tokens = ((FRAMES - 1) // STRIDE + 1) * (HEIGHT // TOKEN) * (WIDTH // TOKEN)
     roles: dict[str, int] = {}
     if policy == "hetcache":
-        import torch
-
-        from hetcache_core.tokens import Grid, mask_to_tokens
-
         grid = Grid(
             frames=9, height=4, width=6, pixel_height=TOKEN, pixel_width=TOKEN, frame_stride=STRIDE
         )
@@ -74,12 +71,15 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """A folder as ``hetcache compare`` leaves it: two clips, three policies, one refusal."""
     from PIL import Image
 
+    from hetcache_app.comparison.results import Results, Row, RowKey
+    from hetcache_app.video import write_video
+
     results = Results(folder=tmp_path_factory.mktemp("comparison"))
     results.write_plan({"clips": [EVIL, "plain"], "steps": 4})
     for clip in (EVIL, "plain"):
         folder = results.clip_folder(clip)
         folder.mkdir(parents=True)
-        write_video(folder / "source.mp4", footage(0), FPS)
+        write_video(folder / "source.mp4", footage(), FPS)
         Image.fromarray(masked().reshape(-1, WIDTH).astype(np.uint8) * 255).save(
             folder / "mask.png"
         )
@@ -90,7 +90,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Results:
                 backbone="tiny-vace", clip=clip, seed=0, policy=policy, variant=variant, steps=4,
                 frames=FRAMES, height=HEIGHT, width=WIDTH,
             )  # fmt: skip
-            made = footage(0)
+            made = footage()
             if speed > 1:
                 made[:, 18:28, 40:50] += np.uint8(speed)
             if speed > 2:

@@ -23,6 +23,7 @@ from hetcache_app.comparison.footage import (
     frames_to_bytes,
     video_to_bytes,
 )
+from hetcache_app.comparison.frame_errors import frame_psnr
 from hetcache_app.comparison.results import UNCACHED, Row, RowKey
 from hetcache_app.comparison.specs import STAND_IN, BackboneSpec, PolicySpec
 from hetcache_app.comparison.tasks import Done, Found
@@ -194,6 +195,7 @@ class Bench:
             trace=json.dumps(result.trace.to_dict(), indent=1) + "\n",
             features=video_features(judged, self._tools),
             reference=frames_to_bytes(result.frames) if store else b"",
+            frame_psnr=frame_psnr(judged, reference, request.mask),
         )
 
     def _composited(self, frames: Any) -> NDArray[np.uint8]:

@@ -12,13 +12,14 @@ from attrs import define, field, frozen
 from PIL import Image
 
 from hetcache_app.comparison.footage import Footage, video_to_bytes
+from hetcache_app.comparison.frame_errors import FRAME_PSNR
 from hetcache_app.comparison.grid import Unit
 from hetcache_app.comparison.results import Results, Row, RowKey
 from hetcache_app.comparison.specs import PolicySpec
 from hetcache_app.comparison.tasks import Done
 from hetcache_app.files import replacing, write_text
 
-__all__ = ["Desk", "Failure", "write_bytes", "write_clip", "write_features"]
+__all__ = ["Desk", "Failure", "write_array", "write_bytes", "write_clip", "write_features"]
 
 
 @frozen(kw_only=True)
@@ -66,6 +67,8 @@ class Desk:
             write_text(folder / "trace.json", done.trace)
             if done.features is not None:
                 write_features(folder, done.features)
+            if done.frame_psnr is not None:
+                write_array(folder / FRAME_PSNR, done.frame_psnr)
         self.results.append(done.row)
         self.finished.add(key.id)
         self.on_row(done.row)
@@ -99,9 +102,14 @@ def write_clip(results: Results, footage: Footage) -> None:
 
 def write_features(folder: Path, features: Any) -> None:
     """Write the features of a video for VFID into its folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "features.npy") as part:
-        np.save(part, features)
+    write_array(folder / "features.npy", features)
+
+
+def write_array(path: Path, values: Any) -> None:
+    """Write an array, whole or not at all, and the folder that it is in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        np.save(part, values)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

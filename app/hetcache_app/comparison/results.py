@@ -11,6 +11,7 @@
     runs/ID/video.mp4           what a run made, before compositing
     runs/ID/trace.json          what it decided and computed
     runs/ID/features.npy        (D,) features of the video for VFID, where an extractor was given
+    runs/ID/frame_psnr.npy      (F,) dB to the uncached run in the mask, frame by frame
     references/ID.npz           frames of an uncached run, exactly; ``ID`` without its repeat
     table.md, pareto.png, …     what is drawn from the rows, made anew by every comparison
 

@@ -178,22 +178,22 @@ def _metric(name: str, groups: list[list[Row]]) -> MetricSummary:
 def _vfid(groups: list[list[Row]], results: Results) -> MetricSummary:
     """Measure one distance for all videos of a line, the first repetition of each."""
     keys = [group[0].key for group in groups]
-    made = [path for key in keys if (path := results.run_folder(key) / FEATURES).exists()]
-    clips = dict.fromkeys(key.clip for key in keys)
-    true = [path for clip in clips if (path := results.clip_folder(clip) / FEATURES).exists()]
-    if len(made) < len(keys):
-        return MetricSummary(missing={f"needs {METRICS['vfid'].needs}": len(keys) - len(made)})
-    if len(true) < len(clips):
-        return MetricSummary(missing={"no ground truth": len(keys)})
+    known = {key.clip for key in keys if (results.clip_folder(key.clip) / FEATURES).exists()}
+    judged = [results.run_folder(key) / FEATURES for key in keys if key.clip in known]
+    if not all((results.run_folder(key) / FEATURES).exists() for key in keys):
+        return MetricSummary(missing={f"needs {METRICS['vfid'].needs}": len(keys)})
+    untold = {"no ground truth": len(keys) - len(judged)} if len(judged) < len(keys) else {}
+    if not judged:
+        return MetricSummary(missing=untold)
 
     import numpy as np
 
     from hetcache_app.quality import frechet_distance
 
-    one, other = (np.stack([np.load(path) for path in paths]) for paths in (made, true))  # (n, D)
+    true = [results.clip_folder(clip) / FEATURES for clip in sorted(known)]
+    one, other = (np.stack([np.load(path) for path in paths]) for paths in (judged, true))  # (n, D)
     found = frechet_distance(one, other)
     if found.value is None:
-        return MetricSummary(missing={found.note: len(keys)})
-    return MetricSummary(
-        spread=Spread(mean=found.value, std=None, count=len(keys)), note=found.note
-    )
+        return MetricSummary(missing={**untold, found.note: len(judged)})
+    spread = Spread(mean=found.value, std=None, count=len(judged))
+    return MetricSummary(spread=spread, missing=untold, note=found.note)

@@ -54,6 +54,7 @@ class Done:
         trace: The trace as JSON; empty where it was refused.
         features: Features of the video for VFID, where an extractor was given.
         reference: The exact frames as the bytes of an NPZ, where they are the reference of others.
+        frame_psnr: (F,) dB, how close each frame is to the uncached one in the mask.
     """
 
     row: Row
@@ -61,6 +62,7 @@ class Done:
     trace: str = field(default="", repr=False)
     features: NDArray[np.floating[Any]] | None = None
     reference: bytes = field(default=b"", repr=False)
+    frame_psnr: NDArray[np.float64] | None = field(default=None, repr=False)
 
 
 class Task(ABC):
