@@ -32,7 +32,7 @@ def find_clips(text: str, registry: Registry) -> tuple[ClipSource, ...]:
         HetCacheError: There is no such folder, set or clip.
     """
     folder = Path(text)
-    if folder.is_dir():
+    if text and folder.is_dir():
         return clips_in_folder(folder)
     name, colon, patterns = text.partition(":")
     try:

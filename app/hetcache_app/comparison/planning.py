@@ -72,14 +72,18 @@ def plan(config: CompareConfig, registry: Registry) -> Wanted:
     ready = GRIDS[config.grid] if config.grid else OTHERWISE
     backbones = parse_backbones(config.backbones)
     adapters: dict[str, Backbone] = {s.name: registry.backbone(s.name)() for s in backbones}
-    policies = parse_policies(config.policies or ready.policies)
+    policies = parse_policies(ready.policies if config.policies is None else config.policies)
     for spec in policies:
         if spec.name != ALL:
             check_policy_spec(spec, registry)
         elif spec.settings:
             raise ConfigError(f"{ALL} takes no settings", where="--policies")
-    asked = config.target_speedups or (None if config.policies else ready.target_speedups)
-    targets = parse_numbers(asked, float, option="--target-speedups", least=1.0) if asked else ()
+    asked = config.target_speedups
+    if asked is None and config.policies is None:
+        asked = ready.target_speedups
+    targets: tuple[float, ...] = ()
+    if asked is not None:
+        targets = parse_numbers(asked, float, option="--target-speedups", least=1.0)
     seeds = parse_numbers(config.seeds, int, option="--seeds", least=0, what="whole numbers")
     sources = _sources(config, ready, registry)
     clips = _sized(config, ready, adapters, sources)
@@ -171,7 +175,7 @@ def _runs_on_any(policy: str, models: Sequence[ModelInfo], registry: Registry) -
 
 def _sources(config: CompareConfig, ready: ReadyGrid, registry: Registry) -> tuple[ClipSource, ...]:
     if config.video is None:
-        found = find_clips(config.clips or ready.clips, registry)
+        found = find_clips(ready.clips if config.clips is None else config.clips, registry)
         return tuple(_painted(source) if ready.outpainting else source for source in found)
     video = Path(config.video)
     source = FileClip(
