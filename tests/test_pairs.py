@@ -1,0 +1,81 @@
+"""Every policy with every backbone: it runs, or it is refused with what is missing."""
+
+from __future__ import annotations
+
+from functools import cache
+import pytest
+
+from hetcache_core import (
+    PluginLoadError,
+    UnsupportedBackboneError,
+    accelerate,
+    discover,
+)
+from hetcache_core.testing import BackboneCase, TinyBackbone, tiny_case
+
+REGISTRY = discover()
+
+
+@cache
+def case_of(backbone: str) -> BackboneCase:
+    """Skip where the backbone's library is missing, or it has no small pipeline."""
+    try:
+        case = REGISTRY.backbone(backbone)().contract_case()
+        if case is not None:
+            case.make_pipeline(0)
+    except (UnsupportedBackboneError, PluginLoadError) as error:
+        pytest.skip(str(error))
+    if case is None:
+        pytest.skip(f"{backbone} has no contract case")
+    return case
+
+
+@pytest.mark.parametrize("policy", REGISTRY.policy_names)
+@pytest.mark.parametrize("backbone", REGISTRY.backbone_names)
+def test_a_pair_runs_or_is_refused_with_what_is_missing(backbone: str, policy: str) -> None:
+    case, kind = case_of(backbone), REGISTRY.policy(policy)
+    pipeline, recipe = case.make_pipeline(0), kind(**kind.anywhere)
+    composed = recipe.compose(case.backbone.describe(pipeline))
+    features = case.backbone.features
+    lacks = list(features.missing(composed.needs()))
+    if composed.guidance is not None and "separate" not in features.guidance:
+        lacks.append("both in one call")
+    if not lacks:
+        assert accelerate(pipeline, recipe, backbone=case.backbone).policy == composed
+        return
+    with pytest.raises(UnsupportedBackboneError) as caught:
+        accelerate(pipeline, recipe, backbone=case.backbone)
+    message = str(caught.value)
+    assert backbone in message
+    assert policy in message
+    assert lacks[0] in message
+
+
+NEEDING = {
+    "rows": "hetcache",
+    "mask": "hetcache",
+    "attention": "hetcache",
+    "sub_layers": "pab",
+    "output": "easycache",
+    "sampler": "fewer-steps",
+}
+
+
+@pytest.mark.parametrize("feature", NEEDING)
+def test_a_backbone_without_a_feature_names_it(
+    feature: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = TinyBackbone.features.with_values(**{feature: False})
+    monkeypatch.setattr(TinyBackbone, "features", lacking)
+    case = tiny_case()
+    with pytest.raises(UnsupportedBackboneError, match=f"lacks: .*{feature}"):
+        accelerate(
+            case.make_pipeline(0), NEEDING[feature], backbone=TinyBackbone(), registry=REGISTRY
+        )
+    accelerate(case.make_pipeline(0), "every-nth", backbone=TinyBackbone(), registry=REGISTRY)
+
+
+def test_a_policy_for_one_branch_alone_is_refused_where_they_share_a_call() -> None:
+    case = case_of("ltx-video")
+    with pytest.raises(UnsupportedBackboneError, match=r"ltx-video.*fastercache-cfg.*in one call"):
+        accelerate(case.make_pipeline(0), "fastercache-cfg", backbone=case.backbone)
