@@ -22,7 +22,7 @@ PACKAGES = {
     "hetcache_core": ROOT,
     "hetcache_policies": ROOT / "policies",
 }
-EXTRAS = {"all", "app", "diffsynth", "diffusers", "onnx"}
+EXTRAS = {"all", "app", "diffsynth", "diffusers", "onnx", "ray"}
 
 
 def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -42,6 +42,12 @@ def test_presets_cost_what_uniform_skipping_costs() -> None:
     assert [PRESETS[name]["share"] for name in ("quality", "balanced", "fast")] == [0.5, 0.36, 0.28]
 
 
+def test_it_meets_a_speedup_by_its_share_of_steps() -> None:
+    engine = Engine(policy=FewerSteps(**FewerSteps.at_speedup(2.5)).compose(MODEL))
+    assert engine.sampler_steps(50) == 20
+    assert EveryNth.at_speedup(2.5) == {}
+
+
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
 def test_a_share_outside_of_0_to_1_is_refused(share: float) -> None:
     with pytest.raises(ConfigError, match="share must be"):

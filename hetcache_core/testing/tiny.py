@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
-from attrs import define, field
+from attrs import define, evolve, field
 from torch import Tensor
 
 from hetcache_core.backbone import (
@@ -246,6 +246,10 @@ class TinyBackbone(Backbone):
     def notice(self, pipeline: TinyPipeline) -> str:
         """Say that the weights are random."""
         return "The weights are random: this shows how a policy runs, not how good its videos are."
+
+    def stand_in(self, request: LoadRequest) -> TinyPipeline:
+        """Make the pipeline that ``load`` makes: its weights are random anyway."""
+        return self.load(evolve(request, model=None))
 
     def contract_case(self) -> BackboneCase:
         """Return the pipeline that the contract kit tests policies with."""

@@ -24,6 +24,9 @@ __all__ = ["RayCrew"]
 STORE_BYTES: Final = 1 << 28
 """Memory of a cluster that is started here, for what travels: clips and finished runs."""
 
+RAY: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+"""Environment of Ray: it reports nothing to anybody, and does not announce its coming defaults."""
+
 
 @final
 @define(eq=False)
@@ -79,7 +82,8 @@ class RayCrew(Crew):
         Raises:
             ConfigError: Ray is not installed, or the cluster is not there or too small.
         """
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+        for name, value in RAY.items():
+            os.environ.setdefault(name, value)
         try:
             ray: Any = import_module("ray")
         except ImportError as error:
