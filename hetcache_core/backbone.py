@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from attrs import evolve, field, fields, frozen
+from attrs import Factory, evolve, field, fields, frozen
 
 from hetcache_core.steps import BranchRows, ModelInfo, Stack, SubLayer
 
@@ -126,13 +126,19 @@ class Geometry:
 
     Attributes:
         size_multiple: height and width must be multiples of this many pixels.
-        frame_stride: frame counts must be ``frame_stride * k + frame_offset``.
+        token_size: pixels that a token covers vertically, and horizontally; by default
+            ``size_multiple``.
+        frame_stride: frame counts must be ``frame_stride * k + frame_offset``; a token covers so
+            many frames, but for the first one where the offset is 1.
         frame_offset: see above.
         default_size: (height, width) to use for a video of unknown needs.
         default_frames: frame count to use when none is asked for.
     """
 
     size_multiple: int
+    token_size: int = field(
+        default=Factory(lambda geometry: geometry.size_multiple, takes_self=True)
+    )
     frame_stride: int
     frame_offset: int = 1
     default_size: tuple[int, int] = (480, 832)

@@ -14,6 +14,7 @@ pytest.importorskip("typer")
 pytest.importorskip("yaml")
 
 from hetcache_app.cli import main
+from hetcache_app.listing import supported_versions
 from hetcache_core.discovery import discover
 from hetcache_core.settings import describe
 
@@ -23,7 +24,8 @@ PLUGIN_KEYS = {
 POLICY_KEYS = {"name", "summary", "source", "settings", "presets", "preset_shares", "error"}
 SETTING_KEYS = {"name", "type", "default", "doc", "allowed"}
 BACKBONE_KEYS = {
-    "name", "summary", "library", "library_version", "features", "guidance", "geometry", "error",
+    "name", "summary", "library", "library_version", "library_supported", "features", "guidance",
+    "geometry", "error",
 }  # fmt: skip
 DOCTOR_KEYS = {
     "hetcache", "python", "executable", "platform", "cpu_count", "torch", "cuda_devices",
@@ -140,8 +142,22 @@ def test_backbones_are_listed_with_what_they_can_carry(capsys: pytest.CaptureFix
         assert backbone["name"] in shown
     tiny = next(backbone for backbone in backbones if backbone["name"] == "tiny-vace")
     assert tiny["features"]["mask"] is True
-    assert tiny["geometry"]["size_multiple"] == 16
+    assert tiny["geometry"]["size_multiple"] == tiny["geometry"]["token_size"] == 16
     assert "separate" in tiny["guidance"]
+    ltx = shown[shown.index("ltx-video") : shown.index("tiny-vace")]
+    about = dict(line.split(maxsplit=1) for line in ltx.splitlines() if line.startswith("  "))
+    assert about["library"].endswith(" (supported: >=0.36)")
+    assert about["tokens"] == "one for 32x32 pixels and 8 frames"
+    assert about["guidance"] == "merged, none"
+    assert about["control"] == "none"
+    assert about["carries"] == "rows, sub_layers, attention, mask, output, sampler"
+
+
+def test_versions_of_a_library_are_those_that_the_distribution_asks_for() -> None:
+    assert supported_versions("hetcache", "diffusers") == ">=0.36"
+    assert supported_versions("hetcache", "Type_Ing.Nothing") is None
+    assert supported_versions("no-such-distribution", "diffusers") is None
+    assert supported_versions("none, added by the program", "diffusers") is None
 
 
 def test_the_doctor_sees_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from enum import Enum
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +27,13 @@ __all__ = [
     "policies_as_json",
     "print_backbones",
     "print_policies",
+    "supported_versions",
 ]
+
+REQUIREMENT: Final = re.compile(
+    r"(?P<name>[A-Za-z0-9._-]+)\s*(?:\[[^\]]*\])?\s*\(?(?P<versions>[^;)]*)"
+)
+"""Start of a requirement in a distribution's metadata. Source: PEP 508."""
 
 PRESETS: Final = ("quality", "balanced", "fast")
 
@@ -47,6 +54,28 @@ def installed_version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def supported_versions(distribution: str, library: str) -> str | None:
+    """Return the versions of a library that a distribution asks for (">=0.36"), or None.
+
+    Args:
+        distribution: The distribution that provides a backbone.
+        library: The distribution of the library that the backbone runs on.
+    """
+    try:
+        lines = metadata.requires(distribution) or ()
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+    for line in lines:
+        found = REQUIREMENT.match(line)
+        if found and _normalized(found["name"]) == _normalized(library):
+            return found["versions"].strip() or "any"
+    return None
+
+
+def _normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def policies_as_json(registry: Registry) -> list[dict[str, Any]]:
@@ -83,6 +112,9 @@ def backbones_as_json(registry: Registry) -> list[dict[str, Any]]:
         summary.
     """
     listed = []
+    providers = {
+        name: plugin.distribution for plugin in registry.plugins for name in plugin.backbones
+    }
     for name, summary in registry.backbone_summaries.items():
         entry: dict[str, Any] = {"name": name, "summary": summary}
         try:
@@ -92,14 +124,15 @@ def backbones_as_json(registry: Registry) -> list[dict[str, Any]]:
             entry |= {
                 "library": kind.library,
                 "library_version": installed_version(kind.library),
+                "library_supported": supported_versions(providers.get(name, ""), kind.library),
                 "features": features,
                 "guidance": guidance,
                 "geometry": asdict(kind.geometry),
                 "error": None,
             }
         except HetCacheError as error:
-            missing = dict.fromkeys(("library", "library_version", "features", "geometry"))
-            entry |= {**missing, "guidance": [], "error": str(error)}
+            unknown = ("library", "library_version", "library_supported", "features", "geometry")
+            entry |= {**dict.fromkeys(unknown), "guidance": [], "error": str(error)}
         listed.append(entry)
     return listed
 
@@ -135,11 +168,17 @@ def print_backbones(registry: Registry) -> None:
             features, geometry = backbone["features"], backbone["geometry"]
             version = backbone["library_version"] or "not installed"
             height, width = geometry["default_size"]
+            control = "a branch of its own" if features.pop("control") else "none"
             carried = ", ".join(name for name, has in features.items() if has)
+            lacking = ", ".join(name for name, has in features.items() if not has)
+            supported = backbone["library_supported"] or "not said"
+            side, stride = geometry["token_size"], geometry["frame_stride"]
             parts += [
-                Text(f"  library   {backbone['library']} {version}"),
-                Text(f"  carries   {carried}"),
+                Text(f"  library   {backbone['library']} {version} (supported: {supported})"),
+                Text(f"  tokens    one for {side}x{side} pixels and {stride} frames"),
                 Text(f"  guidance  {', '.join(backbone['guidance'])}"),
+                Text(f"  control   {control}"),
+                Text(f"  carries   {carried}" + (f"; not {lacking}" if lacking else "")),
                 Text(
                     f"  sizes     multiples of {geometry['size_multiple']}, up to {height}x{width} "
                     f"unless asked; {geometry['frame_stride']}k+{geometry['frame_offset']} frames, "

@@ -68,6 +68,14 @@ def check_it_announces_the_run(case: BackboneCase) -> None:
         info, what = engine.infos[0], f"guidance {layout!r}"
         require(info.steps == _STEPS, f"{what}: {info.steps} timesteps for {_STEPS} steps")
         require(len(info.sigmas) == _STEPS, f"{what}: {len(info.sigmas)} sigmas for {_STEPS} steps")
+        geometry, grid = case.backbone.geometry, info.grid
+        require(
+            (grid.pixel_height, grid.pixel_width, grid.frame_stride)
+            == (geometry.token_size, geometry.token_size, geometry.frame_stride),
+            f"{what}: a token covers {grid.pixel_height}x{grid.pixel_width} pixels and "
+            f"{grid.frame_stride} frames, the geometry says {geometry.token_size} and "
+            f"{geometry.frame_stride}",
+        )
         require(
             all(a > b for a, b in pairwise(info.timesteps))
             and 0 < info.timesteps[-1] <= info.timesteps[0] <= 1000,  # noqa: PLR2004 - the range of StepInfo

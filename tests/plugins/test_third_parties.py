@@ -154,6 +154,7 @@ def test_installed_its_backbone_is_listed_with_what_it_carries(
     found = listed[COGVIDEOX.backbone]
     assert found["error"] is None
     assert found["library_version"] == metadata.version("diffusers")
+    assert found["library_supported"] == ">=0.36"
     assert found["guidance"] == ["merged", "none"]
     lacking = sorted(name for name, has in found["features"].items() if not has)
     assert lacking == ["control", "sub_layers"]
