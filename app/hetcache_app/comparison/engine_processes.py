@@ -11,6 +11,7 @@ import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Final, final
 
 from attrs import define, evolve, field
@@ -20,6 +21,9 @@ from hetcache_app.comparison.tasks import Task
 from hetcache_app.comparison.workers import Answer, Crew, Died, Worker, answer_to
 
 __all__ = ["Processes", "devices_for", "threads_for"]
+
+LAST: Final = -1000
+"""Priority below which nothing else is tidied up."""
 
 PATIENCE: Final = 3.0
 """Seconds that a worker has to end by itself."""
@@ -134,6 +138,8 @@ def _serve(connection: Connection, settings: BenchSettings) -> None:
     """Perform tasks until the process that sends them ends; the body of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    # The last thing to happen: taking all modules apart would take seconds, and frees nothing.
+    Finalize(None, os._exit, args=(1,), exitpriority=LAST)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     sys.stdout = sys.stderr
