@@ -166,10 +166,12 @@ def test_refused_runs_are_listed_with_their_reason_and_in_no_line(results: Resul
         Row(key=evolve(KEY, policy="fbcache", seed=seed), status="refused", note="no blocks")
         for seed in (0, 1)
     ]
-    summary = summarize(fill(results, ROW, *refused))
+    other = evolve(refused[0], key=evolve(refused[0].key, seed=2), note="too large")
+    summary = summarize(fill(results, ROW, *refused, other))
     assert [line.policy for line in summary.lines] == ["teacache"]
-    (refusal,) = summary.refused
-    assert (refusal.label, refusal.reason, refusal.runs) == ("fbcache fast", "no blocks", 2)
+    assert [str(refusal) for refusal in summary.refused] == [
+        "fbcache fast, 4 steps, 2 runs: no blocks", "fbcache fast, 4 steps, 1 run: too large",
+    ]  # fmt: skip
 
 
 def test_lines_are_parted_by_variant_steps_model_and_size(results: Results) -> None:

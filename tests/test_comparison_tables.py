@@ -121,7 +121,7 @@ def test_names_do_not_break_the_table(tmp_path: Path) -> None:
 def test_refused_policies_are_listed_with_their_reason(tmp_path: Path) -> None:
     refused = Row(key=evolve(KEY, policy="fbcache"), status="refused", note="has no <blocks>")
     text = as_markdown(summary_of(tmp_path, UNCACHED, refused))
-    assert "- `fbcache`, 4 steps: has no &lt;blocks>" in text
+    assert "- fbcache, 4 steps, 1 run: has no &lt;blocks>" in text
 
 
 def test_the_csv_has_every_number_in_full(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_the_terminal_says_what_was_refused(tmp_path: Path) -> None:
     refused = Row(key=evolve(KEY, policy="[red]x"), status="refused", note="no blocks")
     text = io.StringIO()
     print_tables(summary_of(tmp_path, refused), Console(file=text, width=80))
-    assert "refused: [red]x, 4 steps: no blocks" in text.getvalue()
+    assert "refused: [red]x, 4 steps, 1 run: no blocks" in text.getvalue()
 
 
 def test_every_column_orders_numbers_or_says_that_there_is_none(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import webbrowser
 from base64 import b64decode, b64encode
 from hashlib import sha256
 from html.parser import HTMLParser
@@ -175,6 +176,22 @@ def test_the_command_prints_where_the_page_is_or_json(
     assert (found["output"], found["videos"], found["left_out"]) == (str(output), 0, 6)
     assert [line["label"] for line in found["lines"]] == ["none", "hetcache", "teacache fast"]
     assert "6 of 6 videos are not in the page" in err
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_the_page_is_opened_where_there_is_a_browser(
+    filled: Results,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    found: bool,
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or found)
+    output = tmp_path / "page.html"
+    assert main(["report", str(filled.folder), "--output", str(output), "--open"]) == 0
+    assert opened == [output.as_uri()]
+    assert ("no browser was found" in capsys.readouterr().err) is not found
 
 
 def test_a_size_that_cannot_be_read_is_refused(

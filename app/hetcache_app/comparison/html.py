@@ -184,10 +184,7 @@ def _table(summary: Summary, setting: Setting) -> str:
     refused = [refusal for refusal in summary.refused if refusal.setting == setting]
     if refused:
         parts.append("<p>Refused, and why:</p><ul>")
-        parts += (
-            f"<li>{escape(refusal.label)}, {refusal.steps} steps: {escape(refusal.reason)}</li>"
-            for refusal in refused
-        )
+        parts += (f"<li>{escape(str(refusal))}</li>" for refusal in refused)
         parts.append("</ul>")
     return "".join(parts)
 

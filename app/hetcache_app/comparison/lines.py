@@ -222,6 +222,11 @@ class Refusal:
     reason: str
     runs: int
 
+    def __str__(self) -> str:
+        """Write it as an entry of a list."""
+        runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
+        return f"{self.label}, {self.steps} steps, {runs}: {self.reason}"
+
 
 @frozen(kw_only=True)
 class Summary:

@@ -181,8 +181,8 @@ def _draw_points(axes: Axes, lines: list[Line], speed: Speed, looks: Mapping[str
         return
     furthest = max(x for _, x, _ in points)
     axes.set_xlim(min(1.0, *(x for _, x, _ in points)) - 0.05, furthest + 0.08 * furthest)
-    best = [(x, y) for line, x, y in points if line in front(lines, speed)]
-    best.sort(key=lambda point: (point[0], -point[1]))
+    on_front = front(lines, speed)
+    best = sorted((x, y) for line, x, y in points if line in on_front)
     axes.plot(*zip(*best, strict=True), color="0.6", lw=1, drawstyle="steps-pre", zorder=1)
     if any(y == identical for _, _, y in points):
         axes.axhline(identical, color="0.6", lw=0.8, ls=":", zorder=0)

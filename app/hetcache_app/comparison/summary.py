@@ -54,7 +54,8 @@ def summarize(results: Results) -> Summary:
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows.values():
         key = row.key
-        group = (_setting(key), key.policy, key.variant, key.steps, row.status)
+        reason = row.note if row.status == "refused" else ""
+        group = (_setting(key), key.policy, key.variant, key.steps, row.status, reason)
         groups.setdefault(group, []).append(row)
     uncached = {row.key: row for row in rows.values() if row.key.policy == UNCACHED}
     return Summary(

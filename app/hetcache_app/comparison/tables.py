@@ -51,10 +51,7 @@ def as_markdown(summary: Summary, *, sort: Speed = "flops") -> str:
         refused = [refusal for refusal in summary.refused if refusal.setting == setting]
         if refused:
             parts += ["Refused, and why:", ""]
-            parts += [
-                f"- `{_plain(refusal.label)}`, {refusal.steps} steps: {_escaped(refusal.reason)}"
-                for refusal in refused
-            ]
+            parts += [f"- {_escaped(str(refusal))}" for refusal in refused]
             parts.append("")
     parts += [f"- {_escaped(note)}" for note in footnotes(summary)]
     return "\n".join(parts) + "\n"
@@ -196,8 +193,7 @@ def _print_refused(summary: Summary, setting: Setting, console: Console) -> None
 
     for refusal in summary.refused:
         if refusal.setting == setting:
-            what = f"refused: {refusal.label}, {refusal.steps} steps: {refusal.reason}"
-            console.print(Text(what), soft_wrap=True)
+            console.print(Text(f"refused: {refusal}"), soft_wrap=True)
 
 
 def _record(line: Line) -> dict[str, Any]:
