@@ -96,7 +96,9 @@ def type_text(hint: Any) -> str:
         return f"list ({', '.join(type_text(argument) for argument in arguments)})"
     if hint is types.NoneType:
         return "null"
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    if isinstance(hint, type) and not arguments:  # Python 3.10 takes dict[str, int] for a class
+        return hint.__name__
+    return str(hint).replace("typing.", "")
 
 
 def allowed_texts(hint: Any, limits: Limits) -> tuple[str, ...]:

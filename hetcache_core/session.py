@@ -92,7 +92,7 @@ class Session:
 
 def accelerate(
     pipeline: Any,
-    policy: str | PolicyRecipe | CachePolicy = "hetcache",
+    policy: str | PolicyRecipe | CachePolicy = "auto",
     *,
     settings: Mapping[str, object] | None = None,
     preset: str | None = None,

@@ -100,7 +100,7 @@ def test_the_policies_edit_a_video_and_their_traces_differ_as_they_should(
 def test_json_is_one_object_with_the_documented_keys_and_nothing_else(
     clip: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert edit(clip, tmp_path / "out.mp4", "--json", "--compare", "--set", "margin=2") == 0
+    assert edit(clip, tmp_path / "out.mp4", "--json", "--compare", "--set", "every=2") == 0
     out, err = capsys.readouterr()
     report = json.loads(out)
     assert set(report) == KEYS
@@ -108,8 +108,8 @@ def test_json_is_one_object_with_the_documented_keys_and_nothing_else(
     assert set(report["speedup"]) == SPEEDUP_KEYS
     assert set(report["psnr"]) == REGIONS
     assert all(set(value) == {"db", "identical", "pixels"} for value in report["psnr"].values())
-    assert report["run"]["policy"] == "hetcache"
-    assert report["run"]["settings"]["margin"] == 2
+    assert report["run"]["policy"] == "auto"
+    assert report["run"]["settings"]["every"] == 2
     assert report["reference"]["policy"] == "none"
     assert report["reference"]["steps_full"] == STEPS
     assert report["fps"] == "30000/1001"
@@ -148,7 +148,7 @@ def test_people_get_a_table(
     assert edit(clip, tmp_path / "out.mp4", "--compare") == 0
     out = capsys.readouterr().out
     for shown in (
-        "uncached", "hetcache", "denoise seconds", "total seconds", "TFLOPs", "peak cache MiB",
+        "uncached", "auto", "denoise seconds", "total seconds", "TFLOPs", "peak cache MiB",
         "steps full / partial / reused", "clock speed-up / FLOP speed-up", "mask", "margin",
         "background", f"output: {tmp_path / 'out.mp4'}",
     ):  # fmt: skip

@@ -56,7 +56,7 @@ class EditConfig(LimitsConfig):
     backbone: str = setting("tiny-vace", doc="the model; `hetcache backbones` lists them")
     model: str | None = setting(None, doc="folder or hub id of a checkpoint")
     policy: str = setting(
-        "hetcache", doc="the caching policy, or several joined by +; `hetcache policies` lists them"
+        "auto", doc="the caching policy, or several joined by +; `hetcache policies` lists them"
     )
     preset: Preset | None = setting(None, doc="settings of the policy: quality, balanced or fast")
     settings: Mapping[str, object] = attrs.field(

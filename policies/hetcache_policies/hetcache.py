@@ -21,6 +21,7 @@ from hetcache_core.policy import (
     KVMode,
     PartialSettings,
     PolicyRecipe,
+    StepPolicy,
 )
 from hetcache_core.settings import setting
 from hetcache_core.steps import ModelInfo
@@ -28,6 +29,7 @@ from hetcache_core.tokens import ContextSelector
 from hetcache_policies.drift import DriftSettings, RescaleName
 from hetcache_policies.kmeans import KMeansBackend
 from hetcache_policies.partition import MaskPartitioner
+from hetcache_policies.pattern import PatternSteps, check_pattern
 from hetcache_policies.presets import find_preset
 from hetcache_policies.selectors import (
     AttentionSelector,
@@ -121,6 +123,10 @@ class HetCache(PolicyRecipe):
         True,
         doc="a partial step starts the sum again; false lets partial steps follow on one another",
     )
+    pattern: str | None = setting(
+        None,
+        doc="steps by a pattern instead of the signal: F full, p partial, s reused, such as Fsspss",
+    )
     warmup_steps: int = setting(WARMUP_STEPS, ge=1, doc="steps that always run in full first")
     max_partials: int = setting(MAX_PARTIALS, ge=0, doc="partial steps between two full ones")
     longest_reuse: float = setting(
@@ -163,6 +169,11 @@ class HetCache(PolicyRecipe):
     )
     seed: int = setting(0, ge=0, doc="seed of random and kmeans choices")
 
+    def __attrs_post_init__(self) -> None:
+        """Refuse what is no pattern."""
+        if self.pattern is not None:
+            check_pattern(self.pattern)
+
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
         """Return threshold, its unit, and the share of partial steps; the same for every model.
@@ -187,18 +198,10 @@ class HetCache(PolicyRecipe):
                 setting="score_layers",
                 given=self.score_layers,
             )
-        drift, ratio = self._drift(model), self._context_ratio()
+        ratio = self._context_ratio()
         return CachePolicy(
             name=self.name,
-            step=TieredSteps(
-                drift=drift,
-                threshold=THRESHOLDS[drift.rescale] if self.threshold is None else self.threshold,
-                rho=self.rho,
-                reset_on_partial=self.reset_on_partial,
-                warmup_steps=self.warmup_steps,
-                max_partials=self.max_partials,
-                longest_reuse=self.longest_reuse,
-            ),
+            step=self._steps(model),
             partitioner=MaskPartitioner(margin=self.margin, temporal_margin=self.temporal_margin),
             selector=self._selector() if ratio > 0 else None,
             partial=PartialSettings(
@@ -214,6 +217,20 @@ class HetCache(PolicyRecipe):
                 residual_ema=self.residual_ema,
                 seed=self.seed,
             ),
+        )
+
+    def _steps(self, model: ModelInfo) -> StepPolicy:
+        if self.pattern is not None:
+            return PatternSteps(pattern=self.pattern, warmup_steps=self.warmup_steps)
+        drift = self._drift(model)
+        return TieredSteps(
+            drift=drift,
+            threshold=THRESHOLDS[drift.rescale] if self.threshold is None else self.threshold,
+            rho=self.rho,
+            reset_on_partial=self.reset_on_partial,
+            warmup_steps=self.warmup_steps,
+            max_partials=self.max_partials,
+            longest_reuse=self.longest_reuse,
         )
 
     def _drift(self, model: ModelInfo) -> DriftSettings:

@@ -17,6 +17,11 @@ def hetcache_register_policies() -> list[Registration]:
             summary="run every step in full: the reference to compare with",
         ),
         Registration(
+            name="auto",
+            target="hetcache_policies.auto:Auto",
+            summary="the default: steps where the sampler moves most, lines between them",
+        ),
+        Registration(
             name="teacache",
             target="hetcache_policies.teacache:TeaCache",
             summary="reuse the trunk's residual until a timestep signal has drifted far enough",
