@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import Factory, evolve, field, fields, frozen
 
+from hetcache_core.errors import UnsupportedBackboneError
 from hetcache_core.steps import BranchRows, ModelInfo, Stack, SubLayer
 
 if TYPE_CHECKING:
@@ -242,6 +245,27 @@ class Backbone(ABC):
     def sample(self) -> EditRequest | None:
         """Return an embedded clip to show this backbone with, or None where it has none."""
         return None
+
+    def export(
+        self, pipeline: Any, folder: Path, *, model: str | None = None
+    ) -> Mapping[str, object]:
+        """Write the model as ONNX graphs of the parts that caching runs or leaves out.
+
+        By default it is refused.
+
+        Args:
+            pipeline: a loaded pipeline in float32 on the CPU; it is not changed.
+            folder: what to write: a folder that does not exist yet. It comes whole or not at all.
+            model: what the pipeline was loaded from, for parts that the graphs do not replace.
+
+        Returns:
+            The manifest that was written into the folder.
+
+        Raises:
+            UnsupportedBackboneError: this model cannot be exported, or a library is missing.
+            ConfigError: the folder cannot be written.
+        """
+        raise UnsupportedBackboneError(f"{self.name} cannot be exported to ONNX")
 
     def stand_in(self, request: LoadRequest) -> Any | None:
         """Make a small pipeline of this library with random weights, or None where there is none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,15 +16,19 @@ CHECKPOINT_FILES: Final = (
 )
 """Files of Wan-AI/Wan2.1-VACE-1.3B that DiffSynth loads."""
 
+FILES_AROUND: Final = CHECKPOINT_FILES[1:]
+"""Those of the text encoder and the VAE."""
+
 TOKENIZER_PATTERN: Final = "google/umt5-xxl/"
 
 
-def load_checkpoint(request: LoadRequest) -> Any:
+def load_checkpoint(request: LoadRequest, files: Sequence[str] = CHECKPOINT_FILES) -> Any:
     """Load Wan2.1-VACE through DiffSynth's ``ModelConfig`` and ``from_pretrained``.
 
     Args:
         request: ``model`` is a folder with the files of a Wan-VACE repository, or the id of one on
             ModelScope or Hugging Face ("Wan-AI/Wan2.1-VACE-1.3B").
+        files: which of its files to load.
 
     Raises:
         UnsupportedBackboneError: nothing was named, files are missing, or the hub is out of reach.
@@ -38,10 +43,10 @@ def load_checkpoint(request: LoadRequest) -> Any:
         )
     folder = Path(request.model).expanduser()
     if folder.exists():
-        configs, tokenizer = _folder_configs(folder, config_type)
+        configs, tokenizer = _folder_configs(folder, config_type, files)
     else:
         configs = [
-            config_type(model_id=request.model, origin_file_pattern=p) for p in CHECKPOINT_FILES
+            config_type(model_id=request.model, origin_file_pattern=p) for p in files
         ]
         tokenizer = config_type(model_id=request.model, origin_file_pattern=TOKENIZER_PATTERN)
     try:
@@ -59,9 +64,11 @@ def load_checkpoint(request: LoadRequest) -> Any:
         ) from error
 
 
-def _folder_configs(folder: Path, config_type: Any) -> tuple[list[Any], Any]:
+def _folder_configs(
+    folder: Path, config_type: Any, files: Sequence[str]
+) -> tuple[list[Any], Any]:
     configs = []
-    for pattern in CHECKPOINT_FILES:
+    for pattern in files:
         stem = pattern.rsplit(".", 1)[0]
         found = sorted(p for p in folder.glob(f"{stem}.*") if p.suffix in {".safetensors", ".pth"})
         if not found:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
 from attrs import define, field, frozen
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from hetcache_core.engine import Engine
     from hetcache_core.testing import BackboneCase
+    from hetcache_core.trunk import TrunkCall
 
 TEMPORAL_STRIDE: Final = 4
 """Pixel frames a latent frame covers, the first frame alone. Source: Wan2.1's VAE."""
@@ -46,6 +48,9 @@ MASK_THRESHOLD: Final = 127
 """Pixel values above this one mean "edit"."""
 
 BRANCHES: Final = ("cond", "uncond")
+
+WAN_MODELS: Final = {("diffsynth", "WanModel"), ("hetcache_backends", "OnnxWanModel")}
+"""Packages and names of the classes that a pipeline's ``dit`` may have."""
 
 REFUSED_OPTIONS: Final[Mapping[str, str]] = {
     "sliding_window_size": "sliding window",
@@ -102,6 +107,14 @@ class WanVace(Backbone):
         """Run one masked edit through ``WanVideoPipeline.__call__``."""
         return edit(pipeline, request)
 
+    def export(
+        self, pipeline: Any, folder: Path, *, model: str | None = None
+    ) -> Mapping[str, object]:
+        """Write the DiT and the control branch as ONNX graphs; see ``onnx_parts``."""
+        from hetcache_backends.onnx_wan import export_wan
+
+        return export_wan(pipeline, folder, backbone=self.name, model=model)
+
     def stand_in(self, request: LoadRequest) -> Any:
         """Make a small random Wan-VACE, with the codec and the words of ``tiny-vace``."""
         import_diffsynth()
@@ -151,8 +164,16 @@ def describe(pipeline: Any, backbone: str) -> ModelInfo:
 
 
 @contextmanager
-def attached(pipeline: Any, engine: Engine, backbone: str) -> Iterator[None]:
+def attached(
+    pipeline: Any, engine: Engine, backbone: str, trunk: Callable[..., TrunkCall] | None = None
+) -> Iterator[None]:
     """Route a Wan pipeline's model calls through an engine.
+
+    Args:
+        pipeline: the pipeline.
+        engine: the engine.
+        backbone: name of the backbone.
+        trunk: makes the trunk's calls, with the arguments of ``WanTrunk``, which is the default.
 
     Raises:
         UnsupportedBackboneError: the pipeline is already in a session, runs sequence-parallel, or
@@ -168,7 +189,7 @@ def attached(pipeline: Any, engine: Engine, backbone: str) -> Iterator[None]:
     if getattr(pipeline, "use_unified_sequence_parallel", False):
         raise _refusal("use_unified_sequence_parallel")
     scheduler, model_fn = pipeline.scheduler, pipeline.model_fn
-    router = _Router(pipeline, engine, backbone, scheduler, model_fn)
+    router = _Router(pipeline, engine, backbone, scheduler, model_fn, trunk or _wan_trunk)
     pipeline.scheduler = _SchedulerStandIn(scheduler, router)
     pipeline.model_fn = router.model_fn
     try:
@@ -177,9 +198,15 @@ def attached(pipeline: Any, engine: Engine, backbone: str) -> Iterator[None]:
         pipeline.scheduler, pipeline.model_fn = scheduler, model_fn
 
 
+def _wan_trunk(**arguments: Any) -> TrunkCall:
+    from hetcache_backends.wan_trunk import WanTrunk
+
+    return WanTrunk(**arguments)
+
+
 def _need_wan_dit(dit: Any) -> None:
     kind = type(dit)
-    if kind.__name__ != "WanModel" or not kind.__module__.startswith("diffsynth."):
+    if (kind.__module__.partition(".")[0], kind.__name__) not in WAN_MODELS:
         raise UnsupportedBackboneError(
             f"The pipeline's dit is a {kind.__name__}; wan-vace carries WanModel (Wan2.1 and Wan2.2). "
             "LongCat-Video, Wan-Animate-2 and speech-to-video models run other code."
@@ -228,6 +255,7 @@ class _Router:
     backbone: str
     scheduler: Any
     library_fn: Callable[..., Any]
+    make_trunk: Callable[..., TrunkCall]
     _step: int = field(default=0, init=False)
     _calls: int = field(default=0, init=False)
 
@@ -245,7 +273,7 @@ class _Router:
 
     def model_fn(self, **arguments: Any) -> Tensor:
         """Answer one model call of the pipeline's loop."""
-        from hetcache_backends.wan_trunk import WanControl, WanTrunk
+        from hetcache_backends.wan_trunk import WanControl
 
         for option in REFUSED_OPTIONS:
             value = arguments.get(option)
@@ -273,7 +301,7 @@ class _Router:
 
         def run_trunk(x: Tensor, context: Tensor, t_mod: Tensor, freqs: Tensor) -> Tensor:
             return self.engine.run_trunk(
-                WanTrunk(
+                self.make_trunk(
                     dit=dit,
                     inputs=x,
                     context=context,

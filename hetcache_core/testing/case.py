@@ -33,6 +33,7 @@ class BackboneCase:
         control_blocks: likewise for each control block; empty without a control branch.
         features: what the checks may ask for; the backbone's own features unless this pipeline can
             carry less of them.
+        counts_flops: whether torch computes everything, so that its FLOPs can be counted.
     """
 
     name: str
@@ -44,6 +45,7 @@ class BackboneCase:
     features: Features = field(
         default=Factory(lambda case: case.backbone.features, takes_self=True)
     )
+    counts_flops: bool = True
 
     def with_values(self, **changes: Any) -> BackboneCase:
         """Return a copy with some values changed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
@@ -90,6 +90,14 @@ class TinyVace(Backbone):
 
         untiled = evolve(request, options={"tiled": False, **request.options})
         return wan_vace.edit(pipeline, untiled)
+
+    def export(
+        self, pipeline: Any, folder: Path, *, model: str | None = None
+    ) -> Mapping[str, object]:
+        """Write the DiT and the control branch as ONNX graphs; see ``onnx_parts``."""
+        from hetcache_backends.onnx_wan import export_wan
+
+        return export_wan(pipeline, folder, backbone=self.name, model=model)
 
     def stand_in(self, request: LoadRequest) -> Any:
         """Make the embedded model's shape with random weights."""

@@ -50,31 +50,49 @@ def build_pipeline(
         ValueError: If both `weights` and `seed` are given.
     """
     import torch
-    from diffsynth.pipelines.wan_video import WanVideoPipeline
     from safetensors.torch import load_file
-
-    from hetcache_backends.tiny_vace.codec import TinyCodec
-    from hetcache_backends.tiny_vace.text import WordEmbedder
 
     if weights is not None and seed is not None:
         msg = "give either weights or a seed for random ones, not both"
         raise ValueError(msg)
     dtype = dtype or torch.float32
-    pipe = WanVideoPipeline(device=device, torch_dtype=dtype)
+    pipe = pipeline_without_models(config, device=device, dtype=dtype)
     pipe.dit, pipe.vace = random_models(config, seed=seed or 0)
-    pipe.vae = TinyCodec()
     if seed is None:
         state = load_file(str(weights or WEIGHTS_PATH))
         parts = {DIT_PREFIX: pipe.dit, VACE_PREFIX: pipe.vace, CODEC_PREFIX: pipe.vae}
         for prefix, model in parts.items():
             part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             model.load_state_dict(part)
-    pipe.units = [
-        WordEmbedder(config) if type(unit).__name__ == PROMPT_UNIT else unit for unit in pipe.units
-    ]
     for model in (pipe.dit, pipe.vace):
         model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     pipe.vae.to(device=device)
+    return pipe
+
+
+def pipeline_without_models(
+    config: TinyVaceConfig, *, device: str, dtype: torch.dtype
+) -> WanVideoPipeline:
+    """Build a pipeline with the codec and the word embedding, but no transformer.
+
+    Args:
+        config: for the width and the number of words.
+        device: Where the models will live.
+        dtype: Of weights and activations.
+
+    Returns:
+        The pipeline; the codec's own weights are still to be loaded.
+    """
+    from diffsynth.pipelines.wan_video import WanVideoPipeline
+
+    from hetcache_backends.tiny_vace.codec import TinyCodec
+    from hetcache_backends.tiny_vace.text import WordEmbedder
+
+    pipe = WanVideoPipeline(device=device, torch_dtype=dtype)
+    pipe.vae = TinyCodec()
+    pipe.units = [
+        WordEmbedder(config) if type(unit).__name__ == PROMPT_UNIT else unit for unit in pipe.units
+    ]
     return pipe
 
 
