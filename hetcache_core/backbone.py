@@ -259,7 +259,8 @@ class Backbone(ABC):
             model: what the pipeline was loaded from, for parts that the graphs do not replace.
 
         Returns:
-            The manifest that was written into the folder.
+            The manifest that was written into the folder; its "runs_with" names the backbone that
+            runs the folder.
 
         Raises:
             UnsupportedBackboneError: this model cannot be exported, or a library is missing.

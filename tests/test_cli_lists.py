@@ -144,7 +144,7 @@ def test_backbones_are_listed_with_what_they_can_carry(capsys: pytest.CaptureFix
     assert tiny["features"]["mask"] is True
     assert tiny["geometry"]["size_multiple"] == tiny["geometry"]["token_size"] == 16
     assert "separate" in tiny["guidance"]
-    ltx = shown[shown.index("ltx-video") : shown.index("tiny-vace")]
+    ltx = shown[shown.index("ltx-video") : shown.index("onnx-runtime")]
     about = dict(line.split(maxsplit=1) for line in ltx.splitlines() if line.startswith("  "))
     assert about["library"].endswith(" (supported: >=0.36)")
     assert about["tokens"] == "one for 32x32 pixels and 8 frames"

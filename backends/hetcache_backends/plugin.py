@@ -29,6 +29,11 @@ def hetcache_register_backbones() -> list[Registration]:
             target="hetcache_backends.ltx_video:LtxVideo",
             summary="LTX-Video, masked video-to-video (diffusers)",
         ),
+        Registration(
+            name="onnx-runtime",
+            target="hetcache_backends.onnx_runtime:OnnxRuntime",
+            summary="exported Wan-VACE on ONNX Runtime",
+        ),
     ]
 
 

@@ -45,9 +45,7 @@ def load_checkpoint(request: LoadRequest, files: Sequence[str] = CHECKPOINT_FILE
     if folder.exists():
         configs, tokenizer = _folder_configs(folder, config_type, files)
     else:
-        configs = [
-            config_type(model_id=request.model, origin_file_pattern=p) for p in files
-        ]
+        configs = [config_type(model_id=request.model, origin_file_pattern=p) for p in files]
         tokenizer = config_type(model_id=request.model, origin_file_pattern=TOKENIZER_PATTERN)
     try:
         return pipeline_type.from_pretrained(
@@ -64,9 +62,7 @@ def load_checkpoint(request: LoadRequest, files: Sequence[str] = CHECKPOINT_FILE
         ) from error
 
 
-def _folder_configs(
-    folder: Path, config_type: Any, files: Sequence[str]
-) -> tuple[list[Any], Any]:
+def _folder_configs(folder: Path, config_type: Any, files: Sequence[str]) -> tuple[list[Any], Any]:
     configs = []
     for pattern in files:
         stem = pattern.rsplit(".", 1)[0]

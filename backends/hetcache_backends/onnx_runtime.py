@@ -1,0 +1,108 @@
+"""The backbone that runs exported graphs: DiffSynth's Wan pipeline around onnxruntime."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+from attrs import frozen
+
+from hetcache_backends import wan_vace
+from hetcache_backends.onnx_folder import RUNS_WITH, need_onnx, need_runtime, read_manifest
+from hetcache_backends.onnx_wan import assemble, export_wan, load_wan
+from hetcache_backends.wan_loading import import_diffsynth
+from hetcache_core.backbone import Backbone, EditRequest, Features, Geometry, LoadRequest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hetcache_core.engine import Engine
+    from hetcache_core.steps import ModelInfo
+    from hetcache_core.testing import BackboneCase
+
+
+@final
+@frozen
+class OnnxRuntime(Backbone):
+    """Runs a folder that ``hetcache export`` wrote, for ``tiny-vace`` and ``wan-vace``."""
+
+    name: ClassVar[str] = RUNS_WITH
+    summary: ClassVar[str] = "exported Wan-VACE on ONNX Runtime"
+    library: ClassVar[str] = "onnxruntime"
+    features: ClassVar[Features] = wan_vace.WanVace.features
+    geometry: ClassVar[Geometry] = Geometry(
+        size_multiple=16,
+        frame_stride=wan_vace.TEMPORAL_STRIDE,
+        default_size=(384, 384),
+        default_frames=17,
+    )
+
+    def accepts(self, pipeline: object) -> bool:
+        """Whether this backbone built the pipeline."""
+        return wan_vace.is_wan_pipeline(pipeline) and wan_vace.owner(pipeline) == self.name
+
+    def describe(self, pipeline: Any) -> ModelInfo:
+        """Describe the exported DiT."""
+        return wan_vace.describe(pipeline, self.name)
+
+    @contextmanager
+    def attach(self, pipeline: Any, engine: Engine) -> Iterator[None]:
+        """Attach as ``wan-vace`` does, with a trunk of graphs."""
+        from hetcache_backends.onnx_trunk import OnnxTrunk
+
+        with wan_vace.attached(pipeline, engine, self.name, OnnxTrunk):
+            yield
+
+    def load(self, request: LoadRequest) -> Any:
+        """Load a folder that ``hetcache export`` wrote."""
+        return load_wan(request)
+
+    def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
+        """Run one masked edit, as the backbone does that was exported."""
+        from attrs import evolve
+
+        if pipeline.text_encoder is None:  # the codec of tiny-vace, which has no seams to hide
+            request = evolve(request, options={"tiled": False, **request.options})
+        return wan_vace.edit(pipeline, request)
+
+    def contract_case(self) -> BackboneCase:
+        """Return a small Wan-VACE with seeded weights, exported into a temporary folder."""
+        import_diffsynth()
+        from hetcache_backends.wan_case import SMALL, wan_case
+
+        need_onnx(exports=True)
+        need_runtime()
+        return wan_case(self, SMALL).with_values(
+            make_pipeline=_seeded,
+            main_blocks=lambda pipeline: _feed_forwards(pipeline.dit.blocks),
+            control_blocks=lambda pipeline: _feed_forwards(pipeline.vace.vace_blocks),
+            counts_flops=False,
+        )
+
+
+def _feed_forwards(blocks: Any) -> list[Any]:
+    return [block.feed_forward for block in blocks]
+
+
+def _seeded(seed: int) -> Any:
+    folder, manifest, sessions = _exported(seed)
+    return assemble(Path(folder.name), manifest, sessions)
+
+
+@lru_cache
+def _exported(seed: int) -> tuple[tempfile.TemporaryDirectory[str], Any, dict[str, Any]]:
+    """Export the case's model for a seed; the folder goes with the process."""
+    from hetcache_backends.onnx_session import open_sessions
+    from hetcache_backends.tiny_vace.pipeline import build_pipeline
+    from hetcache_backends.wan_case import SMALL
+
+    folder = tempfile.TemporaryDirectory(prefix="hetcache-onnx-")
+    pipeline = build_pipeline(seed=seed, config=SMALL)
+    export_wan(pipeline, Path(folder.name), backbone=RUNS_WITH, model=None)
+    manifest = read_manifest(Path(folder.name))
+    return folder, manifest, open_sessions(Path(folder.name), manifest, "cpu")

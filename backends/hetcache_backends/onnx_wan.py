@@ -1,0 +1,173 @@
+"""Wan pipelines to folders of graphs, and back to pipelines whose DiT runs on onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hetcache_backends.onnx_folder import (
+    CODEC,
+    RUNS_WITH,
+    Manifest,
+    ModelSizes,
+    need_onnx,
+    read_manifest,
+    sizes_of,
+    write_manifest,
+)
+from hetcache_backends.wan_loading import FILES_AROUND, import_diffsynth, load_checkpoint
+from hetcache_core.backbone import LoadRequest
+from hetcache_core.errors import UnsupportedBackboneError
+
+
+def export_wan(
+    pipeline: Any, folder: Path, *, backbone: str, model: str | None
+) -> Mapping[str, object]:
+    """Write the DiT and the control branch of a Wan pipeline as graphs.
+
+    Args:
+        pipeline: the pipeline, in float32 on the CPU.
+        folder: a folder that does not exist yet.
+        backbone: name of the pipeline's backbone.
+        model: checkpoint that VAE and text encoder are to be loaded from again.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UnsupportedBackboneError: the model cannot be exported, or a library is missing.
+        ConfigError: the folder cannot be written.
+    """
+    need_onnx(exports=True)
+    from hetcache_backends.onnx_export import new_folder, write_graphs
+    from hetcache_backends.onnx_parts import wan_parts
+
+    words = _words(pipeline)
+    if getattr(pipeline, "dit2", None) is not None:
+        raise UnsupportedBackboneError(
+            "A Wan pipeline of two experts cannot be exported", remedy="Wan2.1-VACE can."
+        )
+    if words is None and model is None:
+        raise UnsupportedBackboneError(
+            "The graphs hold neither VAE nor text encoder, and where to load them from is not known",
+            remedy="Name the checkpoint (--model).",
+        )
+    parts = wan_parts(pipeline.dit, pipeline.vace)
+    with new_folder(folder) as part:
+        written = write_graphs(parts, part)
+        if words is not None:
+            from safetensors.torch import save
+
+            (part / CODEC).write_bytes(save(pipeline.vae.state_dict()))
+        manifest = Manifest(
+            backbone=backbone,
+            sizes=sizes_of(pipeline.dit, pipeline.vace),
+            graphs={},
+            words=words,
+            checkpoint=None if words is not None else _whole_path(model),
+            notice=getattr(pipeline, "hetcache_notice", None),
+        )
+        return write_manifest(part, manifest, written)
+
+
+def load_wan(request: LoadRequest) -> Any:
+    """Build a pipeline around a folder of graphs; no transformer of torch is made.
+
+    Args:
+        request: ``model`` is the folder.
+
+    Raises:
+        UnsupportedBackboneError: it is no such folder, a library is missing, or onnxruntime cannot
+            run it on this device.
+    """
+    if request.model is None:
+        raise UnsupportedBackboneError(
+            f"{RUNS_WITH} needs a folder that `hetcache export` wrote", remedy="Pass it as --model."
+        )
+    if request.dtype != "float32":
+        raise UnsupportedBackboneError(
+            f"Exported graphs compute in float32, {request.dtype} was asked for",
+            remedy="Pass --dtype float32.",
+        )
+    folder = Path(request.model).expanduser()
+    manifest = read_manifest(folder)
+    import_diffsynth()
+    from hetcache_backends.onnx_session import open_sessions
+
+    sessions = open_sessions(folder, manifest, request.device)
+    return assemble(folder, manifest, sessions, request.device)
+
+
+def assemble(
+    folder: Path, manifest: Manifest, sessions: Mapping[str, Any], device: str = "cpu"
+) -> Any:
+    """Put a pipeline together around sessions, which several pipelines may share.
+
+    Args:
+        folder: the folder of the graphs.
+        manifest: its manifest.
+        sessions: by the names of the graphs.
+        device: of the pipeline.
+    """
+    from hetcache_backends.onnx_model import OnnxControl, OnnxWanModel
+    from hetcache_backends.onnx_session import Graph
+
+    pipeline = _around(folder, manifest, device)
+    graphs = {name: Graph(name, session) for name, session in sessions.items()}
+    pipeline.dit = OnnxWanModel(graphs, manifest.sizes)
+    pipeline.vace = OnnxControl(graphs, manifest.sizes) if manifest.sizes.control_layers else None
+    pipeline.hetcache_backbone = RUNS_WITH
+    if manifest.notice:
+        pipeline.hetcache_notice = manifest.notice
+    return pipeline
+
+
+def _around(folder: Path, manifest: Manifest, device: str) -> Any:
+    """Make everything but the transformer: scheduler, codec or VAE, words or text encoder."""
+    import torch
+
+    if manifest.words is None:
+        return load_checkpoint(
+            LoadRequest(model=manifest.checkpoint, device=device, dtype="float32"), FILES_AROUND
+        )
+    from safetensors.torch import load_file
+
+    from hetcache_backends.tiny_vace.pipeline import pipeline_without_models
+
+    config = _tiny_config(manifest.sizes, manifest.words)
+    pipeline: Any = pipeline_without_models(config, device=device, dtype=torch.float32)
+    pipeline.vae.load_state_dict(load_file(str(folder / CODEC)))
+    pipeline.vae.to(device=device)
+    return pipeline
+
+
+def _tiny_config(sizes: ModelSizes, words: int) -> Any:
+    from hetcache_backends.tiny_vace.config import TinyVaceConfig
+
+    return TinyVaceConfig(
+        z_dim=sizes.in_channels,
+        dim=sizes.width,
+        num_heads=sizes.heads,
+        text_dim=sizes.text_width,
+        text_length=words,
+    )
+
+
+def _words(pipeline: Any) -> int | None:
+    """Words of a prompt where the pipeline has the embedded codec and words, else None."""
+    from hetcache_backends.tiny_vace.codec import TinyCodec
+    from hetcache_backends.tiny_vace.text import WordEmbedder
+
+    if not isinstance(pipeline.vae, TinyCodec):
+        return None
+    lengths = [u.config.text_length for u in pipeline.units if isinstance(u, WordEmbedder)]
+    return lengths[0] if lengths else None
+
+
+def _whole_path(model: str | None) -> str | None:
+    """Make the path of a folder absolute; a hub id stays as it is."""
+    if model is None:
+        return None
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.exists() else model
