@@ -47,6 +47,7 @@ def test_every_hook_is_in_the_specification_and_documented() -> None:
     assert names == [
         "hetcache_observe_run",
         "hetcache_register_backbones",
+        "hetcache_register_clip_sets",
         "hetcache_register_policies",
     ]
     for name in names:
@@ -61,6 +62,7 @@ def test_every_hook_is_in_the_specification_and_documented() -> None:
     [
         ("hetcache_register_policies", ()),
         ("hetcache_register_backbones", ()),
+        ("hetcache_register_clip_sets", ()),
         ("hetcache_observe_run", (None,)),
     ],
 )
