@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from hetcache_app.commands_compare import compare
+from hetcache_app.commands_export import export
 from hetcache_app.commands_quality import evaluate, vbench
 from hetcache_app.commands_report import report
 from hetcache_app.config import (
@@ -228,6 +229,7 @@ def calibrate(
         print_calibration(made, asked.output)
 
 
+app.command()(export)
 app.command()(compare)
 app.command()(report)
 app.command()(evaluate)

@@ -107,9 +107,8 @@ class Graph(nn.Module):
             UnsupportedBackboneError: the graph was built for other sizes or types.
         """
         sizes: dict[str, int] = {}
-        binding = self.session.io_binding()
-        kept = [tensor.detach().contiguous() for tensor in tensors]
-        for (name, shape, dtype), tensor in zip(self.inputs, kept, strict=True):
+        given = [tensor.detach().contiguous() for tensor in tensors]
+        for (name, shape, dtype), tensor in zip(self.inputs, given, strict=True):
             fits = tensor.dtype == dtype and len(shape) == tensor.dim()
             if not fits or not all(map(_fits, shape, tensor.shape, [sizes] * len(shape))):
                 raise UnsupportedBackboneError(
@@ -118,18 +117,24 @@ class Graph(nn.Module):
                     remedy="Export the model again with this version, or edit at the size that the "
                     "graph was built for.",
                 )
-            _bind(binding.bind_input, name, tensor)
-        device = kept[0].device
         results = []
-        for name, shape, dtype in self.outputs:
+        for _, shape, dtype in self.outputs:
             size = [dim if isinstance(dim, int) else sizes[dim] for dim in shape]
-            result = torch.empty(size, dtype=dtype, device=device)
-            _bind(binding.bind_output, name, result)
-            results.append(result)
-        if device.type == "cuda":  # onnxruntime has a stream of its own
-            torch.cuda.current_stream(device).synchronize()
-        self.session.run_with_iobinding(binding)
+            results.append(torch.empty(size, dtype=dtype, device=given[0].device))
+        if results[0].numel():  # a mask of nothing has no rows, which onnxruntime does not take
+            self._run(given, results)
         return results[0] if len(results) == 1 else tuple(results)
+
+    def _run(self, given: list[Tensor], results: list[Tensor]) -> None:
+        """Run the session on the memory of its inputs and outputs."""
+        binding = self.session.io_binding()
+        for (name, _, _), tensor in zip(self.inputs, given, strict=True):
+            _bind(binding.bind_input, name, tensor)
+        for (name, _, _), tensor in zip(self.outputs, results, strict=True):
+            _bind(binding.bind_output, name, tensor)
+        if given[0].device.type == "cuda":  # onnxruntime has a stream of its own
+            torch.cuda.current_stream(given[0].device).synchronize()
+        self.session.run_with_iobinding(binding)
 
 
 def _bind(bind: Any, name: str, tensor: Tensor) -> None:
