@@ -75,6 +75,15 @@ def test_there_is_no_parameter_of_the_transformer_in_the_pipeline() -> None:
     assert not WanVace().accepts(pipeline)
 
 
+def test_the_stand_in_is_an_export_too() -> None:
+    backbone = OnnxRuntime()
+    pipeline = backbone.stand_in(LoadRequest())
+    assert backbone.accepts(pipeline)
+    assert "onnx-runtime runs on a small random stand-in" in (backbone.notice(pipeline) or "")
+    with pytest.raises(UnsupportedBackboneError, match="float32"):
+        backbone.stand_in(LoadRequest(dtype="bfloat16"))
+
+
 def test_everything_that_wan_vace_carries_is_carried() -> None:
     assert OnnxRuntime().features == WanVace().features
     registry = discover()

@@ -13,7 +13,7 @@ from attrs import frozen
 
 from hetcache_backends import wan_vace
 from hetcache_backends.onnx_folder import RUNS_WITH, need_onnx, need_runtime, read_manifest
-from hetcache_backends.onnx_wan import assemble, export_wan, load_wan
+from hetcache_backends.onnx_wan import assemble, export_wan, load_wan, need_float32
 from hetcache_backends.wan_loading import import_diffsynth
 from hetcache_core.backbone import Backbone, EditRequest, Features, Geometry, LoadRequest
 
@@ -69,6 +69,22 @@ class OnnxRuntime(Backbone):
         if pipeline.text_encoder is None:  # the codec of tiny-vace, which has no seams to hide
             request = evolve(request, options={"tiled": False, **request.options})
         return wan_vace.edit(pipeline, request)
+
+    def stand_in(self, request: LoadRequest) -> Any:
+        """Export the small random Wan-VACE that stands for ``wan-vace``, and load that."""
+        need_float32(request)
+        import_diffsynth()
+        need_runtime()
+        from hetcache_backends.onnx_session import open_sessions
+        from hetcache_backends.wan_case import STAND_IN_NOTICE, STAND_IN_SEED
+
+        folder, manifest, sessions = _exported(STAND_IN_SEED)
+        place = Path(folder.name)
+        if request.device != "cpu":
+            sessions = open_sessions(place, manifest, request.device)
+        pipeline = assemble(place, manifest, sessions, request.device)
+        pipeline.hetcache_notice = STAND_IN_NOTICE.format(name=self.name)
+        return pipeline
 
     def contract_case(self) -> BackboneCase:
         """Return a small Wan-VACE with seeded weights, exported into a temporary folder."""

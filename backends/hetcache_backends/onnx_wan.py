@@ -85,11 +85,7 @@ def load_wan(request: LoadRequest) -> Any:
         raise UnsupportedBackboneError(
             f"{RUNS_WITH} needs a folder that `hetcache export` wrote", remedy="Pass it as --model."
         )
-    if request.dtype != "float32":
-        raise UnsupportedBackboneError(
-            f"Exported graphs compute in float32, {request.dtype} was asked for",
-            remedy="Pass --dtype float32.",
-        )
+    need_float32(request)
     folder = Path(request.model).expanduser()
     manifest = read_manifest(folder)
     import_diffsynth()
@@ -97,6 +93,19 @@ def load_wan(request: LoadRequest) -> Any:
 
     sessions = open_sessions(folder, manifest, request.device)
     return assemble(folder, manifest, sessions, request.device)
+
+
+def need_float32(request: LoadRequest) -> None:
+    """Refuse any other precision.
+
+    Raises:
+        UnsupportedBackboneError: another one is asked for.
+    """
+    if request.dtype != "float32":
+        raise UnsupportedBackboneError(
+            f"Exported graphs compute in float32, {request.dtype} was asked for",
+            remedy="Pass --dtype float32.",
+        )
 
 
 def assemble(
