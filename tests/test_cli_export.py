@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_what_cannot_be_exported_names_what_can(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_in_use_is_refused_before_a_model_is_loaded(
+def test_what_stands_in_the_way_is_said_before_a_model_is_loaded(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(*_arguments: object) -> None:
@@ -56,6 +57,8 @@ def test_a_folder_in_use_is_refused_before_a_model_is_loaded(
     assert "is not empty" in refused(capsys, "--output", str(tmp_path))
     assert "is a file" in refused(capsys, "--output", str(tmp_path / "mine.txt"))
     assert "cannot write" in refused(capsys, "--output", "/proc/graphs")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert "hetcache[onnx]" in refused(capsys, "--output", str(tmp_path / "graphs"))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,9 @@ from hetcache_core.errors import ConfigError, PluginError, UnsupportedBackboneEr
 from hetcache_core.registry import Registry
 
 __all__ = ["Exported", "export", "print_export"]
+
+EXPORTERS: Final = ("onnx", "onnxscript")
+"""Libraries that torch exports with, looked for before a model is loaded."""
 
 MEBIBYTE: Final = 2**20
 
@@ -71,6 +75,11 @@ def export(config: ExportConfig, registry: Registry) -> Exported:
             f"{output} is not empty",
             where="--output",
             remedy="Name a folder that does not exist yet.",
+        )
+    missing = [name for name in EXPORTERS if find_spec(name) is None]
+    if missing:
+        raise UnsupportedBackboneError(
+            f"Exporting needs {' and '.join(missing)}", remedy="Run: pip install 'hetcache[onnx]'"
         )
     runner = load(kind(), LoadRequest(model=config.model, device="cpu", dtype="float32"), registry)
     manifest = runner.backbone.export(runner.pipeline, output, model=config.model)
