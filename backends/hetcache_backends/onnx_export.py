@@ -42,7 +42,8 @@ SIZES: Final = {
     "grid_height": 4,
     "grid_width": 5,
 }
-"""Sizes that open dimensions are traced with: all different and above 1, which torch would fix."""
+"""Sizes that open dimensions are traced with: above 1, which torch would fix, and all different within
+a graph."""
 
 
 @contextmanager
