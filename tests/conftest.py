@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import hypothesis
+import pytest
 import torch
 
 # Machines under load are slow at times; a time limit per example would make tests flaky.
@@ -11,3 +15,23 @@ hypothesis.settings.load_profile("project")
 
 # A thread a worker: threads that share cores with other work run many times slower.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of ONNX graphs of a small Wan-VACE; writing one takes ten seconds."""
+    from hetcache_backends.tiny_vace.pipeline import build_pipeline
+    from hetcache_backends.wan_case import SMALL
+    from hetcache_backends.wan_vace import WanVace
+
+    folder = tmp_path_factory.mktemp("onnx") / "graphs"
+    WanVace().export(build_pipeline(seed=0, config=SMALL), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def opened(graphs: Path) -> Any:
+    """The same, loaded on onnxruntime."""
+    from hetcache_backends.onnx_wan import open_folder
+
+    return open_folder(graphs, "cpu")

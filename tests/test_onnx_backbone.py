@@ -21,10 +21,10 @@ import onnx
 import onnxruntime
 
 from hetcache_backends import onnx_runtime
-from hetcache_backends.onnx_folder import MANIFEST, WEIGHTS, read_manifest
+from hetcache_backends.onnx_folder import MANIFEST, WEIGHTS
 from hetcache_backends.onnx_runtime import OnnxRuntime
 from hetcache_backends.onnx_session import open_sessions
-from hetcache_backends.onnx_wan import assemble
+from hetcache_backends.onnx_wan import OpenedFolder, assemble
 from hetcache_backends.wan_vace import WanVace
 from hetcache_core import LoadRequest, UnsupportedBackboneError, accelerate, discover
 from hetcache_core.testing import BackboneCase
@@ -46,8 +46,9 @@ def run(case: BackboneCase, policy: str, layout: str = "separate") -> tuple[torc
     return latents, session.trace
 
 
-def compare(policy: str, layout: str) -> None:
-    result, trace = run(OnnxRuntime().contract_case(), policy, layout)
+def compare(opened: OpenedFolder, policy: str, layout: str) -> None:
+    case = OnnxRuntime().contract_case().with_values(make_pipeline=lambda _: assemble(opened))
+    result, trace = run(case, policy, layout)
     expected, theirs = run(WanVace().contract_case(), policy, layout)
     error = float((result - expected).abs().max() / expected.abs().max())
     assert error < TOLERANCE
@@ -58,25 +59,28 @@ def compare(policy: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_result_and_the_trace_are_those_of_torch(policy: str) -> None:
-    compare(policy, "separate")
+def test_the_result_and_the_trace_are_those_of_torch(opened: OpenedFolder, policy: str) -> None:
+    compare(opened, policy, "separate")
 
 
 @pytest.mark.parametrize("layout", ["merged", "none"])
-def test_they_are_in_every_layout_of_guidance(layout: str) -> None:
-    compare("hetcache", layout)
+def test_they_are_in_every_layout_of_guidance(opened: OpenedFolder, layout: str) -> None:
+    compare(opened, "hetcache", layout)
 
 
-def test_there_is_no_parameter_of_the_transformer_in_the_pipeline() -> None:
-    pipeline = OnnxRuntime().contract_case().make_pipeline(0)
+def test_there_is_no_parameter_of_the_transformer_in_the_pipeline(opened: OpenedFolder) -> None:
+    pipeline = assemble(opened)
     assert not list(pipeline.dit.parameters())
     assert not list(pipeline.vace.parameters())
     assert OnnxRuntime().accepts(pipeline)
     assert not WanVace().accepts(pipeline)
 
 
-def test_the_stand_in_is_an_export_too() -> None:
+def test_the_stand_in_is_an_export_too(
+    opened: OpenedFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone = OnnxRuntime()
+    monkeypatch.setattr(onnx_runtime, "_exported", lambda _seed, _device: opened)
     pipeline = backbone.stand_in(LoadRequest())
     assert backbone.accepts(pipeline)
     assert "onnx-runtime runs on a small random stand-in" in (backbone.notice(pipeline) or "")
@@ -84,10 +88,10 @@ def test_the_stand_in_is_an_export_too() -> None:
         backbone.stand_in(LoadRequest(dtype="bfloat16"))
 
 
-def test_everything_that_wan_vace_carries_is_carried() -> None:
+def test_everything_that_wan_vace_carries_is_carried(opened: OpenedFolder) -> None:
     assert OnnxRuntime().features == WanVace().features
     registry = discover()
-    pipeline = OnnxRuntime().contract_case().make_pipeline(0)
+    pipeline = assemble(opened)
     for name in registry.policy_names:
         kind = registry.policy(name)
         accelerate(pipeline, kind(**kind.anywhere), backbone=OnnxRuntime())
@@ -97,10 +101,9 @@ def test_everything_that_wan_vace_carries_is_carried() -> None:
 
 
 @pytest.fixture
-def copied(tmp_path: Path) -> Path:
+def copied(graphs: Path, tmp_path: Path) -> Path:
     """A folder of graphs that a test may spoil."""
-    source = Path(onnx_runtime._exported(0)[0].name)
-    for path in source.iterdir():
+    for path in graphs.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
 
@@ -116,17 +119,16 @@ def refused(folder: Path | None, match: str, **request: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_graph_for_another_number_of_tokens_says_so(copied: Path) -> None:
+def test_a_graph_for_another_number_of_tokens_says_so(opened: OpenedFolder, copied: Path) -> None:
     path = copied / "main00.queries.onnx"
     model = onnx.load(str(path), load_external_data=False)
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 7
     del model.graph.value_info[:]
     onnx.save(model, str(path))
-    manifest = read_manifest(copied)
-    only = evolve(manifest, graphs={"main00.queries": path.name})
-    sessions = {**onnx_runtime._exported(0)[2], **open_sessions(copied, only, "cpu")}
+    only = evolve(opened.manifest, graphs={"main00.queries": path.name})
+    sessions = {**opened.sessions, **open_sessions(copied, only, "cpu")}
     case = OnnxRuntime().contract_case()
-    pipeline = assemble(copied, manifest, sessions)
+    pipeline = assemble(evolve(opened, sessions=sessions))
     with pytest.raises(
         UnsupportedBackboneError,
         match=r"main00.queries was built for hidden of \(batch, 7, 48\).*not \(1, 48, 48\)",

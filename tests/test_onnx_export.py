@@ -17,8 +17,9 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("diffsynth")
 
 import onnx
+from attrs import evolve
 
-from hetcache_backends import onnx_export, onnx_runtime, onnx_wan
+from hetcache_backends import onnx_export, onnx_wan
 from hetcache_backends.onnx_folder import MANIFEST, OPSET, WEIGHTS, read_manifest
 from hetcache_backends.onnx_parts import wan_parts
 from hetcache_backends.onnx_session import Graph
@@ -28,19 +29,13 @@ from hetcache_backends.wan_vace import WanVace
 from hetcache_core import ConfigError, UnsupportedBackboneError
 
 
-@pytest.fixture(scope="module")
-def folder() -> Path:
-    """The export of the contract kit's own model, which other tests use as well."""
-    return Path(onnx_runtime._exported(0)[0].name)
-
-
 @pytest.fixture
 def pipeline() -> Any:
     return build_pipeline(seed=0, config=SMALL)
 
 
-def test_onnx_finds_no_fault_and_knows_every_rank(folder: Path) -> None:
-    paths = sorted(folder.glob("*.onnx"))
+def test_onnx_finds_no_fault_and_knows_every_rank(graphs: Path) -> None:
+    paths = sorted(graphs.glob("*.onnx"))
     assert len(paths) == 6 * 5 + 2 + 5 + 2  # of blocks, hints, around the trunk, before control
     for path in paths:
         onnx.checker.check_model(str(path), full_check=True)
@@ -53,9 +48,9 @@ def test_onnx_finds_no_fault_and_knows_every_rank(folder: Path) -> None:
         assert {name for node in model.graph.node for name in node.output if name} <= known
 
 
-def test_every_parameter_is_in_the_one_weights_file_once(folder: Path, pipeline: Any) -> None:
+def test_every_parameter_is_in_the_one_weights_file_once(graphs: Path, pipeline: Any) -> None:
     places: Counter[tuple[str, ...]] = Counter()
-    for path in folder.glob("*.onnx"):
+    for path in graphs.glob("*.onnx"):
         for tensor in onnx.load(str(path), load_external_data=False).graph.initializer:
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 entry = {each.key: each.value for each in tensor.external_data}
@@ -69,19 +64,19 @@ def test_every_parameter_is_in_the_one_weights_file_once(folder: Path, pipeline:
     assert set(places.values()) == {1}
     held = sum(int(length) for _, length in places)
     assert held == sum(p.numel() * 4 for p in parameters)
-    assert (folder / WEIGHTS).stat().st_size < held + 64 * len(parameters)
+    assert (graphs / WEIGHTS).stat().st_size < held + 64 * len(parameters)
 
 
-def test_the_manifest_says_what_every_graph_takes(folder: Path) -> None:
-    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+def test_the_manifest_says_what_every_graph_takes(graphs: Path, opened: Any) -> None:
+    content = json.loads((graphs / MANIFEST).read_text(encoding="utf-8"))
     assert content["opset"] == OPSET
     assert content["runs_with"] == "onnx-runtime"
-    assert content["weights"]["bytes"] == (folder / WEIGHTS).stat().st_size
+    assert content["weights"]["bytes"] == (graphs / WEIGHTS).stat().st_size
     assert content["sizes"]["control_layers"] == list(SMALL.control_layers)
-    _, _, sessions = onnx_runtime._exported(0)
+    sessions = opened.sessions
     assert set(content["graphs"]) == set(sessions)
     for name, graph in content["graphs"].items():
-        assert (folder / graph["file"]).is_file()
+        assert (graphs / graph["file"]).is_file()
         kind = content["kinds"][graph["kind"]]
         ports = {"inputs": sessions[name].get_inputs(), "outputs": sessions[name].get_outputs()}
         for side, values in ports.items():
@@ -97,9 +92,9 @@ def _without_one(dim: int | str) -> int | str:
 
 @pytest.mark.parametrize(("batch", "rows", "keys"), [(1, 1, 64), (2, 37, 37), (1, 64, 5)])
 def test_rows_and_keys_may_be_as_many_as_they_like(
-    batch: int, rows: int, keys: int, pipeline: Any
+    batch: int, rows: int, keys: int, pipeline: Any, opened: Any
 ) -> None:
-    _, _, sessions = onnx_runtime._exported(0)
+    sessions = opened.sessions
     width, half = SMALL.dim, SMALL.dim // SMALL.num_heads // 2
     hidden, modulation = torch.randn(batch, rows, width), torch.randn(1, 6, width)
     angles = torch.randn(rows, 1, half, dtype=torch.float64)
@@ -118,9 +113,9 @@ def test_rows_and_keys_may_be_as_many_as_they_like(
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_no_rows_give_no_rows() -> None:
+def test_no_rows_give_no_rows(opened: Any) -> None:
     """Where the mask touches nothing, partial steps have none; onnxruntime takes no empty memory."""
-    _, _, sessions = onnx_runtime._exported(0)
+    sessions = opened.sessions
     graph = Graph("main00.attend", sessions["main00.attend"])
     stored = torch.randn(1, 8, SMALL.dim)
     assert graph(stored[:, :0], stored, stored).shape == (1, 0, SMALL.dim)
@@ -200,7 +195,7 @@ def test_a_part_that_torch_cannot_export_is_named(
 
 
 def test_a_checkpoint_is_noted_and_its_vae_and_text_encoder_loaded_from_it(
-    pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pipeline: Any, opened: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = {"kinds": {}, "graphs": {}, "weights": {}}
     monkeypatch.setattr(onnx_export, "write_graphs", lambda *_: written)
@@ -216,7 +211,6 @@ def test_a_checkpoint_is_noted_and_its_vae_and_text_encoder_loaded_from_it(
         return pipeline
 
     monkeypatch.setattr(onnx_wan, "load_checkpoint", loaded)
-    _, _, sessions = onnx_runtime._exported(0)
-    made = onnx_wan.assemble(tmp_path / "graphs", manifest, sessions)
+    made = onnx_wan.assemble(evolve(opened, manifest=manifest, codec=None))
     assert asked == [(str(tmp_path), ("models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth"))]
     assert type(made.dit).__name__ == "OnnxWanModel"

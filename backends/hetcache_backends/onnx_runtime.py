@@ -12,8 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from attrs import frozen
 
 from hetcache_backends import wan_vace
-from hetcache_backends.onnx_folder import RUNS_WITH, need_onnx, need_runtime, read_manifest
-from hetcache_backends.onnx_wan import assemble, export_wan, load_wan, need_float32
+from hetcache_backends.onnx_folder import RUNS_WITH, need_onnx, need_runtime
+from hetcache_backends.onnx_wan import (
+    OpenedFolder,
+    assemble,
+    export_wan,
+    load_wan,
+    need_float32,
+    open_folder,
+)
 from hetcache_backends.wan_loading import import_diffsynth
 from hetcache_core.backbone import Backbone, EditRequest, Features, Geometry, LoadRequest
 
@@ -75,14 +82,9 @@ class OnnxRuntime(Backbone):
         need_float32(request)
         import_diffsynth()
         need_runtime()
-        from hetcache_backends.onnx_session import open_sessions
         from hetcache_backends.wan_case import STAND_IN_NOTICE, STAND_IN_SEED
 
-        folder, manifest, sessions = _exported(STAND_IN_SEED)
-        place = Path(folder.name)
-        if request.device != "cpu":
-            sessions = open_sessions(place, manifest, request.device)
-        pipeline = assemble(place, manifest, sessions, request.device)
+        pipeline = assemble(_exported(STAND_IN_SEED, request.device))
         pipeline.hetcache_notice = STAND_IN_NOTICE.format(name=self.name)
         return pipeline
 
@@ -94,7 +96,7 @@ class OnnxRuntime(Backbone):
         need_onnx(exports=True)
         need_runtime()
         return wan_case(self, SMALL).with_values(
-            make_pipeline=_seeded,
+            make_pipeline=lambda seed: assemble(_exported(seed, "cpu")),
             main_blocks=lambda pipeline: _feed_forwards(pipeline.dit.blocks),
             control_blocks=lambda pipeline: _feed_forwards(pipeline.vace.vace_blocks),
             counts_flops=False,
@@ -105,20 +107,15 @@ def _feed_forwards(blocks: Any) -> list[Any]:
     return [block.feed_forward for block in blocks]
 
 
-def _seeded(seed: int) -> Any:
-    folder, manifest, sessions = _exported(seed)
-    return assemble(Path(folder.name), manifest, sessions)
-
-
 @lru_cache
-def _exported(seed: int) -> tuple[tempfile.TemporaryDirectory[str], Any, dict[str, Any]]:
-    """Export the case's model for a seed; the folder goes with the process."""
-    from hetcache_backends.onnx_session import open_sessions
+def _exported(seed: int, device: str) -> OpenedFolder:
+    """Export a small model with the weights of a seed; nothing stays on the disk."""
     from hetcache_backends.tiny_vace.pipeline import build_pipeline
     from hetcache_backends.wan_case import SMALL
 
-    folder = tempfile.TemporaryDirectory(prefix="hetcache-onnx-")
-    pipeline = build_pipeline(seed=seed, config=SMALL)
-    export_wan(pipeline, Path(folder.name), backbone=RUNS_WITH, model=None)
-    manifest = read_manifest(Path(folder.name))
-    return folder, manifest, open_sessions(Path(folder.name), manifest, "cpu")
+    # Some systems do not let a file go that is mapped into memory.
+    with tempfile.TemporaryDirectory(prefix="hetcache-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        pipeline = build_pipeline(seed=seed, config=SMALL)
+        export_wan(pipeline, folder, backbone=RUNS_WITH, model=None)
+        return open_folder(folder, device)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
+
+from attrs import frozen
 
 from hetcache_backends.onnx_folder import (
     CODEC,
@@ -86,13 +88,7 @@ def load_wan(request: LoadRequest) -> Any:
             f"{RUNS_WITH} needs a folder that `hetcache export` wrote", remedy="Pass it as --model."
         )
     need_float32(request)
-    folder = Path(request.model).expanduser()
-    manifest = read_manifest(folder)
-    import_diffsynth()
-    from hetcache_backends.onnx_session import open_sessions
-
-    sessions = open_sessions(folder, manifest, request.device)
-    return assemble(folder, manifest, sessions, request.device)
+    return assemble(open_folder(Path(request.model).expanduser(), request.device))
 
 
 def need_float32(request: LoadRequest) -> None:
@@ -108,22 +104,60 @@ def need_float32(request: LoadRequest) -> None:
         )
 
 
-def assemble(
-    folder: Path, manifest: Manifest, sessions: Mapping[str, Any], device: str = "cpu"
-) -> Any:
-    """Put a pipeline together around sessions, which several pipelines may share.
+@final
+@frozen(eq=False, kw_only=True)
+class OpenedFolder:
+    """A folder of graphs in memory; the folder itself is not needed any more.
+
+    Attributes:
+        manifest: its manifest.
+        sessions: by the names of the graphs; several pipelines may share them.
+        codec: weights of the embedded codec, or None where VAE and text encoder are a checkpoint's.
+        device: where the sessions run.
+    """
+
+    manifest: Manifest
+    sessions: Mapping[str, Any]
+    codec: Mapping[str, Any] | None
+    device: str
+
+
+def open_folder(folder: Path, device: str) -> OpenedFolder:
+    """Read a folder of graphs.
 
     Args:
-        folder: the folder of the graphs.
-        manifest: its manifest.
-        sessions: by the names of the graphs.
-        device: of the pipeline.
+        folder: the folder.
+        device: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UnsupportedBackboneError: it is no such folder, a library is missing, or onnxruntime cannot
+            run it on this device.
+    """
+    manifest = read_manifest(folder)
+    import_diffsynth()
+    from safetensors.torch import load
+
+    from hetcache_backends.onnx_session import open_sessions
+
+    return OpenedFolder(
+        manifest=manifest,
+        sessions=open_sessions(folder, manifest, device),
+        codec=load((folder / CODEC).read_bytes()) if manifest.words is not None else None,
+        device=device,
+    )
+
+
+def assemble(opened: OpenedFolder) -> Any:
+    """Put a pipeline together around the sessions of a folder.
+
+    Args:
+        opened: the folder.
     """
     from hetcache_backends.onnx_model import OnnxControl, OnnxWanModel
     from hetcache_backends.onnx_session import Graph
 
-    pipeline = _around(folder, manifest, device)
-    graphs = {name: Graph(name, session) for name, session in sessions.items()}
+    pipeline, manifest = _around(opened), opened.manifest
+    graphs = {name: Graph(name, session) for name, session in opened.sessions.items()}
     pipeline.dit = OnnxWanModel(graphs, manifest.sizes)
     pipeline.vace = OnnxControl(graphs, manifest.sizes) if manifest.sizes.control_layers else None
     pipeline.hetcache_backbone = RUNS_WITH
@@ -132,21 +166,20 @@ def assemble(
     return pipeline
 
 
-def _around(folder: Path, manifest: Manifest, device: str) -> Any:
+def _around(opened: OpenedFolder) -> Any:
     """Make everything but the transformer: scheduler, codec or VAE, words or text encoder."""
     import torch
 
-    if manifest.words is None:
+    manifest, device = opened.manifest, opened.device
+    if manifest.words is None or opened.codec is None:
         return load_checkpoint(
             LoadRequest(model=manifest.checkpoint, device=device, dtype="float32"), FILES_AROUND
         )
-    from safetensors.torch import load_file
-
     from hetcache_backends.tiny_vace.pipeline import pipeline_without_models
 
     config = _tiny_config(manifest.sizes, manifest.words)
     pipeline: Any = pipeline_without_models(config, device=device, dtype=torch.float32)
-    pipeline.vae.load_state_dict(load_file(str(folder / CODEC)))
+    pipeline.vae.load_state_dict(opened.codec)
     pipeline.vae.to(device=device)
     return pipeline
 
