@@ -103,7 +103,7 @@ def test_an_edit_with_the_graphs_has_the_frames_of_the_model(exported: Path) -> 
         )
         with accelerate(pipeline, "hetcache", backbone=backbone, registry=registry):
             frames.append(backbone.edit(pipeline, request).astype(int))
-    # Latents differ by 1e-6, so a few values fall on the other side of a half.
+    # Latents differ in the sixth digit, so a few values fall on the other side of a half.
     assert np.abs(frames[0] - frames[1]).max() <= 1
 
 

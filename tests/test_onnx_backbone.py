@@ -31,7 +31,7 @@ from hetcache_core.testing import BackboneCase
 from hetcache_core.trace import Trace
 
 TOLERANCE = 1e-4
-"""What is promised; what is measured is below 1e-6."""
+"""What is promised; what is measured on this model is below 1e-6."""
 
 POLICIES = [
     "none", "every-nth", "teacache", "hetcache", "taylorseer", "auto", "pab", "toca", "fbcache",
