@@ -91,6 +91,9 @@ def refusal(words: list[str], folder: Path, capfd: pytest.CaptureFixture[str]) -
     return lines[0]
 
 
+HETCACHE = {"--policy": "hetcache"}
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -115,9 +118,19 @@ def refusal(words: list[str], folder: Path, capfd: pytest.CaptureFixture[str]) -
         pytest.param({"--backbone": "tiny-vase"}, "mean 'tiny-vace'", id="unknown backbone"),
         pytest.param({"--backbone": "wan-vace"}, "--model", id="no checkpoint"),
         pytest.param({"--model": "nowhere"}, "nowhere", id="missing checkpoint"),
-        pytest.param({"--set": "context_ratoi=1"}, "'context_ratio'", id="unknown setting"),
-        pytest.param({"--set": "context_ratio=2"}, "context_ratio must", id="setting out of range"),
-        pytest.param({"--set": "context_ratio=x"}, "context_ratio must", id="setting of no number"),
+        pytest.param(
+            {"--set": "context_ratoi=1", **HETCACHE}, "'context_ratio'", id="unknown setting"
+        ),
+        pytest.param(
+            {"--set": "context_ratio=2", **HETCACHE},
+            "context_ratio must",
+            id="setting out of range",
+        ),
+        pytest.param(
+            {"--set": "context_ratio=x", **HETCACHE},
+            "context_ratio must",
+            id="setting of no number",
+        ),
         pytest.param({"--set": "context_ratio"}, "--set", id="setting without a value"),
         pytest.param({"--preset": "quick"}, "quality, balanced, fast", id="unknown preset"),
         pytest.param(
@@ -158,7 +171,9 @@ def refusal(words: list[str], folder: Path, capfd: pytest.CaptureFixture[str]) -
         pytest.param({"--trace": "new/trace.json"}, "--trace", id="no folder for the trace"),
         pytest.param({"--config": "nowhere.yaml"}, "nowhere.yaml", id="missing file"),
         pytest.param({"--config": "typo.yaml"}, "mean 'steps'", id="unknown key"),
-        pytest.param({"--config": "settings.yaml"}, "'threshold'", id="unknown setting in a file"),
+        pytest.param(
+            {"--config": "settings.yaml", **HETCACHE}, "'threshold'", id="unknown setting in a file"
+        ),
         pytest.param({"--config": "list.yaml"}, "holds no keys", id="file without keys"),
         pytest.param({"--config": "broken.yaml"}, "is no YAML", id="file that is no YAML"),
         pytest.param({"--frobnicate": "1"}, "--frobnicate", id="unknown option"),

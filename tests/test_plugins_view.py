@@ -71,6 +71,7 @@ def test_json_has_the_documented_keys_for_every_plugin() -> None:
         ],
         "policies": ["nth", "nth-twice"],
         "backbones": ["tiny"],
+        "clip_sets": [],
         "error": None,
     }
     assert {row["status"] for row in rows} == {"ok", "blocked", "conflict", "failed"}
