@@ -5,8 +5,8 @@ Runs the uncached edit and every policy in alternation (A B C A B C …) and pri
     OMP_NUM_THREADS=1 python benchmarks/policies.py --output benchmarks/results/policies.csv
 
 Seconds are of processor time where the device is the CPU, so that other work on the machine disturbs them
-less, and of the clock otherwise; encoding and decoding are part of them. `efficiency` is the speed-up in seconds
-over the speed-up in FLOPs.
+less, and of the clock otherwise; encoding and decoding are part of them. `efficiency` is the speed-up in
+seconds over the one in FLOPs.
 """
 
 from __future__ import annotations
@@ -19,19 +19,13 @@ import time
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
 from attrs import evolve
 
+from hetcache_app.metrics import compare
 from hetcache_core import LoadRequest, accelerate, discover
 
 POLICIES = "none,pab,teacache,hetcache,auto,auto@4"
-
-
-def psnr(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
-    """Return the PSNR in dB of (F, H, W, 3) uint8 videos over a mask (F, H, W)."""
-    missed = (one.astype(np.float64) - other.astype(np.float64))[where]
-    return float(10 * np.log10(255**2 / max((missed**2).mean(), 1e-9)))
 
 
 def main() -> None:
@@ -74,8 +68,9 @@ def main() -> None:
     for name in names:
         totals = traces[name].totals()
         faster = median(seconds["none"]) / median(seconds[name])
-        same = bool((frames[name] == frames["none"]).all())
-        everywhere = np.ones_like(request.mask)
+        quality = compare(
+            frames[name], frames["none"], request.mask, backbone.geometry.size_multiple
+        )
         rows.append(
             {
                 "policy": name,
@@ -84,12 +79,8 @@ def main() -> None:
                 "speed-up": f"{faster:.2f}x",
                 "in FLOPs": f"{totals.flops_speedup:.2f}x",
                 "efficiency": f"{faster / totals.flops_speedup:.2f}",
-                "PSNR, whole": ""
-                if same
-                else f"{psnr(frames[name], frames['none'], everywhere):.1f} dB",
-                "PSNR, mask": ""
-                if same
-                else f"{psnr(frames[name], frames['none'], request.mask):.1f} dB",
+                "PSNR, whole": str(quality["whole"]),
+                "PSNR, mask": str(quality["mask"]),
                 "cache": f"{totals.peak_cache_bytes / 2**20:.1f} MiB",
             }
         )

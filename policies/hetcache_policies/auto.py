@@ -4,8 +4,8 @@ Nothing is looked at but the noise levels, so the schedule and its cost are know
 runs on every backbone, masked or not. Two things make it better than uniform skipping at the same cost:
 
 - *Where steps are computed.* A wrong answer at step ``i`` moves the result by the distance that the sampler
-  goes with it, ``|sigma_i - sigma_i+1|``. Schedules with a shift go a twentieth of an average step at their
-  beginning and five at their end. With ``n`` steps from one computed step to the next, the error of a
+  goes with it, ``|sigma_i - sigma_i+1|``. With a shift of 5 it goes a fifth of an average step at the
+  beginning and nearly five at the end. With ``n`` steps from one computed step to the next, the error of a
   straight line is about ``n**2`` times the curvature, so the sum of errors is smallest where computed steps
   lie as ``|sigma_i - sigma_i+1|**(1/3)``.
 - *What stands in for a step that is not computed*: the straight line through the last two computed residuals
