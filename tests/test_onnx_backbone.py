@@ -187,3 +187,23 @@ def test_the_modules_are_imported_without_the_libraries() -> None:
         "sys.exit('nothing was refused')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sessions_of_others_in_the_process_are_not_affected(tmp_path: Path) -> None:
+    """onnxruntime refuses them once the process has threads of its own for all sessions."""
+    case = OnnxRuntime().contract_case()
+    assert case is not None
+    case.make_pipeline(0)
+    number = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Neg", ["x"], ["y"])],
+        "negated",
+        [onnx.helper.make_tensor_value_info("x", number, ["N"])],
+        [onnx.helper.make_tensor_value_info("y", number, ["N"])],
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9
+    )
+    onnx.save(model, tmp_path / "negated.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "negated.onnx"))
+    assert [input_.name for input_ in session.get_inputs()] == ["x"]

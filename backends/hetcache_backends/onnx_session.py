@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -50,7 +49,10 @@ def open_sessions(folder: Path, manifest: Manifest, device: str) -> dict[str, An
         providers.insert(0, (CUDA, {"device_id": place.index or 0}))
     options = runtime.SessionOptions()
     options.log_severity_level = WARNINGS_OFF
-    _share_threads(runtime, options)
+    # Threads for each session: a pool for the whole process would make onnxruntime refuse every other
+    # session in it. Those that have nothing to do sleep, since there are many sessions.
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     sessions = {}
     for name, file in manifest.graphs.items():
         try:
@@ -64,17 +66,6 @@ def open_sessions(folder: Path, manifest: Manifest, device: str) -> dict[str, An
                 remedy="Export the model again, or take a newer onnxruntime.",
             ) from error
     return sessions
-
-
-def _share_threads(runtime: Any, options: Any) -> None:
-    """Let all sessions use the threads that torch may use; each would start as many of its own."""
-    set_sizes = getattr(runtime, "set_global_thread_pool_sizes", None)
-    if set_sizes is None:  # an older onnxruntime
-        options.intra_op_num_threads = torch.get_num_threads()
-        return
-    with suppress(runtime.capi.onnxruntime_pybind11_state.Fail):  # they are there already
-        set_sizes(torch.get_num_threads(), 1)
-    options.use_per_session_threads = False
 
 
 @final

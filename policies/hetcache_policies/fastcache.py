@@ -184,7 +184,7 @@ class FastCache(PolicyRecipe):
     summary: ClassVar[str] = "leave out middle blocks while their input has hardly moved"
     source: ClassVar[str] = "FastCache, arXiv:2505.20353"
     decides_on: ClassVar[str] = "distances of the blocks' inputs"
-    preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.84, "balanced": 0.78, "fast": 0.35}
+    preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.81, "balanced": 0.78, "fast": 0.35}
 
     threshold: float = setting(
         THRESHOLD, ge=0, doc="relative distance of a block's input up to which it is left out"
