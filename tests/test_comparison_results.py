@@ -101,3 +101,15 @@ def test_a_comparison_of_another_version_is_refused(results: Results) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 99}))
     with pytest.raises(ConfigError, match="of version 99"):
         results.read_plan()
+
+
+def test_two_comparisons_do_not_write_into_one_folder(results: Results) -> None:
+    other = Results(folder=results.folder)
+    with (
+        results.alone(),
+        pytest.raises(ConfigError, match="another comparison is writing"),
+        other.alone(),
+    ):
+        pass
+    with other.alone():
+        pass

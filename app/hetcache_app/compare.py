@@ -98,18 +98,19 @@ def compare(config: CompareConfig, registry: Registry) -> Compared:
         notices = {str(spec): info.notice for spec, info in found.items() if info.notice}
         for text in dict.fromkeys(notices.values()):
             note(text, kind="notice")
-        kept = _prepare(results, config, wanted, grid, found, before)
-        desk = Desk(results, finished=kept)
-        already = len(kept & {key.id for key in grid.all_keys()})
-        try:
-            with row_bar(len(grid.all_keys()), already) as progress:
-                desk.on_row = lambda row: progress(
-                    f"{row.key.backbone} {row.key.clip} {row.key.label}"
-                )
-                run_units(grid.units(), crew, desk, first)
-        except KeyboardInterrupt:
-            note(f"{len(desk.finished)} finished runs are kept; the same with --resume goes on")
-            raise
+        with results.alone():
+            kept = _prepare(results, config, wanted, grid, found, before)
+            desk = Desk(results, finished=kept)
+            already = len(kept & {key.id for key in grid.all_keys()})
+            try:
+                with row_bar(len(grid.all_keys()), already) as progress:
+                    desk.on_row = lambda row: progress(
+                        f"{row.key.backbone} {row.key.clip} {row.key.label}"
+                    )
+                    run_units(grid.units(), crew, desk, first)
+            except KeyboardInterrupt:
+                note(f"{len(desk.finished)} finished runs are kept; the same with --resume goes on")
+                raise
     if desk.failures:
         raise _failed(desk.failures)
     return Compared(

@@ -3,6 +3,7 @@
 ::
 
     comparison.json             what was asked for, and where it ran
+    rows.lock                   held while a comparison writes into the folder
     rows.csv                    one line for every finished run, appended when it is finished
     clips/CLIP/source.mp4       the frames that were edited
     clips/CLIP/truth.mp4        the right answer, where it is known
@@ -250,6 +251,27 @@ class Results:
                 remedy="Run the comparison again with this release.",
             )
         return plan
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Make the folder, and keep other processes from writing into it while the context lasts.
+
+        Raises:
+            ConfigError: Another comparison is writing into it.
+        """
+        import fcntl
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "rows.lock").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed when the process ends
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"another comparison is writing into {self.folder}",
+                    where="--output",
+                    remedy="Wait for it, or name another folder.",
+                ) from error
+            yield
 
     def rows(self) -> list[Row]:
         """Read the finished runs, in the order in which they finished.
