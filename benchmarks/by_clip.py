@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--metric", default=METRIC, help="a column of metrics in rows.csv")
     options = parser.parse_args()
     rows = [row for row in Results(folder=options.folder).rows() if row.status == "ok"]
+    uncached = {row.key.case_id: row for row in rows if row.key.policy == UNCACHED}
     for group in options.groups.split(","):
         found: dict[str, list[Row]] = defaultdict(list)
         for row in rows:
@@ -42,7 +43,6 @@ def main() -> None:
         print(f"\n### {group}: {runs} runs each\n")
         print("| policy | share of FLOPs | in the mask, dB | worst | seconds, share |")
         print("|---|---|---|---|---|")
-        uncached = {row.key.case_id: row for row in rows if row.key.policy == UNCACHED}
         for label, own in found.items():
             share = np.mean([row.flops / row.flops_full for row in own])
             values = [v for row in own if (v := row.metrics.get(options.metric)) is not None]

@@ -36,7 +36,7 @@ __all__ = ["Auto", "SpacedSteps", "positions"]
 EXPONENT: Final = 1 / 3
 FIRST_STEPS: Final = 1
 """Two would give a line at once, but one from the two steps that are nearest to noise and to each other: it
-is worse than holding, by 4 dB at a quarter of 20 steps."""
+is worse than holding, by 3 dB at a quarter of 20 steps."""
 
 ROUNDING: Final = 1e-9
 """A step that lies on a whole number of gaps counts as on it."""

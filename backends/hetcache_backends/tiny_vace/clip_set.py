@@ -6,6 +6,7 @@ from typing import ClassVar, final
 
 from attrs import frozen
 
+from hetcache_backends.tiny_vace.clips import CLIP_SET_VERSION, builtin_clips
 from hetcache_core.clips import ClipSet, EvaluationClip
 from hetcache_core.errors import ConfigError, nearest_name
 
@@ -21,18 +22,14 @@ class BuiltinClips(ClipSet):
     summary: ClassVar[str] = (
         "28 generated clips: masks of 5, 15 and 40 %, still, moving, outpainting"
     )
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = str(CLIP_SET_VERSION)
 
     def names(self) -> tuple[str, ...]:
         """Names such as "small-moving-object-0"."""
-        from hetcache_backends.tiny_vace.clips import builtin_clips
-
         return tuple(spec.name for spec in builtin_clips())
 
     def clip(self, name: str, *, frames: int, height: int, width: int) -> EvaluationClip:
         """Draw one clip; 4k+1 frames, height and width multiples of 16."""
-        from hetcache_backends.tiny_vace.clips import builtin_clips
-
         if frames % 4 != 1 or height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
             raise ConfigError(
                 f"the clip set builtin has no clips of {frames}x{height}x{width}",
