@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, evolve, field
 
 from hetcache_core.budget import Budget, Costs
+from hetcache_core.cache_limit import fit_to_limit
 from hetcache_core.clock import Clock
 from hetcache_core.errors import CacheStateError, ContractError
 from hetcache_core.execution import HOLD, TrunkExecution
@@ -144,6 +145,7 @@ class Engine:
             CacheStateError: the step index does not follow on.
         """
         run = self._need_run()
+        self._fit(run, call)
         step = run.enter(call)
         record = CallRecord(
             step=step.index,
@@ -170,6 +172,21 @@ class Engine:
         _log.debug("step %d %s: %s (%s)", step.index, call.key, record.mode, record.reason)
         return output
 
+    def _fit(self, run: RunState, call: ModelCall) -> None:
+        """Before anything is kept, change what is kept so that it stays under the byte limit."""
+        if run.index >= 0 or run.store.settings.max_bytes is None:
+            return
+        latents = call.latents
+        fitted = fit_to_limit(
+            run.policy,
+            run.store.settings,
+            run.info,
+            latents=latents.numel() // latents.shape[0],
+            dtype=latents.dtype,
+        )
+        if fitted.note:
+            run.keep(fitted.policy, fitted.store, fitted.note)
+
     def _answer(
         self,
         run: RunState,
@@ -186,9 +203,9 @@ class Engine:
                 record.mode, record.reason, run.step.predicted = Mode.PREDICT, reason, True
                 signals = run.step.signals or self._signals(run, step, call, None, None)
                 return run.guidance.predict(step, call.key, run.step.outputs, signals)
-        if self.policy.reuse_point is ReusePoint.TRUNK:
+        if run.policy.reuse_point is ReusePoint.TRUNK:
             return forward()
-        predictor, slot = self.policy.predictor or HOLD, Slot(Kind.OUTPUT)
+        predictor, slot = run.policy.predictor or HOLD, Slot(Kind.OUTPUT)
         decision = self._decide(run, step, call, None)
         if decision.mode is Mode.REUSE and run.store.has(call.key, slot):
             self._settle(run, record, decision)
@@ -273,7 +290,7 @@ class Engine:
         costs = None
         if run.budget is not None and self._record is not None:
             costs = self._costs(run, trunk, self._record)
-            if step.index == 0 and self.policy.step is not None and self.policy.step.schedule_only:
+            if step.index == 0 and run.policy.step is not None and run.policy.step.schedule_only:
                 self._solve(run, call, trunk, run.budget, costs)
         signals = self._signals(run, step, call, trunk, probe)
         decision = run.step_decider.decide(step, signals)
@@ -304,10 +321,10 @@ class Engine:
         if wanted.mode is Mode.FULL:
             return wanted
         span = wanted.span if wanted.mode is Mode.REUSE else WHOLE_TRUNK
-        if span not in self.policy.spans and self.policy.reuse_point is ReusePoint.TRUNK:
+        if span not in run.policy.spans and run.policy.reuse_point is ReusePoint.TRUNK:
             raise ContractError(
                 f"the decision reuses {span}, which is not among its spans",
-                where=f"policy {self.policy.name}",
+                where=f"policy {run.policy.name}",
                 remedy="Name it in CachePolicy.spans, so that computed steps keep its residual",
             )
         if not run.store.has(call.key, Slot(Kind.RESIDUAL, span)):
@@ -316,7 +333,7 @@ class Engine:
             limit = run.active.settings.max_active_share
             reason = f"{run.active.share:.0%} of the tokens active, over {limit:.0%}"
             return evolve(wanted, mode=Mode.FULL, reason=reason)
-        settings = self.policy.partial
+        settings = run.policy.partial
         if (
             wanted.mode is Mode.PARTIAL
             and settings is not None
@@ -344,7 +361,7 @@ class Engine:
 
     def _budget(self, run: RunState) -> Budget | None:
         """Make the budget, or None where none was asked for or nothing could keep it."""
-        policy, steps = self.policy, range(run.info.steps)
+        policy, steps = run.policy, range(run.info.steps)
         if self.target_speedup is None or (policy.step is None and policy.blocks is None):
             return None
         return Budget(
@@ -358,7 +375,7 @@ class Engine:
         """Costs of the modes, counted where the trunk is at hand."""
         if trunk is None:  # whole calls are left out: nothing of them is run
             return Costs(partial=1.0, reuse=0.0)
-        partial, settings = 1.0, self.policy.partial
+        partial, settings = 1.0, run.policy.partial
         if run.active is not None and settings is not None and not run.active.too_many:
             rows = partial_flops(
                 trunk,
@@ -380,7 +397,7 @@ class Engine:
         """Play the whole schedule ahead with fresh deciders until its cost fits the budget."""
 
         def cost_at(factor: float) -> float:
-            policy, spent, reused = self.policy.step, 0.0, 0
+            policy, spent, reused = run.policy.step, 0.0, 0
             if policy is None:
                 return spent
             decider = policy.begin(run.info)

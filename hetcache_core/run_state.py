@@ -15,7 +15,7 @@ from hetcache_core.errors import CacheStateError, ConfigError
 from hetcache_core.policy import BlockDecider, CachePolicy, GuidanceDecider, StepDecider
 from hetcache_core.signals import ScheduleSignals, Signals
 from hetcache_core.steps import Decision, Mode, StepInfo
-from hetcache_core.store import CacheStore
+from hetcache_core.store import CacheStore, StoreSettings
 from hetcache_core.tokens import Role
 from hetcache_core.trace import CallRecord, Trace
 
@@ -109,6 +109,13 @@ class RunState:
         self.block_decider = begin(self.policy.blocks)
         self.guidance = begin(self.policy.guidance)
 
+    def keep(self, policy: CachePolicy, settings: StoreSettings, note: str) -> None:
+        """Before the first step: keep less, as the policy and the settings now say."""
+        self.trace.notes.append(note)
+        self.policy, self.store = policy, CacheStore(settings)
+        self.active = make_active(policy, self.info, self.trace)
+        self.trace.notes = list(dict.fromkeys(self.trace.notes))
+
     def step_info(self, index: int) -> StepInfo:
         """Describe a step."""
         return StepInfo(
@@ -174,6 +181,9 @@ class RunState:
         for record, duration in zip(trace.records, seconds, strict=True):
             record.seconds = duration
         trace.peak_cache_bytes = self.store.peak_bytes
+        if self.store.peak_spilled_bytes:
+            spilled = self.store.peak_spilled_bytes / 1e6
+            trace.notes.append(f"{spilled:,.1f} MB of the cache were in host memory.")
         trace.notes.extend(self._findings())
         self.store.clear()
         return trace

@@ -60,11 +60,13 @@ class StoreSettings:
         dtype: name of a floating dtype ("bfloat16") to keep them in, or None for the model's own.
         device: device to keep them on ("cpu" spills to host memory), or None for the model's own.
         max_bytes: hard limit for one run, or None.
+        spill: past ``max_bytes``, keep in host memory what would otherwise be refused.
     """
 
     dtype: str | None = None
     device: str | None = None
     max_bytes: int | None = None
+    spill: bool = False
 
     def __attrs_post_init__(self) -> None:
         """Check the names, so that a bad one is an error before the run and not inside it."""
@@ -97,16 +99,23 @@ class CacheStore:
     _values: dict[tuple[str, Slot], list[Stored]] = field(factory=dict, init=False)
     _bytes: int = field(default=0, init=False)
     _peak: int = field(default=0, init=False)
+    _spilled: int = field(default=0, init=False)
+    _peak_spilled: int = field(default=0, init=False)
 
     @property
     def bytes(self) -> int:
-        """Bytes held now."""
+        """Bytes held now, without those spilled to host memory."""
         return self._bytes
 
     @property
     def peak_bytes(self) -> int:
-        """Most bytes held at any time in this run."""
+        """Most bytes held at any time in this run, without those spilled to host memory."""
         return self._peak
+
+    @property
+    def peak_spilled_bytes(self) -> int:
+        """Most bytes spilled to host memory at any time in this run."""
+        return self._peak_spilled
 
     def has(self, branch: str, slot: Slot) -> bool:
         """Whether a value is held."""
@@ -137,7 +146,7 @@ class CacheStore:
         """
         entries = self._values.setdefault((branch, slot), [])
         while len(entries) >= history:
-            self._bytes -= _size(entries.pop(0).value)
+            self._release(entries.pop(0).value)
         wanted = self.settings.dtype
         kept = value.detach().to(
             dtype=value.dtype if exact or wanted is None else getattr(torch, wanted),
@@ -146,8 +155,7 @@ class CacheStore:
         # A view would keep its whole base alive and the byte count would be a lie.
         if kept.untyped_storage().nbytes() > _size(kept):
             kept = kept.clone()
-        self._reserve(_size(kept), slot)
-        entries.append(Stored(kept, step))
+        entries.append(Stored(self._reserve(kept, slot), step))
 
     def put_difference(
         self, branch: str, slot: Slot, after: Tensor, before: Tensor, *, step: int, history: int = 1
@@ -199,16 +207,31 @@ class CacheStore:
         """Forget every value of one kind, in all branches."""
         for key in [k for k in self._values if k[1].kind is kind]:
             for entry in self._values.pop(key):
-                self._bytes -= _size(entry.value)
+                self._release(entry.value)
 
     def clear(self) -> None:
         """Forget everything; the peak is kept for the trace."""
         self._values.clear()
-        self._bytes = 0
+        self._bytes = self._spilled = 0
 
-    def _reserve(self, size: int, slot: Slot) -> None:
-        limit = self.settings.max_bytes
-        if limit is not None and self._bytes + size > limit:
+    def _is_spilled(self, value: Tensor) -> bool:
+        return self.settings.spill and value.device.type == "cpu"
+
+    def _release(self, value: Tensor) -> None:
+        if self._is_spilled(value):
+            self._spilled -= _size(value)
+        else:
+            self._bytes -= _size(value)
+
+    def _reserve(self, value: Tensor, slot: Slot) -> Tensor:
+        """Count a value in, and return it where it is to be kept."""
+        size, limit = _size(value), self.settings.max_bytes
+        full = limit is not None and self._bytes + size > limit
+        if self.settings.spill and (full or value.device.type == "cpu"):
+            self._spilled += size
+            self._peak_spilled = max(self._peak_spilled, self._spilled)
+            return value.cpu()
+        if full:
             raise CacheBudgetError(
                 f"Storing {slot.kind.value} needs {size:,} bytes on top of {self._bytes:,} held; the "
                 f"limit is {limit:,}. Raise the limit, keep the cache in bfloat16 or on the CPU, or "
@@ -216,6 +239,7 @@ class CacheStore:
             )
         self._bytes += size
         self._peak = max(self._peak, self._bytes)
+        return value
 
 
 def _size(value: Tensor) -> int:

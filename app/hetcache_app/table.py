@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 import torch
 from attrs import evolve
 
-from hetcache_app.footprint import footprint
 from hetcache_app.listing import PRESETS, SHOWN_MODEL
 from hetcache_core.backbone import RunInfo
 from hetcache_core.errors import ConfigError
+from hetcache_core.footprint import footprint
 from hetcache_core.settings import build
 from hetcache_core.tokens import Grid
 

@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("typer")
-
-from hetcache_app.footprint import footprint
 from hetcache_core import CallRecord, RunInfo, accelerate, discover
+from hetcache_core.footprint import footprint
 from hetcache_core.run_state import RunState
 from hetcache_core.session import resolve_policy
 from hetcache_core.store import Kind
