@@ -156,6 +156,7 @@ class Engine:
             tokens=run.info.grid.tokens,
         )
         self._call, self._record = call, record
+        run.recorder.call(call.key)
         run.clock.start()
         output = self._answer(run, step, call, record, forward)
         run.clock.stop()
@@ -201,6 +202,7 @@ class Engine:
             reason = run.guidance.predicts(step, call.key, run.step.mode or Mode.FULL)
             if reason is not None:
                 record.mode, record.reason, run.step.predicted = Mode.PREDICT, reason, True
+                run.recorder.predicted(step.index, call.key)
                 signals = run.step.signals or self._signals(run, step, call, None, None)
                 return run.guidance.predict(step, call.key, run.step.outputs, signals)
         if run.policy.reuse_point is ReusePoint.TRUNK:
@@ -286,6 +288,7 @@ class Engine:
         run.step.deciding = call.key
         if run.step_decider is None:
             run.step.decision = Decision(Mode.FULL, "every step is computed")
+            run.recorder.decided(step.index, run.step.decision)
             return run.step.decision
         costs = None
         if run.budget is not None and self._record is not None:
@@ -297,6 +300,7 @@ class Engine:
         if run.budget is not None and costs is not None:
             decision = run.budget.apply(step, decision, costs)
         run.step.decision = self.guards.apply(step, decision, run.reused_in_row)
+        run.recorder.decided(step.index, run.step.decision)
         if self._record is not None:
             self._record.host_reads += signals.reads
         return run.step.decision

@@ -12,7 +12,7 @@ from hetcache_core.errors import ContractError
 from hetcache_core.passes import KeysUse, Pass, ScoreRequest
 from hetcache_core.policy import ControlMode, KVMode, Predictor, ReusePoint
 from hetcache_core.run_state import RunState
-from hetcache_core.steps import WHOLE_TRUNK, Decision, StepInfo
+from hetcache_core.steps import WHOLE_TRUNK, Decision, Mode, StepInfo
 from hetcache_core.store import Kind, Slot, Stored
 from hetcache_core.trace import CallRecord
 
@@ -59,6 +59,7 @@ class TrunkExecution:
     record: CallRecord
     computes_all: bool
     _full: Pass | None = field(default=None, init=False)
+    _probed: int = field(default=0, init=False)
 
     @property
     def predictor(self) -> Predictor:
@@ -73,6 +74,7 @@ class TrunkExecution:
 
     def probe(self, blocks: int) -> Tensor:
         """Run the first blocks over all tokens; (B, N, D). They are not run again in this call."""
+        self._probed = max(self._probed, blocks)
         return self._all_rows().advance(blocks)
 
     def full(self) -> Tensor:
@@ -165,8 +167,14 @@ class TrunkExecution:
 
     def close(self) -> None:
         """Add what the pass over all rows did, a probe's blocks included, to the record."""
-        if self._full is not None:
-            self._tally(self._full)
+        if self._full is None:
+            return
+        self._tally(self._full)
+        if self._probed and self.record.mode is not Mode.FULL:
+            recorder, step = self.run.recorder, self.step.index
+            # Later steps may take what the probe has kept, so that a replay has to keep it too.
+            if self._full.keys is KeysUse.STORE or recorder.keeps(step, self.call.key):
+                recorder.probed(step, self._probed)
 
     def _tally(self, done: Pass) -> None:
         self.record.flops += done.flops
@@ -199,6 +207,7 @@ class TrunkExecution:
             store=run.store,
             predictor=self.predictor,
             blocks=run.block_decider,
+            recorder=run.recorder,
             computes_all=self.computes_all,
             keys=keys,
             keep_hints=keep_hints,
@@ -219,6 +228,7 @@ class TrunkExecution:
             before = active.rows
             active.after_full_step(full.score.total if full.score is not None else None, features)
             if active.rows is not before:
+                run.recorder.selected(active.current())
                 # Hints of other rows are of no use; a branch that has none computes the step.
                 run.store.drop(Kind.HINT)
         for index, hint in enumerate(full.hints):

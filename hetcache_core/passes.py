@@ -17,6 +17,7 @@ from hetcache_core.policy import (
     Predictor,
     Use,
 )
+from hetcache_core.recording import Recorder
 from hetcache_core.steps import ALL_SUB_LAYERS, BlockKey, Stack, StepInfo, SubLayer
 from hetcache_core.store import CacheStore, Kind, Slot
 from hetcache_core.trunk import Attend, Compute, TrunkCall, TrunkView
@@ -68,6 +69,7 @@ class Pass:
         store: where things are kept.
         predictor: what stands in for sub-layers that are not run.
         blocks: decides blocks and sub-layers, or None to run all.
+        recorder: takes note of what was decided of them, or None.
         computes_all: nothing is reused, whatever ``blocks`` says; what it stores is stored.
         keys: what to do with keys and values.
         stored_hints: take control hints from the store instead of running control blocks.
@@ -84,6 +86,7 @@ class Pass:
     store: CacheStore
     predictor: Predictor
     blocks: BlockDecider | None = None
+    recorder: Recorder | None = None
     computes_all: bool = False
     keys: KeysUse = KeysUse.OWN
     stored_hints: bool = False
@@ -129,7 +132,7 @@ class Pass:
     def _block(self, key: BlockKey) -> None:
         action = RUN_BLOCK
         if self.blocks is not None:
-            action = self._allowed(self.blocks.block(self.step, self.branch, key, self.hidden))
+            action = self._allowed(key, self.blocks.block(self.step, self.branch, key, self.hidden))
         slot = Slot(Kind.BLOCK, key)
         if action.use is Use.REUSE and self.store.has(self.branch, slot):
             # The stored residual holds the control hint of its step, so no control block runs.
@@ -167,7 +170,7 @@ class Pass:
     def _control(self, key: BlockKey) -> Tensor:
         action = RUN_BLOCK
         if self.blocks is not None:
-            action = self._allowed(self.blocks.control(self.step, self.branch, key))
+            action = self._allowed(key, self.blocks.control(self.step, self.branch, key))
         hint = self.view.control(key.index, self._hooks(key, action))
         self.control_run += 1
         self.flops += self.trunk.flops.control_extra(key.index, rows=self.row_count)
@@ -175,11 +178,13 @@ class Pass:
             self.hints.append(hint)
         return hint
 
-    def _allowed(self, action: BlockAction) -> BlockAction:
-        if not self.computes_all:
-            return action
-        parts = {part: PartAction(store=act.store) for part, act in action.parts.items()}
-        return evolve(action, use=Use.RUN, parts=parts)
+    def _allowed(self, key: BlockKey, action: BlockAction) -> BlockAction:
+        if self.computes_all:
+            parts = {part: PartAction(store=act.store) for part, act in action.parts.items()}
+            action = evolve(action, use=Use.RUN, parts=parts)
+        if self.recorder is not None:
+            self.recorder.action(self.step.index, self.branch, key, action)
+        return action
 
     def _hooks(self, key: BlockKey, action: BlockAction) -> _Hooks | None:
         parts = action.observe | frozenset(

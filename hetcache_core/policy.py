@@ -9,9 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from attrs import evolve, field, fields, frozen
+from attrs import NOTHING, evolve, field, fields, frozen
 
 from hetcache_core.errors import ConfigError
 from hetcache_core.steps import (
@@ -27,6 +27,7 @@ from hetcache_core.steps import (
 )
 
 if TYPE_CHECKING:
+    from attrs import AttrsInstance
     from torch import Tensor
     from typing_extensions import Self
 
@@ -68,6 +69,11 @@ class StepPolicy(ABC):
     @property
     def schedule_only(self) -> bool:
         """Whether decisions depend on the schedule alone, so that a run can be played ahead."""
+        return False
+
+    @property
+    def fixed(self) -> bool:
+        """Whether every decision was taken before the run, so that no speed-up can be asked for."""
         return False
 
     @abstractmethod
@@ -427,6 +433,16 @@ class PolicyRecipe(ABC):
         Raises:
             ConfigError: these settings don't fit the model; the message says which would.
         """
+
+    @classmethod
+    def needs_settings(cls) -> tuple[str, ...]:
+        """Name the settings without which it runs on no model, those in ``anywhere`` left out."""
+        settings = cast("type[AttrsInstance]", cls)
+        return tuple(
+            f.alias or f.name
+            for f in fields(settings)
+            if f.default is NOTHING and (f.alias or f.name) not in cls.anywhere
+        )
 
     def beside(self, others: Sequence[CachePolicy]) -> Self:
         """Return the recipe to use when composed with others ("adacache+teacache").

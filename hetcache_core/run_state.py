@@ -13,6 +13,7 @@ from hetcache_core.budget import Budget, outcome
 from hetcache_core.clock import Clock
 from hetcache_core.errors import CacheStateError, ConfigError
 from hetcache_core.policy import BlockDecider, CachePolicy, GuidanceDecider, StepDecider
+from hetcache_core.recording import Recorder
 from hetcache_core.signals import ScheduleSignals, Signals
 from hetcache_core.steps import Decision, Mode, StepInfo
 from hetcache_core.store import CacheStore, StoreSettings
@@ -72,6 +73,7 @@ class RunState:
         chosen_at: step in which the active rows were last looked at.
         ahead: signals of the whole schedule.
         sizes: fp32 scalars, sum of magnitudes of each kept residual.
+        recorder: notes for the trace's plan.
     """
 
     info: RunInfo
@@ -91,6 +93,7 @@ class RunState:
     chosen_at: int = field(default=-1, init=False)
     ahead: ScheduleSignals = field(factory=ScheduleSignals, init=False)
     sizes: list[Tensor] = field(factory=list, init=False)
+    recorder: Recorder = field(factory=Recorder, init=False)
 
     def __attrs_post_init__(self) -> None:
         """Begin the pieces."""
@@ -184,6 +187,8 @@ class RunState:
         if self.store.peak_spilled_bytes:
             spilled = self.store.peak_spilled_bytes / 1e6
             trace.notes.append(f"{spilled:,.1f} MB of the cache were in host memory.")
+        partition = self.active.partition if self.active is not None else None
+        trace.plan = self.recorder.plan(self.info, partition, self.policy.partial)
         trace.notes.extend(self._findings())
         self.store.clear()
         return trace

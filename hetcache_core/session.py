@@ -149,6 +149,12 @@ def accelerate(
             remedy="This backbone runs both in one call, where nothing can be left out; use another "
             "policy",
         )
+    if target_speedup is not None and composed.step is not None and composed.step.fixed:
+        raise ConfigError(
+            f"policy {composed.name!r} does what was recorded, and can compute neither more nor less",
+            where="target_speedup",
+            remedy="Ask the run for it whose schedule is replayed",
+        )
     traces: list[Trace] = []
 
     def finished(trace: Trace) -> None:

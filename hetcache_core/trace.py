@@ -13,10 +13,15 @@ from typing import Any, Final
 from attrs import asdict, define, field, fields, frozen
 
 from hetcache_core.errors import ConfigError
+from hetcache_core.plan import Plan
 from hetcache_core.steps import Mode
 
-SCHEMA_VERSION: Final = 1
-"""Raised whenever a reader of older traces would misread a newer one."""
+SCHEMA_VERSION: Final = 2
+"""Raised whenever a reader of older traces would misread a newer one, or miss something in an older one.
+
+2: with a plan."""
+
+READABLE: Final = (1, SCHEMA_VERSION)
 
 
 @define(eq=True, kw_only=True)
@@ -118,6 +123,8 @@ class Trace:
         notes: sentences about the run as a whole.
         complete: whether the last step was reached.
         target_speedup: how many times fewer FLOPs were asked for, or None.
+        plan: what has to be done to repeat the run without deciding anything, or None where the trace
+            is older than plans are.
         schema_version: version of this layout.
     """
 
@@ -135,6 +142,7 @@ class Trace:
     notes: list[str] = field(factory=list)
     complete: bool = False
     target_speedup: float | None = None
+    plan: Plan | None = None
     schema_version: int = SCHEMA_VERSION
 
     def modes(self) -> list[Mode]:
@@ -177,8 +185,11 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, totals included."""
-        plain = asdict(self, value_serializer=_plain)
-        return {**plain, "totals": asdict(self.totals())}
+        plain = asdict(
+            self, value_serializer=_plain, filter=lambda attribute, _: attribute.name != "plan"
+        )
+        plan = None if self.plan is None else self.plan.to_dict()
+        return {**plain, "plan": plan, "totals": asdict(self.totals())}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON; the file appears whole or not at all."""
@@ -201,10 +212,10 @@ class Trace:
     def from_dict(cls, plain: object, *, where: str = "trace") -> Trace:
         """Build a trace from the values of ``to_dict``; errors as in ``load``."""
         version = plain.get("schema_version") if isinstance(plain, Mapping) else None
-        if not isinstance(plain, Mapping) or version != SCHEMA_VERSION:
+        if not isinstance(plain, Mapping) or version not in READABLE:
             raise ConfigError(
-                f"{where} has trace schema {version!r}; this version reads {SCHEMA_VERSION}. "
-                "Write it again with this version of hetcache."
+                f"{where} has trace schema {version!r}; this version reads {SCHEMA_VERSION} and "
+                "older. Write it again with this version of hetcache."
             )
         names = {f.name for f in fields(cls)}
         values = {k: v for k, v in plain.items() if k in names}
@@ -212,6 +223,8 @@ class Trace:
             values["records"] = [
                 CallRecord(**{**r, "mode": Mode(r["mode"])}) for r in plain["records"]
             ]
+            plan = values.get("plan")
+            values["plan"] = None if plan is None else Plan.from_dict(plan)
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{where} is not a whole trace: {error}.") from error

@@ -97,6 +97,11 @@ def hetcache_register_policies() -> list[Registration]:
             summary="reuse attention between full steps and recompute a few tokens' rest",
         ),
         Registration(
+            name="replay",
+            target="hetcache_policies.replay:Replay",
+            summary="do what a recorded run did, and decide nothing",
+        ),
+        Registration(
             name="duca",
             target="hetcache_policies.toca:DuCa",
             summary="between full steps, reuse the trunk and recompute a few tokens in turn",

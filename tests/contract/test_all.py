@@ -37,6 +37,8 @@ COMPOSITIONS = ("pab+teacache", "adacache+teacache", "hetcache+taylorseer")
 """Compositions of policies that answer different questions, or give way to one another."""
 
 HAVE = [name for name in COMPOSITIONS if {*name.split("+")} <= {*REGISTRY.policy_names}]
+POLICIES = [name for name in REGISTRY.policy_names if not REGISTRY.policy(name).needs_settings()]
+"""Those that run with nothing given; ``replay`` goes through the kit in its own tests."""
 
 
 @cache
@@ -79,14 +81,14 @@ def test_backbone(backbone: str, check: Callable[[BackboneCase], None]) -> None:
 
 
 @pytest.mark.parametrize("check", POLICY_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("policy", [*REGISTRY.policy_names, *HAVE])
+@pytest.mark.parametrize("policy", [*POLICIES, *HAVE])
 def test_policy_on_the_tiny_backbone(policy: str, check: Callable[[PolicySubject], None]) -> None:
     case = tiny_case()
     run(check, PolicySubject(name=policy, make=maker_of(policy, case), case=case), policy)
 
 
 @pytest.mark.parametrize("check", PAIR_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("policy", [*REGISTRY.policy_names, *HAVE])
+@pytest.mark.parametrize("policy", [*POLICIES, *HAVE])
 @pytest.mark.parametrize("backbone", REGISTRY.backbone_names)
 def test_policy_on_backbone(
     backbone: str, policy: str, check: Callable[[PolicySubject], None]

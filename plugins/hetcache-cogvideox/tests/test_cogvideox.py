@@ -140,7 +140,8 @@ def like_5b(seed: int) -> Any:
 
 
 CASE = case("5b", like_5b)
-POLICIES = {name: discover().policy(name) for name in discover().policy_names}
+INSTALLED = {name: discover().policy(name) for name in discover().policy_names}
+POLICIES = {name: kind for name, kind in INSTALLED.items() if not kind.needs_settings()}
 
 
 def maker(kind: type[PolicyRecipe]) -> Any:
