@@ -201,6 +201,17 @@ class Backbone(ABC):
     guidance_scale: ClassVar[float] = 5.0
     """What an edit runs with when nobody asks for a strength of guidance."""
 
+    def for_model(self, model: str | None) -> Backbone:
+        """Return the adapter for a checkpoint, before it is loaded; by default this one.
+
+        A backbone that runs models of several kinds gives each a class of its own in here, of the
+        same name, with the sizes and features of that kind.
+
+        Args:
+            model: what ``LoadRequest.model`` will be.
+        """
+        return self
+
     @abstractmethod
     def accepts(self, pipeline: object) -> bool:
         """Whether this adapter is the one for a pipeline object. Imports nothing new."""

@@ -6,7 +6,7 @@ No library is imported here: the pipeline's class and the pipeline are handed in
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +28,7 @@ def load_pipeline(
     accepts: Callable[[Any], bool],
     example: str,
     dtype: Any = None,
+    without: Sequence[str] = (),
 ) -> Any:
     """Load a folder or hub id through a pipeline class's own ``from_pretrained``.
 
@@ -37,6 +38,7 @@ def load_pipeline(
         accepts: whether what was loaded is what the backbone carries.
         example: hub id of a published checkpoint, for the messages.
         dtype: ``torch_dtype`` of ``from_pretrained``; by default the one that is asked for.
+        without: parts that are not to be loaded; the pipeline has None in their place.
 
     Raises:
         UnsupportedBackboneError: nothing was named, files are missing, or the hub is out of reach.
@@ -50,6 +52,7 @@ def load_pipeline(
     try:
         index = kind.load_config(request.model)
         absent = {name: None for name in TEXT_PARTS if not any(index.get(name) or ())}
+        absent |= dict.fromkeys(without)
         if dtype is None:
             import torch
 

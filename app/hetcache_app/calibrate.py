@@ -60,7 +60,7 @@ def calibrate(config: CalibrateConfig, registry: Registry) -> Calibrated:
     output = Path(config.output)
     check_writable(output, option="--output")
     calibrator = _find_calibrator(config.policy, registry)
-    backbone = registry.backbone(config.backbone)()
+    backbone = registry.backbone(config.backbone)().for_model(config.model)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     requests = list(_requests(config, backbone))

@@ -49,7 +49,7 @@ def edit(config: EditConfig, registry: Registry) -> Report:
         store=store_settings(config),
     )
     check_policy(policy, registry)
-    backbone = registry.backbone(config.backbone)()
+    backbone = registry.backbone(config.backbone)().for_model(config.model)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     job = prepare(config, backbone)

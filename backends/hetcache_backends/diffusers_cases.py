@@ -11,8 +11,8 @@ from hetcache_backends.diffusers_common import missing_library
 from hetcache_core.testing.case import BackboneCase
 
 if TYPE_CHECKING:
-    from hetcache_backends.ltx_video import LtxVideo
     from hetcache_backends.wan_vace_diffusers import WanVaceDiffusers
+    from hetcache_core.backbone import Backbone
 
 TEXT_TOKENS: Final = 7
 TEXT_WIDTH: Final = 24
@@ -166,7 +166,7 @@ def _sample(pipeline: Any, steps: int, arguments: dict[str, Any]) -> Tensor:
     return latents
 
 
-def ltx_case(backbone: LtxVideo) -> BackboneCase:
+def ltx_case(backbone: Backbone) -> BackboneCase:
     """Make the contract kit's case of LTX-Video."""
 
     def run(pipeline: Any, steps: int, guidance: str, seed: int) -> Tensor:

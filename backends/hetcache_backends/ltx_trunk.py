@@ -6,6 +6,7 @@ own, so the modulation has a token axis and is gathered with the rows.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, final
 
@@ -26,13 +27,12 @@ PARTS: Final[Mapping[str, SubLayer]] = {
 }
 
 
-@final
 @define(eq=False, kw_only=True)
-class LtxTrunk(TrunkCall):
+class LtxCall(TrunkCall):
     """One call of the trunk with the arguments that diffusers gave to its first block.
 
     Attributes:
-        model: the ``LTXVideoTransformer3DModel``.
+        model: the transformer.
         inputs: (B, N, D) trunk input.
         context: (B, L, D) embedded text.
         context_bias: (B, 1, L) added to the attention to the text, or None.
@@ -46,7 +46,6 @@ class LtxTrunk(TrunkCall):
     context_bias: Tensor | None
     modulation: Tensor
     rotary: tuple[Tensor, Tensor]
-    _flops: WanFlops | None = field(default=None, init=False)
 
     @property
     def x(self) -> Tensor:
@@ -54,14 +53,45 @@ class LtxTrunk(TrunkCall):
         return self.inputs
 
     @property
-    def layers(self) -> int:
-        """Main blocks ``L``."""
-        return len(self.model.transformer_blocks)
-
-    @property
     def control_layers(self) -> tuple[int, ...]:
         """LTX has no control branch."""
         return ()
+
+    def view(self, rows: Tensor | None) -> LtxView:
+        """Gather input, rotary table and per-token modulation at the rows."""
+        if rows is None:
+            return LtxView(
+                trunk=self, inputs=self.inputs, modulation=self.modulation, rotary=self.rotary
+            )
+        modulation = self.modulation
+        if modulation.shape[1] > 1:
+            modulation = modulation.index_select(1, rows)  # (B, n, 6 * D)
+        cos, sin = self.rotary
+        return LtxView(
+            trunk=self,
+            inputs=self.inputs.index_select(1, rows),  # (B, n, D)
+            modulation=modulation,
+            rotary=(cos.index_select(1, rows), sin.index_select(1, rows)),  # (B, n, D)
+        )
+
+    @abstractmethod
+    def run_block(
+        self, index: int, hidden: Tensor, view: LtxView, hooks: BlockHooks | None
+    ) -> Tensor:
+        """Run block ``index`` on hidden (B, n, D) at the rows of a view."""
+
+
+@final
+@define(eq=False, kw_only=True)
+class LtxTrunk(LtxCall):
+    """A call whose ``model`` is the library's ``LTXVideoTransformer3DModel``."""
+
+    _flops: WanFlops | None = field(default=None, init=False)
+
+    @property
+    def layers(self) -> int:
+        """Main blocks ``L``."""
+        return len(self.model.transformer_blocks)
 
     @property
     def heads(self) -> int:
@@ -85,23 +115,6 @@ class LtxTrunk(TrunkCall):
                 + times * linear_macs(model.time_embed),
             )
         return self._flops
-
-    def view(self, rows: Tensor | None) -> LtxView:
-        """Gather input, rotary table and per-token modulation at the rows."""
-        if rows is None:
-            return LtxView(
-                trunk=self, inputs=self.inputs, modulation=self.modulation, rotary=self.rotary
-            )
-        modulation = self.modulation
-        if modulation.shape[1] > 1:
-            modulation = modulation.index_select(1, rows)  # (B, n, 6 * D)
-        cos, sin = self.rotary
-        return LtxView(
-            trunk=self,
-            inputs=self.inputs.index_select(1, rows),  # (B, n, D)
-            modulation=modulation,
-            rotary=(cos.index_select(1, rows), sin.index_select(1, rows)),  # (B, n, D)
-        )
 
     def timestep_embeddings(self, timesteps: Sequence[float]) -> Tensor:
         """Embed timesteps in fp32: (S, D)."""
@@ -129,13 +142,29 @@ class LtxTrunk(TrunkCall):
         modulated: Tensor = normed * (1 + scale) + shift
         return modulated
 
+    def run_block(
+        self, index: int, hidden: Tensor, view: LtxView, hooks: BlockHooks | None
+    ) -> Tensor:
+        """Run block ``index`` as the library calls it."""
+        out: Tensor = run_block(
+            self.model.transformer_blocks[index],
+            hooks,
+            PARTS,
+            hidden_states=hidden,
+            encoder_hidden_states=self.context,
+            temb=view.modulation,
+            image_rotary_emb=view.rotary,
+            encoder_attention_mask=self.context_bias,
+        )
+        return out
+
 
 @final
 @define(eq=False, kw_only=True)
 class LtxView(TrunkView):
-    """The trunk over some rows; see ``LtxTrunk.view``."""
+    """The trunk over some rows; see ``LtxCall.view``."""
 
-    trunk: LtxTrunk
+    trunk: LtxCall
     inputs: Tensor
     modulation: Tensor
     rotary: tuple[Tensor, Tensor]
@@ -149,17 +178,7 @@ class LtxView(TrunkView):
         self, index: int, hidden: Tensor, hint: Tensor | None, hooks: BlockHooks | None
     ) -> Tensor:
         """Run main block ``index``; LTX has no hints."""
-        out: Tensor = run_block(
-            self.trunk.model.transformer_blocks[index],
-            hooks,
-            PARTS,
-            hidden_states=hidden,
-            encoder_hidden_states=self.trunk.context,
-            temb=self.modulation,
-            image_rotary_emb=self.rotary,
-            encoder_attention_mask=self.trunk.context_bias,
-        )
-        return out
+        return self.trunk.run_block(index, hidden, self, hooks)
 
     def control(self, index: int, hooks: BlockHooks | None) -> Tensor:
         """Refuse: LTX has no control branch."""

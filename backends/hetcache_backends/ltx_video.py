@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
 from attrs import define, frozen
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from hetcache_core.engine import Engine
     from hetcache_core.testing.case import BackboneCase
+    from hetcache_core.trunk import TrunkCall
 
 MODEL: Final = "LTXVideoTransformer3DModel"
 
@@ -119,6 +121,14 @@ class LtxVideo(Backbone):
         arguments = {"source_video": frames, "edit_mask": request.mask, "num_frames": len(frames)}
         return run_edit(pipeline, arguments, request)
 
+    def export(
+        self, pipeline: Any, folder: Path, *, model: str | None = None
+    ) -> Mapping[str, object]:
+        """Write the transformer as ONNX graphs, for the backbone ``onnx-runtime``."""
+        from hetcache_backends.onnx_ltx import export_ltx
+
+        return export_ltx(pipeline, folder, backbone=self.name, model=model)
+
     def stand_in(self, request: LoadRequest) -> Any:
         """Make a small random ``MaskedLTXPipeline`` that reads prompts."""
         from hetcache_backends.diffusers_stand_ins import ltx_stand_in
@@ -132,10 +142,15 @@ class LtxVideo(Backbone):
         return ltx_case(self)
 
 
-@final
 @define(eq=False)
 class LtxCalls(DiffusersCalls):
     """What the calls of an LTX-Video transformer mean."""
+
+    def trunk(self, **given: Any) -> TrunkCall:
+        """Make a call of the trunk of what its first block was given; see ``LtxCall``."""
+        from hetcache_backends.ltx_trunk import LtxTrunk
+
+        return LtxTrunk(**given)
 
     def blocks(self, model: Any) -> Sequence[Any]:
         """All blocks."""
@@ -183,7 +198,6 @@ class LtxCalls(DiffusersCalls):
         self, model: Any, arguments: Mapping[str, Any], run: RunTrunk
     ) -> tuple[Any, dict[str, Any]]:
         """Give the library's forward one block, the trunk."""
-        from hetcache_backends.ltx_trunk import LtxTrunk
 
         def trunk(
             hidden_states: Tensor,
@@ -193,7 +207,7 @@ class LtxCalls(DiffusersCalls):
             encoder_attention_mask: Tensor | None,
         ) -> Tensor:
             return run(
-                LtxTrunk(
+                self.trunk(
                     model=model,
                     inputs=hidden_states,
                     context=encoder_hidden_states,

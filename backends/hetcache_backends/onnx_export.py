@@ -20,7 +20,7 @@ from attrs import define, field
 from torch import Tensor, nn
 
 from hetcache_backends.onnx_folder import OPSET, WEIGHTS, first_line, need_onnx
-from hetcache_backends.onnx_parts import Part, Port
+from hetcache_backends.onnx_port import Part, Port
 from hetcache_core.errors import ConfigError, UnsupportedBackboneError
 
 if TYPE_CHECKING:

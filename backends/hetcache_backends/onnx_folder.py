@@ -6,13 +6,14 @@ import json
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, Generic, TypeVar, final
 
 from attrs import asdict, frozen
 
+from hetcache_core.backbone import LoadRequest
 from hetcache_core.errors import UnsupportedBackboneError
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the manifest."""
 
 OPSET: Final = 18
@@ -24,13 +25,15 @@ RUNS_WITH: Final = "onnx-runtime"
 MANIFEST: Final = "manifest.json"
 WEIGHTS: Final = "weights.bin"
 CODEC: Final = "codec.safetensors"
+AROUND: Final = "around"
+"""Folder of a pipeline without its transformer, as ``save_pretrained`` writes it."""
 INSTALL: Final = "pip install 'hetcache[onnx]'"
 
 
 @final
 @frozen(kw_only=True)
-class ModelSizes:
-    """What the pipeline has to know of a model whose weights are in graphs.
+class WanSizes:
+    """What the pipeline has to know of a Wan model whose weights are in graphs.
 
     Attributes:
         width: trunk width ``D``.
@@ -63,46 +66,72 @@ class ModelSizes:
 
 @final
 @frozen(kw_only=True)
-class Manifest:
+class LtxSizes:
+    """What the pipeline has to know of an LTX-Video model whose weights are in graphs.
+
+    Attributes:
+        width: trunk width ``D``.
+        layers: blocks ``L``.
+        heads: attention heads.
+        ffn: hidden width of the feed-forward.
+        patch_size: latents joined in one token, vertically and horizontally.
+        patch_size_t: latent frames joined in one token.
+        in_channels: numbers of a token before it is embedded.
+        head_channels: numbers that the head predicts for a token.
+        text_width: width of an encoded word.
+        freq_dim: width of the waves of a timestep.
+        eps: of the first norm of a block.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    ffn: int
+    patch_size: int
+    patch_size_t: int
+    in_channels: int
+    head_channels: int
+    text_width: int
+    freq_dim: int
+    eps: float
+
+
+SIZES_OF: Final[dict[str, type[WanSizes | LtxSizes]]] = {
+    "WanModel": WanSizes,
+    "LTXVideoTransformer3DModel": LtxSizes,
+}
+"""What is written of a model, by the name of its class in its library."""
+
+
+Sizes = TypeVar("Sizes", bound=WanSizes | LtxSizes)
+
+
+@final
+@frozen(kw_only=True)
+class Manifest(Generic[Sizes]):
     """What the manifest says beside the graphs' inputs and outputs.
 
     Attributes:
         backbone: the backbone that was exported.
-        sizes: of the model.
+        sizes: of the model; their class says which kind of model it is.
         graphs: file of each graph, by its name.
         words: of a prompt, where codec and words are those of ``tiny-vace``, else None.
-        checkpoint: folder or hub id that VAE and text encoder are loaded from, or None.
+        checkpoint: folder or hub id that VAE and text encoder are loaded from, or None where they
+            lie in the folder.
         notice: sentence that goes with every output, or None.
     """
 
     backbone: str
-    sizes: ModelSizes
+    sizes: Sizes
     graphs: dict[str, str]
     words: int | None
     checkpoint: str | None
     notice: str | None
 
 
-def sizes_of(dit: Any, vace: Any) -> ModelSizes:
-    """Read the sizes of a ``WanModel`` and its ``VaceWanModel``, or None for the latter."""
-    block = dit.blocks[0]
-    return ModelSizes(
-        width=int(dit.dim),
-        layers=len(dit.blocks),
-        heads=int(block.num_heads),
-        ffn=int(block.ffn_dim),
-        control_layers=tuple(vace.vace_layers) if vace is not None else (),
-        patch_size=tuple(dit.patch_size),
-        in_channels=int(dit.in_dim),
-        control_channels=int(vace.vace_in_dim) if vace is not None else 0,
-        head_channels=int(dit.head.head.out_features),
-        text_width=int(dit.text_embedding[0].in_features),
-        freq_dim=int(dit.freq_dim),
-        eps=float(block.norm1.eps),
-    )
-
-
-def write_manifest(folder: Path, manifest: Manifest, written: dict[str, Any]) -> dict[str, Any]:
+def write_manifest(
+    folder: Path, manifest: Manifest[Any], written: dict[str, Any]
+) -> dict[str, Any]:
     """Write the manifest of a folder.
 
     Args:
@@ -117,6 +146,7 @@ def write_manifest(folder: Path, manifest: Manifest, written: dict[str, Any]) ->
         "format": FORMAT,
         "hetcache": version("hetcache"),
         "backbone": manifest.backbone,
+        "model": next(name for name, kind in SIZES_OF.items() if type(manifest.sizes) is kind),
         "runs_with": RUNS_WITH,
         "opset": OPSET,
         "dtype": "float32",
@@ -130,7 +160,7 @@ def write_manifest(folder: Path, manifest: Manifest, written: dict[str, Any]) ->
     return content
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest[Any]:
     """Read the manifest of a folder.
 
     Raises:
@@ -151,7 +181,7 @@ def read_manifest(folder: Path) -> Manifest:
         }
         return Manifest(
             backbone=content["backbone"],
-            sizes=ModelSizes(**sizes),
+            sizes=SIZES_OF[content["model"]](**sizes),
             graphs={name: graph["file"] for name, graph in content["graphs"].items()},
             words=content["words"],
             checkpoint=content["checkpoint"],
@@ -205,3 +235,24 @@ def _needed(name: str, use: str) -> Any:
         raise UnsupportedBackboneError(
             f"{use} needs {name}: {first_line(error)}", remedy=f"Run: {INSTALL}"
         ) from error
+
+
+def whole_path(model: str | None) -> str | None:
+    """Make the path of a folder absolute; a hub id stays as it is."""
+    if model is None:
+        return None
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.exists() else model
+
+
+def need_float32(request: LoadRequest) -> None:
+    """Refuse any other precision.
+
+    Raises:
+        UnsupportedBackboneError: another one is asked for.
+    """
+    if request.dtype != "float32":
+        raise UnsupportedBackboneError(
+            f"Exported graphs compute in float32, {request.dtype} was asked for",
+            remedy="Pass --dtype float32.",
+        )

@@ -13,11 +13,9 @@ import torch
 from diffsynth.models.wan_video_dit import WanModel, precompute_freqs_cis_3d
 from torch import Tensor, nn
 
-from hetcache_backends.onnx_folder import ModelSizes
+from hetcache_backends.onnx_block import OnnxBlock, at_rows, graphs_of
+from hetcache_backends.onnx_folder import WanSizes
 from hetcache_backends.onnx_session import Graph
-from hetcache_core.errors import ContractError
-from hetcache_core.steps import SubLayer
-from hetcache_core.trunk import BlockHooks
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of the rows, (n, 1, d / 2) float64 each."""
@@ -28,76 +26,16 @@ def rotary(table: Tensor) -> Rotary:
     return table.real.double().contiguous(), table.imag.double().contiguous()
 
 
-class OnnxBlock(nn.Module):
-    """A block; between its graphs hooks see and replace what they ask for."""
-
-    def __init__(self, graphs: Callable[[str], Graph], heads: int) -> None:
-        """Take the block's graphs.
-
-        Args:
-            graphs: gives each part's graph by the part's name.
-            heads: attention heads.
-        """
-        super().__init__()
-        self.num_heads = heads
-        self.modulate = graphs("modulation")
-        self.queries = graphs("queries")
-        self.attend = graphs("attend")
-        self.cross_attention = graphs("cross_attention")
-        self.feed_forward = graphs("feed_forward")
-
-    def run(
-        self,
-        hidden: Tensor,
-        context: Tensor,
-        modulation: Tensor,
-        angles: Rotary,
-        hooks: BlockHooks | None,
-    ) -> Tensor:
-        """Run the block.
-
-        Args:
-            hidden: (B, n, D) its input.
-            context: (B, words, D) embedded prompt.
-            modulation: (1, 6, D) what all blocks start from.
-            angles: of the rows.
-            hooks: what to see or replace, or None.
-
-        Returns:
-            (B, n, D).
-        """
-        six: Tensor = self.modulate(modulation)  # (1, 6, D)
-
-        def attention(rows: Tensor | None = None) -> Tensor:
-            if rows is not None:
-                raise ContractError("Self-attention cannot be recomputed on some rows only.")
-            queries, keys, values = self.queries(hidden, six, *angles)
-            if hooks is not None and hooks.attends:
-                return hooks.attend(queries, keys, values, self.attend)
-            attended: Tensor = self.attend(queries, keys, values)
-            return attended
-
-        after = hidden + six[:, 2:3] * _part(hooks, SubLayer.SELF_ATTENTION, attention)
-
-        def cross(rows: Tensor | None = None) -> Tensor:
-            read: Tensor = self.cross_attention(_rows(after, rows), context)
-            return read
-
-        state = after + _part(hooks, SubLayer.CROSS_ATTENTION, cross)
-
-        def feed(rows: Tensor | None = None) -> Tensor:
-            fed: Tensor = self.feed_forward(_rows(state, rows), six)
-            return fed
-
-        return state + six[:, 5:6] * _part(hooks, SubLayer.FEED_FORWARD, feed)
+class OnnxWanBlock(OnnxBlock):
+    """A block as the library calls it."""
 
     def forward(self, x: Tensor, context: Tensor, t_mod: Tensor, freqs: Tensor) -> Tensor:
         """Run the block as the library calls it."""
-        return self.run(x, context, t_mod, rotary(freqs), None)
+        return self.run(x, (context,), t_mod, rotary(freqs), None)
 
 
 @final
-class OnnxControlBlock(OnnxBlock):
+class OnnxControlBlock(OnnxWanBlock):
     """A control block, whose state becomes a hint."""
 
     def __init__(self, graphs: Callable[[str], Graph], heads: int) -> None:
@@ -112,7 +50,7 @@ class OnnxControl(nn.Module):
 
     vace_blocks: Any
 
-    def __init__(self, graphs: Mapping[str, Graph], sizes: ModelSizes) -> None:
+    def __init__(self, graphs: Mapping[str, Graph], sizes: WanSizes) -> None:
         """Take the branch's graphs out of all.
 
         Args:
@@ -123,7 +61,7 @@ class OnnxControl(nn.Module):
         self.vace_layers = sizes.control_layers
         self.vace_layers_mapping = {layer: i for i, layer in enumerate(sizes.control_layers)}
         self.vace_blocks = nn.ModuleList(
-            OnnxControlBlock(_of(graphs, f"control{i:02d}"), sizes.heads)
+            OnnxControlBlock(graphs_of(graphs, f"control{i:02d}"), sizes.heads)
             for i in range(len(sizes.control_layers))
         )
         self.patch = graphs["control_patch"]
@@ -149,7 +87,7 @@ class OnnxControl(nn.Module):
         state = torch.nn.functional.pad(
             embedded, (0, 0, 0, tokens - embedded.shape[1])
         )  # (Bc, N, D)
-        projected: Tensor = self.before(_rows(state, rows))  # (Bc, n, D)
+        projected: Tensor = self.before(at_rows(state, rows))  # (Bc, n, D)
         return projected + x
 
     def forward(
@@ -168,7 +106,7 @@ class OnnxControl(nn.Module):
             [],
         )
         for block in self.vace_blocks:
-            state = block.run(state, context, t_mod, angles, None)
+            state = block.run(state, (context,), t_mod, angles, None)
             hints.append(block.hint(state))
         return tuple(hints)
 
@@ -187,7 +125,7 @@ class OnnxWanModel(nn.Module):
     has_image_pos_emb = False
     control_adapter = None
 
-    def __init__(self, graphs: Mapping[str, Graph], sizes: ModelSizes) -> None:
+    def __init__(self, graphs: Mapping[str, Graph], sizes: WanSizes) -> None:
         """Take the model's graphs out of all.
 
         Args:
@@ -207,7 +145,8 @@ class OnnxWanModel(nn.Module):
         self.time_projection = graphs["time_projection"]
         self.head = graphs["head"]
         self.blocks = nn.ModuleList(
-            OnnxBlock(_of(graphs, f"main{i:02d}"), sizes.heads) for i in range(sizes.layers)
+            OnnxWanBlock(graphs_of(graphs, f"main{i:02d}"), sizes.heads)
+            for i in range(sizes.layers)
         )
 
     def patchify(self, x: Tensor, control_camera_latents_input: Any = None) -> Tensor:
@@ -219,18 +158,3 @@ class OnnxWanModel(nn.Module):
         """Put flat patches (B, N, P) together as the library does."""
         latents: Tensor = WanModel.unpatchify(self, x, grid_size)
         return latents
-
-
-def _of(graphs: Mapping[str, Graph], block: str) -> Callable[[str], Graph]:
-    return lambda part: graphs[f"{block}.{part}"]
-
-
-def _part(hooks: BlockHooks | None, part: SubLayer, compute: Any) -> Tensor:
-    if hooks is not None and part in hooks.parts:
-        return hooks.sub_layer(part, compute)
-    output: Tensor = compute()
-    return output
-
-
-def _rows(x: Tensor, rows: Tensor | None) -> Tensor:
-    return x if rows is None else x.index_select(1, rows)

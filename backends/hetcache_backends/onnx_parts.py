@@ -11,11 +11,9 @@ Dimensions that are left open: ``batch``, ``rows`` (active tokens), ``keys`` (to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, final
+from typing import Any, Final
 
 import torch
-from attrs import Factory, field, frozen
 from torch import nn
 
 from hetcache_backends.onnx_modules import (
@@ -27,49 +25,10 @@ from hetcache_backends.onnx_modules import (
     Modulation,
     Queries,
 )
+from hetcache_backends.onnx_port import Part, Port
 from hetcache_core.errors import UnsupportedBackboneError
 
 GRID: Final = ("grid_frames", "grid_height", "grid_width")
-
-
-@final
-@frozen(kw_only=True)
-class Port:
-    """An input or output of a graph.
-
-    Attributes:
-        name: its name.
-        shape: its dimensions; names and multiples ("2*grid_height") are open ones.
-        meaning: what it is.
-        dtype: of torch.
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    meaning: str
-    dtype: str = "float32"
-
-
-@final
-@frozen(eq=False, kw_only=True)
-class Part:
-    """Graphs of one kind, which differ in their weights alone.
-
-    Attributes:
-        kind: what they are called together.
-        like: kinds with the same name here have the same structure; by default their own.
-        meaning: what they compute.
-        inputs: of each graph.
-        outputs: of each graph.
-        modules: by the names of the graphs.
-    """
-
-    kind: str
-    meaning: str
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-    modules: Mapping[str, nn.Module]
-    like: str = field(default=Factory(lambda part: part.kind, takes_self=True))
 
 
 def wan_parts(dit: Any, vace: Any) -> tuple[Part, ...]:

@@ -1,4 +1,4 @@
-"""The backbone that runs exported graphs: DiffSynth's Wan pipeline around onnxruntime."""
+"""The backbone that runs exported graphs: a library's own pipeline around onnxruntime."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from attrs import frozen
 
 from hetcache_backends import wan_vace
-from hetcache_backends.onnx_folder import RUNS_WITH, need_onnx, need_runtime
-from hetcache_backends.onnx_wan import (
-    OpenedFolder,
-    assemble,
-    export_wan,
-    load_wan,
+from hetcache_backends.onnx_folder import (
+    RUNS_WITH,
+    LtxSizes,
     need_float32,
-    open_folder,
+    need_onnx,
+    need_runtime,
+    read_manifest,
 )
+from hetcache_backends.onnx_runtime_ltx import OnnxLtx
+from hetcache_backends.onnx_wan import OpenedFolder, assemble, export_wan, open_folder
 from hetcache_backends.wan_loading import import_diffsynth
 from hetcache_core.backbone import Backbone, EditRequest, Features, Geometry, LoadRequest
+from hetcache_core.errors import UnsupportedBackboneError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,10 +38,14 @@ if TYPE_CHECKING:
 @final
 @frozen
 class OnnxRuntime(Backbone):
-    """Runs a folder that ``hetcache export`` wrote, for ``tiny-vace`` and ``wan-vace``."""
+    """Runs a folder that ``hetcache export`` wrote, of whichever backbone.
+
+    What is said of sizes and features here is Wan's; a folder of LTX-Video is ``OnnxLtx``'s, which
+    ``for_model`` gives.
+    """
 
     name: ClassVar[str] = RUNS_WITH
-    summary: ClassVar[str] = "exported Wan-VACE on ONNX Runtime"
+    summary: ClassVar[str] = "exported Wan-VACE or LTX-Video on ONNX Runtime"
     library: ClassVar[str] = "onnxruntime"
     features: ClassVar[Features] = wan_vace.WanVace.features
     geometry: ClassVar[Geometry] = Geometry(
@@ -49,17 +55,31 @@ class OnnxRuntime(Backbone):
         default_frames=17,
     )
 
+    def for_model(self, model: str | None) -> Backbone:
+        """Return the adapter for a folder; this one where there is none, which ``load`` will say."""
+        try:
+            return self if model is None else _adapter_of(Path(model).expanduser())
+        except UnsupportedBackboneError:
+            return self
+
     def accepts(self, pipeline: object) -> bool:
         """Whether this backbone built the pipeline."""
-        return wan_vace.is_wan_pipeline(pipeline) and wan_vace.owner(pipeline) == self.name
+        built = wan_vace.is_wan_pipeline(pipeline) and wan_vace.owner(pipeline) == self.name
+        return built or OnnxLtx().accepts(pipeline)
 
     def describe(self, pipeline: Any) -> ModelInfo:
-        """Describe the exported DiT."""
+        """Describe the exported model."""
+        if OnnxLtx().accepts(pipeline):
+            return OnnxLtx().describe(pipeline)
         return wan_vace.describe(pipeline, self.name)
 
     @contextmanager
     def attach(self, pipeline: Any, engine: Engine) -> Iterator[None]:
-        """Attach as ``wan-vace`` does, with a trunk of graphs."""
+        """Attach as the exported backbone does, with a trunk of graphs."""
+        if OnnxLtx().accepts(pipeline):
+            with OnnxLtx().attach(pipeline, engine):
+                yield
+            return
         from hetcache_backends.onnx_trunk import OnnxTrunk
 
         with wan_vace.attached(pipeline, engine, self.name, OnnxTrunk):
@@ -67,12 +87,23 @@ class OnnxRuntime(Backbone):
 
     def load(self, request: LoadRequest) -> Any:
         """Load a folder that ``hetcache export`` wrote."""
-        return load_wan(request)
+        if request.model is None:
+            raise UnsupportedBackboneError(
+                f"{self.name} needs a folder that `hetcache export` wrote",
+                remedy="Pass it as --model.",
+            )
+        need_float32(request)
+        folder = Path(request.model).expanduser()
+        if isinstance(_adapter_of(folder), OnnxLtx):
+            return OnnxLtx().load(request)
+        return assemble(open_folder(folder, request.device))
 
     def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
         """Run one masked edit, as the backbone does that was exported."""
         from attrs import evolve
 
+        if OnnxLtx().accepts(pipeline):
+            return OnnxLtx().edit(pipeline, request)
         if pipeline.text_encoder is None:  # the codec of tiny-vace, which has no seams to hide
             request = evolve(request, options={"tiled": False, **request.options})
         return wan_vace.edit(pipeline, request)
@@ -101,6 +132,15 @@ class OnnxRuntime(Backbone):
             control_blocks=lambda pipeline: _feed_forwards(pipeline.vace.vace_blocks),
             counts_flops=False,
         )
+
+
+def _adapter_of(folder: Path) -> Backbone:
+    """Return the adapter for what is in a folder.
+
+    Raises:
+        UnsupportedBackboneError: it holds no exported graphs.
+    """
+    return OnnxLtx() if isinstance(read_manifest(folder).sizes, LtxSizes) else OnnxRuntime()
 
 
 def _feed_forwards(blocks: Any) -> list[Any]:

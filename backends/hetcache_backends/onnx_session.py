@@ -22,7 +22,7 @@ WARNINGS_OFF: Final = 3
 """Errors alone are logged. Source: onnxruntime's ``OrtLoggingLevel``."""
 
 
-def open_sessions(folder: Path, manifest: Manifest, device: str) -> dict[str, Any]:
+def open_sessions(folder: Path, manifest: Manifest[Any], device: str) -> dict[str, Any]:
     """Load all graphs of a folder.
 
     Args:

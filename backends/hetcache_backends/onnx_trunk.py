@@ -131,7 +131,7 @@ class OnnxView(TrunkView):
         """Run main block ``index`` and add its hint as the library does."""
         trunk = self.trunk
         block = trunk.dit.blocks[index]
-        output: Tensor = block.run(hidden, trunk.context, trunk.modulation, self.angles, hooks)
+        output: Tensor = block.run(hidden, (trunk.context,), trunk.modulation, self.angles, hooks)
         if hint is None or trunk.control_branch is None:
             return output
         scale = trunk.control_branch.scale
@@ -147,6 +147,6 @@ class OnnxView(TrunkView):
             tokens = trunk.inputs.shape[1]
             state = branch.model.embed(branch.context, self.inputs, tokens=tokens, rows=self.rows)
         block = branch.model.vace_blocks[index]
-        self._control = block.run(state, trunk.context, trunk.modulation, self.angles, hooks)
+        self._control = block.run(state, (trunk.context,), trunk.modulation, self.angles, hooks)
         hint: Tensor = block.hint(self._control)
         return hint

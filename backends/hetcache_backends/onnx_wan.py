@@ -12,10 +12,10 @@ from hetcache_backends.onnx_folder import (
     CODEC,
     RUNS_WITH,
     Manifest,
-    ModelSizes,
+    WanSizes,
     need_onnx,
     read_manifest,
-    sizes_of,
+    whole_path,
     write_manifest,
 )
 from hetcache_backends.wan_loading import FILES_AROUND, import_diffsynth, load_checkpoint
@@ -64,44 +64,13 @@ def export_wan(
             (part / CODEC).write_bytes(save(pipeline.vae.state_dict()))
         manifest = Manifest(
             backbone=backbone,
-            sizes=sizes_of(pipeline.dit, pipeline.vace),
+            sizes=_sizes(pipeline.dit, pipeline.vace),
             graphs={},
             words=words,
-            checkpoint=None if words is not None else _whole_path(model),
+            checkpoint=None if words is not None else whole_path(model),
             notice=getattr(pipeline, "hetcache_notice", None),
         )
         return write_manifest(part, manifest, written)
-
-
-def load_wan(request: LoadRequest) -> Any:
-    """Build a pipeline around a folder of graphs; no transformer of torch is made.
-
-    Args:
-        request: ``model`` is the folder.
-
-    Raises:
-        UnsupportedBackboneError: it is no such folder, a library is missing, or onnxruntime cannot
-            run it on this device.
-    """
-    if request.model is None:
-        raise UnsupportedBackboneError(
-            f"{RUNS_WITH} needs a folder that `hetcache export` wrote", remedy="Pass it as --model."
-        )
-    need_float32(request)
-    return assemble(open_folder(Path(request.model).expanduser(), request.device))
-
-
-def need_float32(request: LoadRequest) -> None:
-    """Refuse any other precision.
-
-    Raises:
-        UnsupportedBackboneError: another one is asked for.
-    """
-    if request.dtype != "float32":
-        raise UnsupportedBackboneError(
-            f"Exported graphs compute in float32, {request.dtype} was asked for",
-            remedy="Pass --dtype float32.",
-        )
 
 
 @final
@@ -116,7 +85,7 @@ class OpenedFolder:
         device: where the sessions run.
     """
 
-    manifest: Manifest
+    manifest: Manifest[WanSizes]
     sessions: Mapping[str, Any]
     codec: Mapping[str, Any] | None
     device: str
@@ -184,7 +153,7 @@ def _around(opened: OpenedFolder) -> Any:
     return pipeline
 
 
-def _tiny_config(sizes: ModelSizes, words: int) -> Any:
+def _tiny_config(sizes: WanSizes, words: int) -> Any:
     from hetcache_backends.tiny_vace.config import TinyVaceConfig
 
     return TinyVaceConfig(
@@ -207,9 +176,20 @@ def _words(pipeline: Any) -> int | None:
     return lengths[0] if lengths else None
 
 
-def _whole_path(model: str | None) -> str | None:
-    """Make the path of a folder absolute; a hub id stays as it is."""
-    if model is None:
-        return None
-    path = Path(model).expanduser()
-    return str(path.resolve()) if path.exists() else model
+def _sizes(dit: Any, vace: Any) -> WanSizes:
+    """Read the sizes of a ``WanModel`` and its ``VaceWanModel``, or None for the latter."""
+    block = dit.blocks[0]
+    return WanSizes(
+        width=int(dit.dim),
+        layers=len(dit.blocks),
+        heads=int(block.num_heads),
+        ffn=int(block.ffn_dim),
+        control_layers=tuple(vace.vace_layers) if vace is not None else (),
+        patch_size=tuple(dit.patch_size),
+        in_channels=int(dit.in_dim),
+        control_channels=int(vace.vace_in_dim) if vace is not None else 0,
+        head_channels=int(dit.head.head.out_features),
+        text_width=int(dit.text_embedding[0].in_features),
+        freq_dim=int(dit.freq_dim),
+        eps=float(block.norm1.eps),
+    )

@@ -32,7 +32,7 @@ def hetcache_register_backbones() -> list[Registration]:
         Registration(
             name="onnx-runtime",
             target="hetcache_backends.onnx_runtime:OnnxRuntime",
-            summary="exported Wan-VACE on ONNX Runtime",
+            summary="exported Wan-VACE or LTX-Video on ONNX Runtime",
         ),
     ]
 

@@ -245,7 +245,7 @@ class Bench:
             return self._runner
         self._runner = self._spec = None  # the memory of one model may not be enough for two
         self._warm.clear()
-        backbone = self.registry.backbone(spec.name)()
+        backbone = self.registry.backbone(spec.name)().for_model(spec.model or None)
         device = self.device
         request = LoadRequest(
             model=spec.model or None,

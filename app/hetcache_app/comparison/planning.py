@@ -71,7 +71,9 @@ def plan(config: CompareConfig, registry: Registry) -> Wanted:
     """
     ready = GRIDS[config.grid] if config.grid else OTHERWISE
     backbones = parse_backbones(config.backbones)
-    adapters: dict[str, Backbone] = {s.name: registry.backbone(s.name)() for s in backbones}
+    adapters: dict[str, Backbone] = {
+        str(s): registry.backbone(s.name)().for_model(s.model or None) for s in backbones
+    }
     policies = parse_policies(ready.policies if config.policies is None else config.policies)
     for spec in policies:
         if spec.name != ALL:
