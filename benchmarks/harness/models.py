@@ -6,8 +6,9 @@ the codecs in front of them are the smallest that give latents of the right shap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from attrs import frozen
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 
 from harness.sizes import ModelSize, model_size
 from hetcache_core import Backbone, ConfigError, LoadRequest, discover
+
+if TYPE_CHECKING:
+    from hetcache_backends.tiny_vace.config import TinyVaceConfig
 
 EMBEDDED: Final = "tiny-vace"
 SEED: Final = 0
@@ -77,15 +81,11 @@ def text_options(pipeline: Any, name: str, size: ModelSize) -> dict[str, Any]:
     return options
 
 
-def _embedded(backbone: Backbone, _size: ModelSize, request: LoadRequest) -> Any:
-    return backbone.load(request)
-
-
-def _wan(backbone: Backbone, size: ModelSize, request: LoadRequest) -> Any:
+def wan_config(size: ModelSize) -> TinyVaceConfig:
+    """Give a size to DiffSynth's classes, by the names of the embedded model's configuration."""
     from hetcache_backends.tiny_vace.config import TinyVaceConfig
-    from hetcache_backends.tiny_vace.pipeline import pipeline_without_models, random_models
 
-    config = TinyVaceConfig(
+    return TinyVaceConfig(
         z_dim=LATENT_CHANNELS,
         dim=size.width,
         num_heads=size.heads,
@@ -95,6 +95,16 @@ def _wan(backbone: Backbone, size: ModelSize, request: LoadRequest) -> Any:
         text_dim=size.text_width,
         text_length=size.words,
     )
+
+
+def _embedded(backbone: Backbone, _size: ModelSize, request: LoadRequest) -> Any:
+    return backbone.load(request)
+
+
+def _wan(backbone: Backbone, size: ModelSize, request: LoadRequest) -> Any:
+    from hetcache_backends.tiny_vace.pipeline import pipeline_without_models, random_models
+
+    config = wan_config(size)
     dtype = getattr(torch, request.dtype)
     pipeline: Any = pipeline_without_models(config, device=request.device, dtype=dtype)
     with torch.device(request.device):  # billions of random numbers take minutes on a CPU
@@ -106,7 +116,7 @@ def _wan(backbone: Backbone, size: ModelSize, request: LoadRequest) -> Any:
     return pipeline
 
 
-def _wan_diffusers(backbone: Backbone, size: ModelSize, request: LoadRequest) -> Any:
+def _wan_diffusers(_backbone: Backbone, size: ModelSize, request: LoadRequest) -> Any:
     import diffusers
 
     with _seeded(request.device):
@@ -130,9 +140,11 @@ def _wan_diffusers(backbone: Backbone, size: ModelSize, request: LoadRequest) ->
     return pipeline
 
 
-def _ltx(backbone: Backbone, size: ModelSize, request: LoadRequest) -> Any:
+def _ltx(_backbone: Backbone, size: ModelSize, request: LoadRequest) -> Any:
     import diffusers
 
+    # It warns in every call of how LTXConditionPipeline itself calls the scheduler.
+    diffusers.utils.logging.set_verbosity_error()
     from hetcache_backends.ltx_pipeline import MaskedLTXPipeline
 
     with _seeded(request.device):
@@ -166,22 +178,13 @@ def _ready(model: nn.Module, request: LoadRequest) -> nn.Module:
     return model.eval().requires_grad_(requires_grad=False)
 
 
-class _seeded:  # noqa: N801 - used as a context manager's name
+@contextmanager
+def _seeded(device: str) -> Iterator[None]:
     """Draw weights on a device from the seed; the random state is left as it was."""
-
-    def __init__(self, device: str) -> None:
-        self._device = torch.device(device)
-        devices = [self._device] if self._device.type == "cuda" else []
-        self._fork = torch.random.fork_rng(devices=devices)
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
+    place = torch.device(device)
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), place:
         torch.manual_seed(SEED)
-        self._device.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._device.__exit__(*error)
-        self._fork.__exit__(*error)
+        yield
 
 
 _MAKERS: Final[Mapping[str, Callable[[Backbone, ModelSize, LoadRequest], Any]]] = {

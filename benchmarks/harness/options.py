@@ -12,7 +12,7 @@ from attrs import field, fields, frozen
 
 from hetcache_core import ConfigError
 
-O = TypeVar("O", bound="Options")
+Asked = TypeVar("Asked", bound="Options")
 
 
 def option(default: Any, *, doc: str, parse: Callable[[str], Any] | None = None) -> Any:
@@ -33,6 +33,19 @@ def names(text: str) -> tuple[str, ...]:
     if not found:
         raise ValueError("it names nothing")
     return found
+
+
+def choices(*known: str) -> Callable[[str], tuple[str, ...]]:
+    """Make a reader of lists whose members must be known."""
+
+    def read(text: str) -> tuple[str, ...]:
+        found = names(text)
+        for name in found:
+            if name not in known:
+                raise ValueError(f"{name!r} is none of {', '.join(known)}")
+        return found
+
+    return read
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -72,8 +85,8 @@ class Options:
     dtype: str = option("float32", doc="dtype of weights and activations")
     threads: int = option(1, doc="CPU threads; one is timed by processor time", parse=count)
     repeats: int = option(3, doc="samples of everything, in alternation", parse=count)
-    output: Path | None = option(None, doc="CSV file to write", parse=Path)
-    compare: Path | None = option(None, doc="earlier CSV file to hold this against", parse=Path)
+    output: Path | None = option(None, doc="CSV file to write", parse=Path)  # noqa: RUF009 - declares a field
+    compare: Path | None = option(None, doc="earlier CSV file to hold this against", parse=Path)  # noqa: RUF009 - declares a field
     fail_if_regression: bool = option(False, doc="exit with 1 where a ratio got worse")
     margin: float = option(0.1, doc="share by which a ratio may get worse", parse=margin)
     check: bool = option(False, doc="exit with 1 where a bound is broken")
@@ -101,7 +114,7 @@ class Options:
         torch.set_num_threads(self.threads)
 
 
-def parse_options(kind: type[O], description: str, arguments: Sequence[str] | None) -> O:
+def parse_options(kind: type[Asked], description: str, arguments: Sequence[str] | None) -> Asked:
     """Read the command line into an options class; a bad one exits with 2."""
     parser = ArgumentParser(description=description)
     for each in fields(kind):

@@ -67,9 +67,7 @@ class ModelSize:
     control: tuple[int, ...]
 
 
-TINY: Final = ModelSize(
-    width=48, heads=2, layers=2, ffn=96, text_width=32, words=8, control=(0,)
-)
+TINY: Final = ModelSize(width=48, heads=2, layers=2, ffn=96, text_width=32, words=8, control=(0,))
 """Runs in milliseconds: for tests of the benchmarks."""
 
 SMALL: Final = ModelSize(

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 import numpy as np
-import torch
 from attrs import define, evolve, frozen
 from numpy.typing import NDArray
+from torch import Tensor
 
 from harness.models import EMBEDDED, SEED, make_model, text_options, transformers
 from harness.sizes import ClipSize, model_size
 from harness.timing import Stopwatch, peak_mib, reset_peak
+from hetcache_app.comparison.specs import PolicySpec
 from hetcache_core import (
     Backbone,
     CachePolicy,
     ConfigError,
     EditRequest,
+    Engine,
+    RunInfo,
+    Session,
     StoreSettings,
     Trace,
+    TrunkCall,
     accelerate,
 )
 from hetcache_core.session import StepCallback
 
-MASK_SIDE: Final = 0.45
-"""Side of the edited box as a share of the picture's: a fifth of it is edited."""
+EMBEDDED_CLIP: Final = "medium-moving-object-0"
+MASK_HEIGHT: Final = 0.5
+MASK_WIDTH: Final = 0.25
+"""Sides of the edited box as shares of the picture's: an eighth of it is edited."""
 
 
 @frozen(eq=False, kw_only=True)
@@ -49,6 +56,21 @@ class Denoised:
     def seconds(self) -> float:
         """Of the whole loop."""
         return sum(self.laps_s)
+
+
+class _Catcher(Engine):
+    """An engine that keeps what a backbone hands to it."""
+
+    info: RunInfo
+    trunk: TrunkCall
+
+    def begin_run(self, info: RunInfo) -> None:
+        self.info = info
+        super().begin_run(info)
+
+    def run_trunk(self, trunk: TrunkCall) -> Tensor:
+        self.trunk = trunk
+        return super().run_trunk(trunk)
 
 
 @define(eq=False, kw_only=True)
@@ -76,9 +98,8 @@ class Subject:
     def denoise(
         self,
         steps: int,
-        policy: CachePolicy | str | None = None,
+        policy: CachePolicy | PolicySpec | None = None,
         *,
-        target_speedup: float | None = None,
         store: StoreSettings | None = None,
         on_step: StepCallback | None = None,
         guided: bool = False,
@@ -88,7 +109,6 @@ class Subject:
         Args:
             steps: sampler steps.
             policy: what a session does, or None to run the bare pipeline.
-            target_speedup: as in ``accelerate``.
             store: as in ``accelerate``.
             on_step: as in ``accelerate``.
             guided: run both guidance branches.
@@ -97,20 +117,8 @@ class Subject:
         options = {**self.request.options, **self._marks(watch)}
         scale = self.request.guidance_scale if guided else 1.0
         request = evolve(self.request, steps=steps, options=options, guidance_scale=scale)
-        session = (
-            nullcontext()
-            if policy is None
-            else accelerate(
-                self.pipeline,
-                policy,
-                backbone=self.backbone,
-                target_speedup=target_speedup,
-                store=store,
-                on_step=on_step,
-            )
-        )
         reset_peak(self.device)
-        with session as run, self._first_call_marked(watch):
+        with self._session(policy, store, on_step) as run, self._first_call_marked(watch):
             frames = self.backbone.edit(self.pipeline, request)
         return Denoised(
             laps_s=watch.laps_s(),
@@ -118,6 +126,33 @@ class Subject:
             frames=frames,
             peak_mib=peak_mib(self.device),
         )
+
+    def _session(
+        self,
+        policy: CachePolicy | PolicySpec | None,
+        store: StoreSettings | None,
+        on_step: StepCallback | None,
+    ) -> AbstractContextManager[Session | None]:
+        if policy is None:
+            return nullcontext()
+        keeping: dict[str, Any] = {"backbone": self.backbone, "store": store, "on_step": on_step}
+        if isinstance(policy, CachePolicy):
+            return accelerate(self.pipeline, policy, **keeping)
+        return accelerate(
+            self.pipeline,
+            policy.name,
+            settings=policy.settings,
+            preset=policy.preset,
+            target_speedup=policy.target_speedup,
+            **keeping,
+        )
+
+    def caught(self) -> tuple[RunInfo, TrunkCall]:
+        """Return what the backbone tells the engine about this edit, and its first trunk call."""
+        catcher = _Catcher(policy=CachePolicy(name="full steps"))
+        with self.backbone.attach(self.pipeline, catcher):
+            self.denoise(1)
+        return catcher.info, catcher.trunk
 
     @property
     def _of_diffusers(self) -> bool:
@@ -162,36 +197,22 @@ class Subject:
                 handle.remove()
 
 
-def make_subject(
-    name: str, scale: str, size: ClipSize | None, device: str, dtype: str
-) -> Subject:
-    """Make a subject; its clip is noise under a moving box, or the backbone's own.
+def make_subject(name: str, scale: str, size: ClipSize, device: str, dtype: str) -> Subject:
+    """Make a subject; its clip is noise under a box, and one to edit for the embedded model.
 
     Args:
         name: of the backbone.
         scale: of the model.
-        size: of the clip; None takes the embedded one.
+        size: of the clip.
         device: where it runs.
         dtype: of weights and activations.
 
     Raises:
-        ConfigError: the size does not fit the backbone, or there is no embedded clip.
+        ConfigError: the size does not fit the backbone.
     """
     backbone, pipeline = make_model(name, scale, device, dtype)
-    sample = backbone.sample()
-    if size is None:
-        if sample is None:
-            raise ConfigError(f"{name} has no embedded clip", remedy="Give a size.")
-        request, size = sample, ClipSize(*sample.video.shape[:3])
-    else:
-        _check(size, backbone, name)
-        video, mask = clip(size)
-        request = EditRequest(
-            video=video,
-            mask=mask,
-            prompt="a red circle",
-            guidance_scale=backbone.guidance_scale if name == EMBEDDED else 5.0,
-        )
+    _check(size, backbone, name)
+    request = _embedded_edit(size) if name == EMBEDDED else _edit(size)
     options = text_options(pipeline, name, model_size(scale, name))
     if name == "wan-vace":
         options["tiled"] = False
@@ -206,15 +227,34 @@ def make_subject(
     )
 
 
+def _edit(size: ClipSize) -> EditRequest:
+    video, mask = clip(size)
+    return EditRequest(video=video, mask=mask, prompt="a red circle", guidance_scale=5.0)
+
+
+def _embedded_edit(size: ClipSize) -> EditRequest:
+    """Take a clip that the embedded model can edit, so that its schedules and PSNR mean something."""
+    from hetcache_backends.tiny_vace.backbone import TinyVace
+    from hetcache_backends.tiny_vace.clips import builtin_clips
+
+    specs = builtin_clips(frames=size.frames, height=size.height, width=size.width)
+    clip = next(spec for spec in specs if spec.name == EMBEDDED_CLIP).render()
+    return EditRequest(
+        video=clip.video,
+        mask=clip.mask > 0,
+        prompt=clip.prompt,
+        guidance_scale=TinyVace.guidance_scale,
+    )
+
+
 def clip(size: ClipSize) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Draw noise (F, H, W, 3) and the mask (F, H, W) of a box that moves a little."""
+    """Draw noise (F, H, W, 3) and the mask (F, H, W) of a box in the middle."""
     shape = (size.frames, size.height, size.width)
     video = np.random.default_rng(SEED).integers(0, 256, (*shape, 3), np.uint8)
     mask = np.zeros(shape, np.bool_)
-    tall, wide = round(size.height * MASK_SIDE), round(size.width * MASK_SIDE)
-    top, last = (size.height - tall) // 2, size.width - wide
+    tall, wide = round(size.height * MASK_HEIGHT), round(size.width * MASK_WIDTH)
+    top, left = (size.height - tall) // 2, (size.width - wide) // 2
     for frame in range(size.frames):
-        left = last // 4 + last // 4 * frame // max(size.frames - 1, 1)
         mask[frame, top : top + tall, left : left + wide] = True
     return video, mask
 
@@ -227,19 +267,3 @@ def _check(size: ClipSize, backbone: Backbone, name: str) -> None:
             remedy=f"Height and width are multiples of {multiple}, and frames 1 more than one of "
             f"{stride}.",
         )
-
-
-def each(
-    names: Iterable[str], scale: str, sizes: Iterable[ClipSize | None], device: str, dtype: str
-) -> Iterator[Subject]:
-    """Make subjects one after the other; each is freed before the next one."""
-    for name in names:
-        for size in sizes:
-            subject = make_subject(name, scale, size, device, dtype)
-            yield subject
-            del subject
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-
-
-Runner = Callable[[], Denoised]

@@ -78,7 +78,9 @@ def regressions(
             if was is None or not isinstance(value, int | float):
                 continue
             if _worse(rule, was, float(value), margin):
-                found.append({**{k: row.get(k) for k in keys}, "ratio": name, "was": was, "is": value})
+                found.append(
+                    {**{k: row.get(k) for k in keys}, "ratio": name, "was": was, "is": value}
+                )
     return found
 
 

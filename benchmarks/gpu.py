@@ -1,0 +1,241 @@
+"""All tables of a GPU in one command, at published sizes and in minutes.
+
+Runs the other benchmarks one after the other and writes a file after each, so that a run that is cut off
+loses nothing; a part that would not fit into what is left of the time is left out and said so:
+
+    python benchmarks/gpu.py --output benchmarks/results/h200
+
+`--preset tiny --device cpu --dtype float32` runs the same parts on small models in a minute or two.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+import memory
+import overhead
+import step_cost
+import torch
+from attrs import define, evolve, field, frozen
+from harness import Bound, Options, Report, Row, markdown, measure, option, write_csv
+from harness.environment import environment
+from harness.options import count, parse_options
+from harness.report import BAD_INPUT, Benchmark
+from harness.sizes import ClipSize
+
+import policies  # noqa: TID251 - the script beside this one
+from hetcache_app.comparison.specs import parse_policies
+from hetcache_core import ConfigError, HetCacheError
+
+LIMIT_S: Final = 520
+"""A run is to be over within 9 minutes."""
+MANY: Final = "pab,teacache,hetcache,auto,auto@4x"
+"""Policies at the first size of a model."""
+FEW: Final = "teacache,hetcache,auto@4x"
+MATRIX: Final = {"published": 8192, "tiny": 256}
+"""Side of the square matrices whose product gives the matrix rate."""
+
+
+@frozen(kw_only=True)
+class GpuOptions(Options):
+    """Options of this command."""
+
+    device: str = option("cuda", doc="where to measure: cpu or cuda")
+    dtype: str = option("bfloat16", doc="dtype of weights and activations")
+    repeats: int = option(1, doc="samples of everything, in alternation", parse=count)
+    preset: str = option("published", doc="sizes: published or tiny")
+    output: Path | None = option(  # noqa: RUF009 - declares a field
+        Path("benchmarks/results/gpu"), doc="folder for the results", parse=Path
+    )
+    limit: int = option(LIMIT_S, doc="seconds after which nothing more is begun", parse=count)
+
+
+@frozen(kw_only=True)
+class Part:
+    """One benchmark with its options.
+
+    Attributes:
+        name: of its files.
+        benchmark: what is run.
+        options: beyond device, dtype and repeats.
+        expected_s: seconds that it takes on an H200, about.
+    """
+
+    name: str
+    benchmark: Benchmark
+    options: Mapping[str, Any]
+    expected_s: int
+
+
+def parts(preset: str) -> tuple[Part, ...]:
+    """List the parts, the most wanted ones first.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    if preset == "published":
+        return _parts(
+            "published",
+            {
+                "wan-vace": ("33x480x832", "25x720x1280", "57x480x832"),
+                "ltx-video": ("161x512x704",),
+            },
+        )
+    if preset == "tiny":
+        return _parts("tiny", {"wan-vace": ("9x64x64", "5x96x96"), "ltx-video": ("9x128x128",)})
+    raise ConfigError(f"There is no preset {preset!r}", remedy="Use published or tiny.")
+
+
+def _parts(scale: str, sizes: Mapping[str, Sequence[str]]) -> tuple[Part, ...]:
+    found: list[Part] = []
+    longest = max(map(len, sizes.values()))
+    for turn, (backbone, clips) in product(range(longest), sizes.items()):
+        if turn >= len(clips):
+            continue
+        thorough = turn == 0 and not found
+        where = {"backbones": (backbone,), "scale": scale, "sizes": (ClipSize.parse(clips[turn]),)}
+        label = f"{backbone}-{clips[turn]}"
+        shares = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0) if thorough else (0.1, 0.3, 1.0)
+        chosen = MANY if turn == 0 else FEW
+        found += [
+            Part(
+                name=f"step-cost-{label}",
+                benchmark=step_cost.BENCHMARK,
+                options={**where, "shares": shares, "keys": ("pruned", "cached")},
+                expected_s=50,
+            ),
+            Part(
+                name=f"policies-{label}",
+                benchmark=policies.BENCHMARK,
+                options={**where, "policies": parse_policies(chosen)},
+                expected_s=60,
+            ),
+        ]
+        if thorough:
+            found += [
+                Part(
+                    name=f"overhead-{label}",
+                    benchmark=overhead.BENCHMARK,
+                    options=where,
+                    expected_s=25,
+                ),
+                Part(
+                    name=f"memory-{label}",
+                    benchmark=memory.BENCHMARK,
+                    options=where,
+                    expected_s=40,
+                ),
+            ]
+    return tuple(found)
+
+
+@define(eq=False, kw_only=True)
+class Runner:
+    """Runs parts, and writes what there is after each.
+
+    Attributes:
+        options: of the command.
+        folder: where files go.
+        rate: FLOPs a second of a matrix product.
+        clock: seconds, from anywhere on.
+    """
+
+    options: GpuOptions
+    folder: Path
+    rate: float
+    clock: Callable[[], float] = time.monotonic
+    summary: list[Row] = field(factory=list, init=False)
+    utilisation: list[Row] = field(factory=list, init=False)
+    bounds: list[Bound] = field(factory=list, init=False)
+
+    def run(self, todo: Sequence[Part]) -> None:
+        """Run parts until the time is up."""
+        begun = self.clock()
+        for part in todo:
+            spent = self.clock() - begun
+            if spent + part.expected_s > self.options.limit:
+                self._note(part, f"left out: {spent:.0f} s spent", 0.0)
+                continue
+            started = self.clock()
+            try:
+                self._keep(part, self._measured(part))
+                said = "done"
+            except HetCacheError as error:
+                said = str(error)
+            except torch.OutOfMemoryError as error:
+                said = f"out of memory: {str(error).splitlines()[0]}"
+            self._note(part, said, self.clock() - started)
+
+    def _measured(self, part: Part) -> Report:
+        shared = {name: getattr(self.options, name) for name in ("device", "dtype", "repeats")}
+        options = evolve(part.benchmark.options(), **shared, **part.options)
+        return part.benchmark.run(options)
+
+    def _keep(self, part: Part, report: Report) -> None:
+        self._write(part.name, report.rows)
+        self.bounds += report.bounds
+        self._write("bounds", [bound.row() for bound in self.bounds])
+        self.utilisation += [
+            {
+                "backbone": row["backbone"],
+                "size": row["size"],
+                "tokens": row["tokens"],
+                "seconds": row["seconds"],
+                "TFLOP/s": float(row["TFLOP"] or 0) / float(row["seconds"] or 1),
+                "of the matrix rate": float(row["TFLOP"] or 0)
+                * 1e12
+                / float(row["seconds"] or 1)
+                / self.rate,
+            }
+            for row in report.rows
+            if row.get("step") == "bare"
+        ]
+        if self.utilisation:
+            self._write("utilisation", self.utilisation)
+        print(f"\n## {part.name}\n\n{markdown(report.rows)}", flush=True)
+
+    def _note(self, part: Part, said: str, seconds: float) -> None:
+        self.summary.append({"part": part.name, "result": said, "wall seconds": seconds})
+        self._write("parts", self.summary)
+
+    def _write(self, name: str, rows: Sequence[Row]) -> None:
+        write_csv(self.folder / f"{name}.csv", rows, environment(self.options.device))
+
+
+def matrix_rate(side: int, device: str, dtype: str) -> float:
+    """Measure the FLOPs a second of a product of two square matrices of random numbers."""
+    one = torch.randn(side, side, device=device).to(getattr(torch, dtype))
+    other = torch.randn(side, side, device=device).to(getattr(torch, dtype))
+    measured = measure({"product": lambda: one @ other}, 5, device)["product"]
+    return 2 * side**3 / measured.seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run everything; 0, 1 where a bound is broken and ``--check`` is given, 2 for bad input."""
+    options = parse_options(GpuOptions, "All tables of a GPU in one command.", arguments)
+    try:
+        options.prepare()
+        if options.compare is not None or options.output is None:
+            raise ConfigError(
+                "This command compares nothing", remedy="Compare with the benchmark of the part."
+            )
+        todo = parts(options.preset)
+        rate = matrix_rate(MATRIX[options.preset], options.device, options.dtype)
+        runner = Runner(options=options, folder=options.output, rate=rate)
+        print(f"matrix rate: {rate / 1e12:.3g} TFLOP/s in {options.dtype}", flush=True)
+        runner.run(todo)
+    except HetCacheError as error:
+        print(f"gpu: {error}", file=sys.stderr)
+        return BAD_INPUT
+    for rows in ([bound.row() for bound in runner.bounds], runner.utilisation, runner.summary):
+        print("\n" + markdown(rows))
+    return int(options.check and not all(bound.holds for bound in runner.bounds))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
