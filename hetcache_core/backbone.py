@@ -35,6 +35,7 @@ class Features:
         control: the model has a control branch.
         output: the whole model call can be left out.
         sampler: the number of sampler steps can be changed (``Engine.sampler_steps``).
+        compiled: blocks can be run with ``torch.compile`` (``Engine.compiler``).
         guidance: layouts carried, of "separate", "merged", "none".
     """
 
@@ -45,6 +46,7 @@ class Features:
     control: bool = False
     output: bool = True
     sampler: bool = True
+    compiled: bool = False
     guidance: frozenset[str] = frozenset({"separate", "none"})
 
     def with_values(self, **changes: Any) -> Features:

@@ -11,6 +11,7 @@ from attrs import define, evolve, field
 from hetcache_core.budget import Budget, Costs
 from hetcache_core.cache_limit import fit_to_limit
 from hetcache_core.clock import Clock
+from hetcache_core.compiling import BlockCompiler
 from hetcache_core.errors import CacheStateError, ContractError
 from hetcache_core.execution import HOLD, TrunkExecution
 from hetcache_core.guards import Guards
@@ -41,6 +42,7 @@ class Engine:
         store_settings: how tensors are kept.
         guards: steps that run in full whatever the policy says.
         target_speedup: FLOPs without caching over FLOPs with it, or None to leave it to the policy.
+        compiler: what the backbone's blocks are run with, or None to run them as they are.
         on_step: called after every step with its records, or None.
         on_run: called with the trace of every finished run, or None.
     """
@@ -50,6 +52,7 @@ class Engine:
     store_settings: StoreSettings = field(factory=StoreSettings)
     guards: Guards = field(factory=Guards)
     target_speedup: float | None = None
+    compiler: BlockCompiler | None = None
     on_step: Callable[[StepInfo, Sequence[CallRecord]], None] | None = None
     on_run: Callable[[Trace], None] | None = None
     _run: RunState | None = field(default=None, init=False)

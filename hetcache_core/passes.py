@@ -20,7 +20,7 @@ from hetcache_core.policy import (
 from hetcache_core.recording import Recorder
 from hetcache_core.steps import ALL_SUB_LAYERS, BlockKey, Stack, StepInfo, SubLayer
 from hetcache_core.store import CacheStore, Kind, Slot
-from hetcache_core.trunk import Attend, Compute, TrunkCall, TrunkView
+from hetcache_core.trunk import Attend, Compute, KeyLoan, TrunkCall, TrunkView
 
 
 class KeysUse(Enum):
@@ -249,19 +249,33 @@ class Pass:
     ) -> Tensor:
         """Attend over the keys of this pass (called by the hooks); q, k, v are (B, n, D)."""
         keys, values = Slot(Kind.KEYS, key), Slot(Kind.VALUES, key)
-        if scored and self.score is not None:
-            self.score.add(q, k, self.trunk.heads)
-            m = self.score.queries.numel()
-            self.flops += 2 * q[self.score.batch_rows].shape[0] * m * k.shape[1] * k.shape[2]
-        if self.keys is KeysUse.STORE:
-            self.store.put(self.branch, keys, k, step=self.step.index)
-            self.store.put(self.branch, values, v, step=self.step.index)
-        elif self.keys is KeysUse.CACHED and self.rows is not None:
+        if self.keys is not KeysUse.CACHED or self.rows is None:
+            self.take(key, q, k, v, scored=scored)
+        else:
             self.store.write_rows(self.branch, keys, self.rows, k, step=self.step.index)
             self.store.write_rows(self.branch, values, self.rows, v, step=self.step.index)
             k = self.store.get(self.branch, keys, like=k)[-1].value
             v = self.store.get(self.branch, values, like=v)[-1].value
         return attend(q, k, v)
+
+    def take(self, key: BlockKey, q: Tensor, k: Tensor, v: Tensor, *, scored: bool) -> None:
+        """Score and keep what a block attends over (called by the hooks); q, k, v are (B, n, D)."""
+        if scored and self.score is not None:
+            self.score.add(q, k, self.trunk.heads)
+            m = self.score.queries.numel()
+            self.flops += 2 * q[self.score.batch_rows].shape[0] * m * k.shape[1] * k.shape[2]
+        if self.keys is KeysUse.STORE:
+            self.store.put(self.branch, Slot(Kind.KEYS, key), k, step=self.step.index)
+            self.store.put(self.branch, Slot(Kind.VALUES, key), v, step=self.step.index)
+
+    def lend_keys(self, key: BlockKey, like: Tensor) -> KeyLoan | None:
+        """Lend the kept keys and values where they can be written as they are."""
+        if self.keys is not KeysUse.CACHED or self.rows is None:
+            return None
+        step = self.step.index
+        keys = self.store.lend(self.branch, Slot(Kind.KEYS, key), like=like, step=step)
+        values = self.store.lend(self.branch, Slot(Kind.VALUES, key), like=like, step=step)
+        return None if keys is None or values is None else (keys, values, self.rows)
 
 
 @define(eq=False, kw_only=True)
@@ -280,6 +294,16 @@ class _Hooks:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
         return self.owner.attend(self.key, q, k, v, attend, scored=self.scored)
+
+    @property
+    def needs_keys(self) -> bool:
+        return self.owner.keys is KeysUse.CACHED
+
+    def lend_keys(self, like: Tensor) -> KeyLoan | None:
+        return self.owner.lend_keys(self.key, like)
+
+    def take(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self.owner.take(self.key, q, k, v, scored=self.scored)
 
 
 def partial_flops(trunk: TrunkCall, rows: int, *, cached_keys: bool, control: bool) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from attrs import asdict, define, field
 
 from hetcache_core.budget import check_target
+from hetcache_core.compiling import BlockCompiler, many_graphs
 from hetcache_core.discovery import Registry, discover
 from hetcache_core.engine import Engine
 from hetcache_core.errors import (
@@ -71,6 +72,8 @@ class Session:
         if self._stack is not None:
             raise CacheStateError("This session is already active; make another with accelerate().")
         stack = ExitStack()
+        if self._engine.compiler is not None:
+            stack.enter_context(many_graphs())
         stack.enter_context(self.backbone.attach(self.pipeline, self._engine))
         self._stack = stack
         return self
@@ -100,6 +103,7 @@ def accelerate(
     store: StoreSettings | None = None,
     guards: Guards | None = None,
     target_speedup: float | None = None,
+    compile: bool | str = False,  # noqa: A002  # as torch calls it
     registry: Registry | None = None,
     on_step: StepCallback | None = None,
     on_run: Callable[[Trace], None] | None = None,
@@ -117,6 +121,9 @@ def accelerate(
         store: dtype, device and byte limit of what is kept.
         guards: steps that run in full whatever the policy says.
         target_speedup: how many times fewer FLOPs to compute; the policy's thresholds follow.
+        compile: run the model's blocks with ``torch.compile``, True or the name of one of its
+            backends; the model stays as it is. The first steps of each number of tokens compile, for
+            seconds to minutes.
         registry: plugins to use; None discovers the installed ones.
         on_step: called after every step with its records.
         on_run: called with the trace of every finished run.
@@ -155,6 +162,12 @@ def accelerate(
             where="target_speedup",
             remedy="Ask the run for it whose schedule is replayed",
         )
+    if compile and not adapter.features.compiled:
+        raise UnsupportedBackboneError(
+            "its blocks cannot be run with torch.compile",
+            where=f"backbone {adapter.name}",
+            remedy="Leave compile (--compile) out",
+        )
     traces: list[Trace] = []
 
     def finished(trace: Trace) -> None:
@@ -174,12 +187,19 @@ def accelerate(
         store_settings=store or StoreSettings(),
         guards=guards or Guards(),
         target_speedup=None if target_speedup is None else check_target(target_speedup),
+        compiler=_compiler(compile),
         on_step=on_step,
         on_run=finished,
     )
     session = Session(pipeline, adapter, composed, engine)
     session.traces = traces
     return session
+
+
+def _compiler(wanted: bool | str) -> BlockCompiler | None:  # noqa: FBT001  # as accelerate has it
+    if isinstance(wanted, str):
+        return BlockCompiler(wanted)
+    return BlockCompiler() if wanted else None
 
 
 def resolve_policy(

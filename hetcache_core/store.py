@@ -203,6 +203,25 @@ class CacheStore:
         kept.index_copy_(1, rows.to(kept.device), value.to(dtype=kept.dtype, device=kept.device))
         entries[-1] = Stored(kept, step)
 
+    def lend(self, branch: str, slot: Slot, *, like: Tensor, step: int) -> Tensor | None:
+        """Hand out the newest kept value to be written into, from then on one of this step.
+
+        Args:
+            branch: the branch.
+            slot: the slot; it must hold a value.
+            like: a tensor of the dtype and on the device that are needed.
+            step: the step that writes.
+
+        Returns:
+            The value, or None where it is kept in another dtype or elsewhere.
+        """
+        entries = self._values[(branch, slot)]
+        kept = entries[-1].value
+        if kept.dtype != like.dtype or kept.device != like.device:
+            return None
+        entries[-1] = Stored(kept, step)
+        return kept
+
     def drop(self, kind: Kind) -> None:
         """Forget every value of one kind, in all branches."""
         for key in [k for k in self._values if k[1].kind is kind]:

@@ -21,6 +21,10 @@ Attend = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 """The library's own attention on post-norm, post-rotary q, k and v, each (B, n, D)."""
 
 
+KeyLoan = tuple["Tensor", "Tensor", "Tensor"]
+"""Kept keys and values (B, N, D) to be written at some rows (n,) and attended over."""
+
+
 class Compute(Protocol):
     """Runs a sub-layer on its current input, on all rows of the view or on some of them."""
 
@@ -37,12 +41,34 @@ class BlockHooks(Protocol):
     attends: bool
     """Whether ``attend`` is called for the block's self-attention."""
 
+    @property
+    def needs_keys(self) -> bool:
+        """Whether ``attend`` attends over other keys than the ones it is given."""
+        ...
+
     def sub_layer(self, part: SubLayer, compute: Compute) -> Tensor:
         """Return the sub-layer's output before its gate, computed or not."""
         ...
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
         """Return the self-attention of q (B, n, D) over keys of the engine's choice."""
+        ...
+
+    def lend_keys(self, like: Tensor) -> KeyLoan | None:
+        """Lend the keys and values to attend over to a block that is compiled as one graph.
+
+        Such a block writes its own into them and attends, in place of ``attend``.
+
+        Args:
+            like: (B, n, D) input of the block, for its dtype and device.
+
+        Returns:
+            None where ``attend`` attends over what it is given, or keys are kept in another way.
+        """
+        ...
+
+    def take(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Take q, k and v (B, n, D) of a compiled block, which has attended over them itself."""
         ...
 
 

@@ -47,7 +47,7 @@ class OnnxRuntime(Backbone):
     name: ClassVar[str] = RUNS_WITH
     summary: ClassVar[str] = "exported Wan-VACE or LTX-Video on ONNX Runtime"
     library: ClassVar[str] = "onnxruntime"
-    features: ClassVar[Features] = wan_vace.WanVace.features
+    features: ClassVar[Features] = wan_vace.WanVace.features.with_values(compiled=False)
     geometry: ClassVar[Geometry] = Geometry(
         size_multiple=16,
         frame_stride=wan_vace.TEMPORAL_STRIDE,

@@ -16,6 +16,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 
 from hetcache_core.backbone import FlopModel
+from hetcache_core.compiling import BlockCompiler
 from hetcache_core.errors import ContractError
 from hetcache_core.steps import Stack, SubLayer
 from hetcache_core.trunk import BlockHooks, TrunkCall, TrunkView
@@ -101,6 +102,7 @@ class WanTrunk(TrunkCall):
         modulation: (1, 6, D) or per token (1, N, 6, D).
         freqs: (N, 1, head_dim / 2) complex rotary table.
         control_branch: the control branch's arguments, or None.
+        compiler: what blocks are run with, or None to run them as they are.
     """
 
     dit: Any
@@ -109,6 +111,7 @@ class WanTrunk(TrunkCall):
     modulation: Tensor
     freqs: Tensor
     control_branch: WanControl | None
+    compiler: BlockCompiler | None = None
 
     @property
     def x(self) -> Tensor:
@@ -228,7 +231,8 @@ class WanView(TrunkView):
             raise ContractError("This call has no control branch.")
         block = branch.model.vace_blocks[index]
         state = self._embed_control(branch) if self._control is None else self._control
-        if hooks is None:
+        compiler = self.trunk.compiler
+        if hooks is None and (compiler is None or not compiler.takes(block, None)):
             # The library's block takes earlier hints stacked before its state and hands them on;
             # giving it none spares copying them block after block.
             stacked = state if block.block_id == 0 else state[None]
@@ -256,13 +260,22 @@ class WanView(TrunkView):
 
     def _run(self, block: Any, hidden: Tensor, hooks: BlockHooks | None) -> Tensor:
         arguments = (hidden, self.trunk.context, self.modulation, self.freqs)
+        compiler = self.trunk.compiler
+        if compiler is not None and compiler.takes(block, hooks) and _unwrapped(block) is block:
+            return compiler.run(_forward, block, hooks, *arguments)
         if hooks is None:
             plain: Tensor = block(*arguments)
             return plain
-        from diffsynth.models.wan_video_dit import DiTBlock
+        return _forward(_unwrapped(block), hooks, *arguments)
 
-        hooked: Tensor = DiTBlock.forward(_BlockStandIn(_unwrapped(block), hooks), *arguments)
-        return hooked
+
+def _forward(block: Any, hooks: BlockHooks | None, *arguments: Any) -> Tensor:
+    """Run a block's own forward, as it is or with something inside it seen or replaced."""
+    from diffsynth.models.wan_video_dit import DiTBlock
+
+    subject = block if hooks is None else _BlockStandIn(block, hooks)
+    output: Tensor = DiTBlock.forward(subject, *arguments)
+    return output
 
 
 @final

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
@@ -81,7 +82,7 @@ class WanVace(Backbone):
     summary: ClassVar[str] = "Wan2.1-VACE video editing (DiffSynth)"
     library: ClassVar[str] = "diffsynth"
     features: ClassVar[Features] = Features(
-        control=True, guidance=frozenset({"separate", "merged", "none"})
+        control=True, compiled=True, guidance=frozenset({"separate", "merged", "none"})
     )
     geometry: ClassVar[Geometry] = Geometry(size_multiple=16, frame_stride=TEMPORAL_STRIDE)
 
@@ -189,7 +190,8 @@ def attached(
     if getattr(pipeline, "use_unified_sequence_parallel", False):
         raise _refusal("use_unified_sequence_parallel")
     scheduler, model_fn = pipeline.scheduler, pipeline.model_fn
-    router = _Router(pipeline, engine, backbone, scheduler, model_fn, trunk or _wan_trunk)
+    make_trunk = trunk or partial(_wan_trunk, compiler=engine.compiler)
+    router = _Router(pipeline, engine, backbone, scheduler, model_fn, make_trunk)
     pipeline.scheduler = _SchedulerStandIn(scheduler, router)
     pipeline.model_fn = router.model_fn
     try:
