@@ -13,6 +13,7 @@ from hetcache_app.commands_export import export
 from hetcache_app.commands_quality import evaluate, vbench
 from hetcache_app.commands_report import report
 from hetcache_app.config import (
+from hetcache_app.commands_schedule import compile_schedule
     CalibrateConfig,
     DemoConfig,
     EditConfig,
@@ -234,6 +235,7 @@ app.command()(compare)
 app.command()(report)
 app.command()(evaluate)
 app.command()(vbench)
+app.command()(compile_schedule)
 
 
 @plugins_app.command("list")

@@ -11,6 +11,7 @@ import yaml
 from attrs import frozen
 
 from hetcache_app.limits import LimitsConfig, Precision, read_texts
+from hetcache_app.policy_text import read_policy
 from hetcache_core.errors import ConfigError
 from hetcache_core.settings import build, describe, parse_assignments, setting
 
@@ -56,7 +57,9 @@ class EditConfig(LimitsConfig):
     backbone: str = setting("tiny-vace", doc="the model; `hetcache backbones` lists them")
     model: str | None = setting(None, doc="folder or hub id of a checkpoint")
     policy: str = setting(
-        "auto", doc="the caching policy, or several joined by +; `hetcache policies` lists them"
+        "auto",
+        doc="the caching policy, or several joined by +, also as NAME:setting=value;setting=value; "
+        "`hetcache policies` lists them",
     )
     preset: Preset | None = setting(None, doc="settings of the policy: quality, balanced or fast")
     settings: Mapping[str, object] = attrs.field(
@@ -216,7 +219,7 @@ def make_config(given: Mapping[str, Any], config: str | None = None) -> EditConf
             setting=missing[0],
         )
     try:
-        return build(EditConfig, read_texts(values), where="hetcache edit")
+        return build(EditConfig, read_texts(read_policy(values)), where="hetcache edit")
     except ConfigError as error:
         if error.setting in from_file and error.setting not in given:
             error.where = str(config)

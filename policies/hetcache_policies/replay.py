@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar, final
 
 import torch
@@ -280,6 +281,21 @@ class Replay(PolicyRecipe):
     source: ClassVar[str] = "hetcache; the schedule is hetcache compile-schedule's"
 
     schedule: str = setting(doc="file of hetcache compile-schedule")
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse a file that is not there, before anybody loads a model for it.
+
+        Raises:
+            ConfigError: It is not.
+        """
+        if not Path(self.schedule).expanduser().is_file():
+            raise ConfigError(
+                f"there is no schedule {self.schedule}",
+                where=f"policy {self.name}",
+                setting="schedule",
+                given=self.schedule,
+                remedy="Make one with hetcache compile-schedule TRACE --output SCHEDULE",
+            )
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Put the recorded decisions into the places of what decided them.
