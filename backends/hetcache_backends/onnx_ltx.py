@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy, deepcopy
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, final
 
 from attrs import frozen
 
 from hetcache_backends.diffusers_common import missing_library
+from hetcache_backends.ltx_video import CHECKPOINT
 from hetcache_backends.onnx_folder import (
     AROUND,
     RUNS_WITH,
@@ -21,9 +23,6 @@ from hetcache_backends.onnx_folder import (
 )
 from hetcache_core.backbone import LoadRequest
 from hetcache_core.pipelines import load_pipeline
-
-EXAMPLE: Final = "Lightricks/LTX-Video-0.9.5"
-"""A published checkpoint, for messages."""
 
 
 def export_ltx(
@@ -54,7 +53,8 @@ def export_ltx(
     with new_folder(folder) as part:
         written = write_graphs(parts, part)
         if model is None:
-            _without_transformer(kind, pipeline).save_pretrained(part / AROUND)
+            around = {name: _copied(each) for name, each in pipeline.components.items()}
+            kind(**{**around, "transformer": None}).save_pretrained(part / AROUND)
         manifest = Manifest(
             backbone=backbone,
             sizes=_sizes(pipeline.transformer),
@@ -103,7 +103,7 @@ def open_ltx(folder: Path, device: str) -> OpenedLtx:
     place = manifest.checkpoint or str(folder / AROUND)
     request = LoadRequest(model=place, device=device, dtype="float32")
     around = load_pipeline(
-        kind, request, accepts=lambda _: True, example=EXAMPLE, without=("transformer",)
+        kind, request, accepts=lambda _: True, example=CHECKPOINT, without=("transformer",)
     )
     return OpenedLtx(manifest=manifest, sessions=sessions, around=around, device=device)
 
@@ -129,8 +129,14 @@ def assemble_ltx(opened: OpenedLtx) -> Any:
     return pipeline
 
 
-def _without_transformer(kind: Any, pipeline: Any) -> Any:
-    return kind(**{**pipeline.components, "transformer": None})
+def _copied(component: Any) -> Any:
+    """Copy a component without its weights; saving writes into its configuration."""
+    copied = copy(component)
+    if hasattr(component, "register_to_config"):
+        copied.register_to_config()  # diffusers' configuration becomes another object
+    if "config" in getattr(component, "__dict__", {}):
+        copied.config = deepcopy(component.config)
+    return copied
 
 
 def _pipeline_kind() -> Any:

@@ -38,7 +38,7 @@ class OnnxLtx(Backbone):
     name: ClassVar[str] = RUNS_WITH
     summary: ClassVar[str] = "exported LTX-Video on ONNX Runtime"
     library: ClassVar[str] = "onnxruntime"
-    features: ClassVar[Features] = LtxVideo.features
+    features: ClassVar[Features] = LtxVideo.features.with_values(compiled=False)
     geometry: ClassVar[Geometry] = LtxVideo.geometry
 
     def accepts(self, pipeline: object) -> bool:
