@@ -10,6 +10,7 @@ loses nothing; a part that would not fit into what is left of the time is left o
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from harness.environment import environment
 from harness.options import count, parse_options
 from harness.report import BAD_INPUT, Benchmark
 from harness.sizes import ClipSize
+from harness.timing import is_cuda
 
 import policies  # noqa: TID251 - the script beside this one
 from hetcache_app.comparison.specs import parse_policies
@@ -37,6 +39,8 @@ LIMIT_S: Final = 520
 MANY: Final = "pab,teacache,hetcache,auto,auto@4x"
 """Policies at the first size of a model."""
 FEW: Final = "teacache,hetcache,auto@4x"
+OVERHEAD_REPEATS: Final = 3
+"""Of parts that are over in no time."""
 MATRIX: Final = {"published": 8192, "tiny": 256}
 """Side of the square matrices whose product gives the matrix rate."""
 
@@ -87,7 +91,7 @@ def parts(preset: str) -> tuple[Part, ...]:
             },
         )
     if preset == "tiny":
-        return _parts("tiny", {"wan-vace": ("9x64x64", "5x96x96"), "ltx-video": ("9x128x128",)})
+        return _parts("tiny", {"wan-vace": ("9x128x128", "5x128x128"), "ltx-video": ("9x192x192",)})
     raise ConfigError(f"There is no preset {preset!r}", remedy="Use published or tiny.")
 
 
@@ -121,7 +125,7 @@ def _parts(scale: str, sizes: Mapping[str, Sequence[str]]) -> tuple[Part, ...]:
                 Part(
                     name=f"overhead-{label}",
                     benchmark=overhead.BENCHMARK,
-                    options=where,
+                    options={**where, "repeats": OVERHEAD_REPEATS},
                     expected_s=25,
                 ),
                 Part(
@@ -170,10 +174,13 @@ class Runner:
             except torch.OutOfMemoryError as error:
                 said = f"out of memory: {str(error).splitlines()[0]}"
             self._note(part, said, self.clock() - started)
+            gc.collect()  # the next model needs the room of this one
+            if is_cuda(self.options.device):
+                torch.cuda.empty_cache()
 
     def _measured(self, part: Part) -> Report:
         shared = {name: getattr(self.options, name) for name in ("device", "dtype", "repeats")}
-        options = evolve(part.benchmark.options(), **shared, **part.options)
+        options = evolve(part.benchmark.options(), **{**shared, **part.options})
         return part.benchmark.run(options)
 
     def _keep(self, part: Part, report: Report) -> None:

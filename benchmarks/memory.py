@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -32,13 +33,14 @@ from hetcache_core import (
     Grid,
     ModelInfo,
     RunInfo,
+    StepInfo,
     StoreSettings,
     discover,
 )
 from hetcache_core.footprint import footprint
 from hetcache_core.run_state import make_active
 from hetcache_core.session import resolve_policy
-from hetcache_core.trace import Trace
+from hetcache_core.trace import CallRecord, Trace
 
 POLICIES: Final = (
     "every-nth,teacache,taylorseer,auto,pab,hetcache,"
@@ -51,6 +53,7 @@ WEIGHTS_LIMIT: Final = 0.10
 """Issue 5: pruned keys and reused hints, against the model's weights."""
 PREDICTED_LIMIT: Final = 1.10
 """Of what the store held over what was predicted; the rest is what decisions compare with."""
+TENSORS: Final = (torch.Tensor, torch.nn.Parameter)
 BEYOND_LIMIT: Final = 0.01
 """Of the weights, for what was allocated beyond the store: tables of the schedule's signals, token roles."""
 
@@ -94,15 +97,15 @@ def run(options: MemoryOptions) -> Report:
 def _measured(subject: Subject, options: MemoryOptions) -> list[Row]:
     info, _ = subject.caught()
     weights = weight_bytes(subject.pipeline)
-    nothing, plain = _held(subject, CachePolicy(name="nothing"), options)
+    nothing = _held(subject, CachePolicy(name="nothing"), options)
     info = evolve(
         info,
-        timesteps=tuple(record.timestep for record in plain.records),
-        sigmas=tuple(record.sigma for record in plain.records),
+        timesteps=tuple(record.timestep for record in nothing.steps),
+        sigmas=tuple(record.sigma for record in nothing.steps),
     )
     rows = []
     for spec in options.policies:
-        held, trace = _held(subject, spec, options)
+        held = _held(subject, spec, options)
         rows.append(
             _row(
                 subject.name,
@@ -111,26 +114,49 @@ def _measured(subject: Subject, options: MemoryOptions) -> list[Row]:
                 spec,
                 _predicted(spec, info, options.cache_dtype),
                 weights,
-                reported=trace.peak_cache_bytes,
-                measured=held - nothing,
+                reported=held.peak,
+                measured=held.allocated - nothing.allocated,
+                beyond=held.allocated - nothing.allocated - held.stored,
             )
         )
     return rows
 
 
-def _held(
-    subject: Subject, policy: CachePolicy | PolicySpec, options: MemoryOptions
-) -> tuple[int, Trace]:
-    """Return the most bytes that are allocated at the end of a step, and the trace."""
-    held: list[int] = []
+@frozen(kw_only=True)
+class _Held:
+    """What one run held.
+
+    Attributes:
+        allocated: bytes of everything at the end of the last step but one, when the cache is full.
+        stored: bytes of the cache at the same time, by the store.
+        peak: most bytes of the cache at any time, by the store.
+        steps: the run's records, one a step.
+    """
+
+    allocated: int
+    stored: int
+    peak: int
+    steps: list[CallRecord]
+
+
+def _held(subject: Subject, policy: CachePolicy | PolicySpec, options: MemoryOptions) -> _Held:
+    allocated: list[int] = []
+
+    def ended(step: StepInfo, _records: Sequence[CallRecord]) -> None:
+        if step.index == max(step.total - 2, 0):
+            allocated.append(_allocated(subject.device))
+
     done = subject.denoise(
-        options.steps,
-        policy,
-        store=StoreSettings(dtype=options.cache_dtype),
-        on_step=lambda _step, _records: held.append(_allocated(subject.device)),
+        options.steps, policy, store=StoreSettings(dtype=options.cache_dtype), on_step=ended
     )
     assert done.trace is not None  # noqa: S101 - for mypy: a session ran
-    return max(held), done.trace
+    records = done.trace.records
+    return _Held(
+        allocated=allocated[0],
+        stored=records[max(len(records) - 2, 0)].cache_bytes,
+        peak=done.trace.peak_cache_bytes,
+        steps=records,
+    )
 
 
 def _allocated(device: str) -> int:
@@ -139,7 +165,7 @@ def _allocated(device: str) -> int:
         return torch.cuda.memory_allocated(device)
     storages: dict[int, int] = {}
     for each in gc.get_objects():
-        if isinstance(type(each), type) and issubclass(type(each), torch.Tensor):
+        if type(each) in TENSORS:
             storage = each.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
@@ -170,6 +196,7 @@ def _row(
     *,
     reported: int | None = None,
     measured: int | None = None,
+    beyond: int | None = None,
 ) -> Row:
     said, share = predicted
     return {
@@ -182,9 +209,7 @@ def _row(
         "reported MiB": None if reported is None else reported / MIB,
         "measured MiB": None if measured is None else measured / MIB,
         "reported / predicted": None if reported is None or not said else reported / said,
-        "beyond / weights": None
-        if reported is None or measured is None
-        else (measured - reported) / weights,
+        "beyond / weights": None if beyond is None else beyond / weights,
         "of the weights": said / weights,
     }
 

@@ -57,6 +57,8 @@ SMALL_LIMIT: Final = 0.03
 SCORED_QUERIES: Final = 512
 CONTEXT_SHARE: Final = 0.3
 """HetCache's defaults with pruned keys."""
+LEAST_CONTEXT: Final = 2
+"""Where there are fewer context tokens, nothing can be chosen among them."""
 
 
 @frozen(kw_only=True)
@@ -155,7 +157,12 @@ def _choosing(info: RunInfo, trunk: TrunkCall) -> Calls:
     assert info.mask is not None  # noqa: S101 - for mypy: the edit has a mask
     mask, x = info.mask, trunk.x
     partition = MaskPartitioner(margin=1).partition(mask, info.grid)
+    partitioner: Calls = {
+        "partitioner": ("once", lambda: MaskPartitioner(margin=1).partition(mask, info.grid))
+    }
     context = partition.of(Role.CONTEXT)
+    if context.numel() < LEAST_CONTEXT:
+        return partitioner
     queries = x[:1].index_select(1, spread(partition.of(Role.GENERATIVE), SCORED_QUERIES))
     scores = attention_scores(queries, x[:1], trunk.heads)
     request = SelectionRequest(
@@ -168,7 +175,7 @@ def _choosing(info: RunInfo, trunk: TrunkCall) -> Calls:
     )
     choices = "each choice of context"
     return {
-        "partitioner": ("once", lambda: MaskPartitioner(margin=1).partition(mask, info.grid)),
+        **partitioner,
         "selector, k-means and attention": (choices, lambda: ClusterSelector().select(request)),
         "attention scores": (choices, lambda: attention_scores(queries, x[:1], trunk.heads)),
     }

@@ -193,7 +193,7 @@ def _record(path: Path, subject: Subject, runs: dict[str, list[Denoised]], steps
         policies={
             name: letters(done[0].trace.modes())
             for name, done in runs.items()
-            if done[0].trace is not None
+            if done[0].trace is not None and done[0].trace.steps == steps
         },
     ).save(path)
 

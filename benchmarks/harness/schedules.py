@@ -80,13 +80,13 @@ class Schedules:
         Raises:
             ConfigError: nothing is recorded under this name.
         """
+        if policy.step is None:
+            return policy
         if name not in self.policies:
             raise ConfigError(
                 f"No schedule of {name!r} is recorded",
                 remedy=f"There are {', '.join(self.policies)}.",
             )
-        if policy.step is None:
-            return policy
         modes = tuple(LETTERS[letter] for letter in self.policies[name])
         return evolve(policy, step=Script(modes, span=policy.spans[0]))
 
