@@ -347,6 +347,17 @@ def test_diffsynth_s_teacache_runs_the_control_branch_in_every_step(diffsynth: S
     assert found.control == full.control
 
 
+def test_diffsynth_s_teacache_never_computes_again_outside_the_fit_of_its_polynomial() -> None:
+    """Above changes of 10 % the polynomial of the 1.3B model is negative, and so is the sum."""
+    from diffsynth.pipelines.wan_video import TeaCache
+
+    cache = TeaCache(num_inference_steps=20, rel_l1_thresh=0.01, model_id="Wan2.1-T2V-1.3B")
+    inputs = torch.ones(1, 6, 8)
+    reused = [cache.check(None, inputs, inputs * 1.2**step) for step in range(20)]
+    assert reused == [False, *[True] * 18, False]
+    assert cache.accumulated_rel_l1_distance == 0  # set back by the last step
+
+
 def test_diffsynth_drops_its_teacache_where_branches_are_merged(diffsynth: Subject) -> None:
     given = {"tea_cache_l1_thresh": 0.3, "tea_cache_model_id": "Wan2.1-T2V-1.3B"}
     full = counted(diffsynth, cfg_merge=True)
@@ -398,7 +409,7 @@ def test_pab_gives_the_unconditional_branch_the_attention_of_the_other(wan: Subj
     assert all(mine is theirs for mine, theirs in zip(uncond, cond, strict=True))
 
 
-# What is left behind
+# What is right
 
 
 class StoppedError(Exception):
@@ -409,6 +420,52 @@ def stop(_: Any, step: int, *__: Any) -> Any:
     if step == STEPS // 2:
         raise StoppedError
     return {}
+
+
+@torch.no_grad()
+def test_firstblockcache_is_right_on_ltx(ltx: Subject) -> None:
+    """The same inputs again: what is reused is what would be computed."""
+    model = ltx.pipeline.transformer
+    caught: list[dict[str, Any]] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: caught.append(kwargs), with_kwargs=True
+    )
+    ltx.run()
+    hook.remove()
+    with diffusers_cache(ltx, FirstBlockCacheConfig(threshold=1.0)):
+        outputs = []
+        for _ in range(2):
+            with model.cache_context("cond_uncond"), BlockFlops().watching(ltx) as found:
+                outputs.append(model(**caught[0])[0])
+    assert found.computed["main"] == 1
+    assert error(outputs[1], outputs[0]) < SAME
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=[f"{p.library} {p.name}" for p in PEERS])
+def test_a_pipeline_is_as_it_was_after_the_benchmark_turned_a_peer_off(
+    wan: Subject, diffsynth: Subject, peer: Peer
+) -> None:
+    if reason := peer.missing():
+        pytest.skip(reason)
+    subject = diffsynth if peer.backbones == ("wan-vace",) else wan
+    before, _ = subject.run()
+    with peer.open(subject, 0.3) as arguments:
+        subject.run(**arguments)
+    after, _ = subject.run()
+    assert torch.equal(after, before)
+
+
+@needs_cache_dit
+def test_cache_dit_forgets_an_interrupted_run(wan: Subject) -> None:
+    with cache_dit_cache(wan, 0.2):
+        before, _ = wan.run()
+        with pytest.raises(StoppedError):
+            wan.run(callback_on_step_end=stop)
+        after, _ = wan.run()
+    assert torch.equal(after, before)
+
+
+# What is left behind
 
 
 @pytest.mark.parametrize(
