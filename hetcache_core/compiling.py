@@ -16,6 +16,7 @@ import torch
 from attrs import define, field
 from torch import nn
 
+from hetcache_core.errors import UnsupportedBackboneError
 from hetcache_core.steps import SubLayer
 from hetcache_core.trunk import Attend, BlockHooks, Compute, KeyLoan
 
@@ -117,7 +118,20 @@ class BlockCompiler:
             self._compiled[key] = torch.compile(run, dynamic=False, backend=self.backend)
         hidden = next(a for a in arguments if isinstance(a, torch.Tensor))
         self.variants.add((way, type(block).__name__, hidden.shape[1]))
-        return self._compiled[key](forward, block, *arguments)
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return self._compiled[key](forward, block, *arguments)
+        except TorchDynamoException as error:
+            raise UnsupportedBackboneError(
+                f"torch.compile cannot compile a {type(block).__name__}: {_first_line(error)}",
+                remedy="Leave compile (--compile) out; on a CPU it needs a C++ compiler such as g++",
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -94,3 +94,18 @@ def test_settings_of_torch_come_back() -> None:
 def test_a_backbone_that_cannot_says_so() -> None:
     with pytest.raises(UnsupportedBackboneError, match=r"torch\.compile"):
         accelerate(TinyPipeline(), "auto", backbone=TinyBackbone(), compile=True)
+
+
+def test_what_cannot_be_compiled_is_one_error_and_the_pipeline_is_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch._inductor import config as inductor
+
+    torch.compiler.reset()
+    monkeypatch.setattr(inductor.cpp, "cxx", ("/no/such/compiler",))
+    pipeline = CASE.make_pipeline(0)
+    bare = CASE.run(pipeline, 2, "none", 0)
+    session = accelerate(pipeline, "none", backbone=CASE.backbone, compile=True)
+    with session, pytest.raises(UnsupportedBackboneError, match=r"C\+\+ compiler"):
+        CASE.run(pipeline, 2, "none", 0)
+    assert torch.equal(CASE.run(pipeline, 2, "none", 0), bare)

@@ -39,6 +39,7 @@ FullSteps = Annotated[str | None, typer.Option(help=EDIT["full_steps"])]
 MaxCacheBytes = Annotated[str | None, typer.Option(metavar="SIZE", help=EDIT["max_cache_bytes"])]
 CacheDtype = Annotated[str | None, typer.Option(help=EDIT["cache_dtype"])]
 CacheDevice = Annotated[str | None, typer.Option(help=EDIT["cache_device"])]
+Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help=EDIT["compile"])]
 
 Options = Annotated[
     list[str] | None,
@@ -126,6 +127,7 @@ def edit(
     max_cache_bytes: MaxCacheBytes = None,
     cache_dtype: CacheDtype = None,
     cache_device: CacheDevice = None,
+    compile: Compile = None,  # noqa: A002  # the option's name
     composite: Annotated[
         bool | None, typer.Option("--composite/--no-composite", help=EDIT["composite"])
     ] = None,
@@ -172,6 +174,7 @@ def demo(
     max_cache_bytes: MaxCacheBytes = None,
     cache_dtype: CacheDtype = None,
     cache_device: CacheDevice = None,
+    compile: Compile = None,  # noqa: A002  # the option's name
     json: Json = False,
 ) -> None:
     """Edit an embedded clip without and with caching, and show both side by side."""

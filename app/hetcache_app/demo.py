@@ -66,7 +66,8 @@ def demo(config: DemoConfig, registry: Registry) -> Report:
             remedy="Take --backbone tiny-vace, or `hetcache edit --compare` with a clip of yours.",
         )
     request = evolve(sample, steps=config.steps, seed=config.seed)
-    runner = load(backbone, LoadRequest(model=config.model, device=device, dtype=dtype), registry)
+    loaded = LoadRequest(model=config.model, device=device, dtype=dtype)
+    runner = load(backbone, loaded, registry, compiles=config.compile)
     notice = backbone.notice(runner.pipeline)
     if notice:
         note(notice, kind="notice")

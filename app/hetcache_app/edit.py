@@ -55,7 +55,8 @@ def edit(config: EditConfig, registry: Registry) -> Report:
     job = prepare(config, backbone)
     for text in job.notes:
         note(text)
-    runner = load(backbone, LoadRequest(model=config.model, device=device, dtype=dtype), registry)
+    loaded = LoadRequest(model=config.model, device=device, dtype=dtype)
+    runner = load(backbone, loaded, registry, compiles=config.compile)
     notice = backbone.notice(runner.pipeline)
     if notice:
         note(notice, kind="notice")
@@ -103,7 +104,7 @@ def run_both(
     Returns:
         The uncached and the cached run.
     """
-    runner.warm_up(request)
+    runner.warm_up(request, policy)
     reference = runner.run(request, PolicyChoice(name=REFERENCE), steps.track("uncached"))
     return reference, runner.run(request, policy, steps.track(policy.name))
 

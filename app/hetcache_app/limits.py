@@ -54,6 +54,9 @@ class LimitsConfig:
     cache_device: str = setting(
         "auto", doc="where the cache is kept: auto (with the model), cpu, cuda or cuda:N"
     )
+    compile: bool = setting(
+        False, doc="run the model's blocks with torch.compile; the first steps then take longer"
+    )
 
 
 def read_texts(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -79,12 +79,14 @@ class Runner:
         pipeline: The library's own pipeline.
         registry: Where policies are looked up.
         load_seconds: How long loading took.
+        compiles: Whether the model's blocks are run with ``torch.compile``.
     """
 
     backbone: Backbone
     pipeline: Any
     registry: Registry
     load_seconds: float
+    compiles: bool = False
 
     def run(
         self, request: EditRequest, policy: PolicyChoice, on_step: StepCallback | None = None
@@ -109,6 +111,7 @@ class Runner:
             target_speedup=policy.target_speedup,
             guards=policy.guards,
             store=policy.store,
+            compile=self.compiles,
             backbone=self.backbone,
             registry=self.registry,
             on_step=on_step,
@@ -130,9 +133,19 @@ class Runner:
             )
         return RunResult(frames=frames, trace=session.trace, total_seconds=total_seconds)
 
-    def warm_up(self, request: EditRequest) -> None:
-        """Run a single step that is not measured, so that the first run pays for no first call."""
+    def warm_up(self, request: EditRequest, policy: PolicyChoice | None = None) -> None:
+        """Run a single step that is not measured, so that the first run pays for no first call.
+
+        Where blocks are compiled, the policy is run once as well: which graphs it needs shows only
+        then.
+
+        Args:
+            request: The edit.
+            policy: The policy that is measured, or None.
+        """
         self.run(evolve(request, steps=1), PolicyChoice(name=REFERENCE))
+        if self.compiles and policy is not None:
+            self.run(request, policy)
 
 
 def check_policy(policy: PolicyChoice, registry: Registry) -> None:
@@ -153,13 +166,16 @@ def check_policy(policy: PolicyChoice, registry: Registry) -> None:
         build(kinds[0], policy.settings, where=f"policy {names[0]}")
 
 
-def load(backbone: Backbone, request: LoadRequest, registry: Registry) -> Runner:
+def load(
+    backbone: Backbone, request: LoadRequest, registry: Registry, *, compiles: bool = False
+) -> Runner:
     """Load a backbone's pipeline; what the library prints goes to stderr.
 
     Args:
         backbone: The adapter.
         request: Checkpoint, device and precision.
         registry: Where policies are looked up.
+        compiles: Whether the model's blocks are to be run with ``torch.compile``.
 
     Raises:
         UnsupportedBackboneError: A library or a file is missing.
@@ -172,4 +188,5 @@ def load(backbone: Backbone, request: LoadRequest, registry: Registry) -> Runner
         pipeline=pipeline,
         registry=registry,
         load_seconds=time.perf_counter() - begun,
+        compiles=compiles,
     )
