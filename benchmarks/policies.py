@@ -110,6 +110,8 @@ def _runs(
     registry, calls = discover(), {NONE: partial(subject.denoise, options.steps, guided=True)}
     model = subject.backbone.describe(subject.pipeline)
     for spec in options.policies:
+        if str(spec) == NONE:
+            continue
         policy: PolicySpec | CachePolicy = spec
         if schedules is not None:
             made, _ = resolve_policy(spec.name, spec.settings, spec.preset, model, registry)

@@ -97,6 +97,33 @@ def wan_config(size: ModelSize) -> TinyVaceConfig:
     )
 
 
+def wan_diffusers_transformer(size: ModelSize) -> Any:
+    """Make diffusers' Wan-VACE with random weights."""
+    import diffusers
+
+    return diffusers.WanVACETransformer3DModel(
+        num_attention_heads=size.heads,
+        attention_head_dim=size.width // size.heads,
+        text_dim=size.text_width,
+        ffn_dim=size.ffn,
+        num_layers=size.layers,
+        vace_layers=list(size.control),
+    )
+
+
+def ltx_transformer(size: ModelSize) -> Any:
+    """Make diffusers' LTX-Video with random weights."""
+    import diffusers
+
+    return diffusers.LTXVideoTransformer3DModel(
+        num_attention_heads=size.heads,
+        attention_head_dim=size.width // size.heads,
+        cross_attention_dim=size.width,
+        num_layers=size.layers,
+        caption_channels=size.text_width,
+    )
+
+
 def _embedded(backbone: Backbone, _size: ModelSize, request: LoadRequest) -> Any:
     return backbone.load(request)
 
@@ -120,14 +147,7 @@ def _wan_diffusers(_backbone: Backbone, size: ModelSize, request: LoadRequest) -
     import diffusers
 
     with _seeded(request.device):
-        transformer = diffusers.WanVACETransformer3DModel(
-            num_attention_heads=size.heads,
-            attention_head_dim=size.width // size.heads,
-            text_dim=size.text_width,
-            ffn_dim=size.ffn,
-            num_layers=size.layers,
-            vace_layers=list(size.control),
-        )
+        transformer = wan_diffusers_transformer(size)
         vae = diffusers.AutoencoderKLWan(base_dim=4, num_res_blocks=1, dim_mult=[1, 1, 1, 1])
     pipeline = diffusers.WanVACEPipeline(
         tokenizer=None,
@@ -148,13 +168,7 @@ def _ltx(_backbone: Backbone, size: ModelSize, request: LoadRequest) -> Any:
     from hetcache_backends.ltx_pipeline import MaskedLTXPipeline
 
     with _seeded(request.device):
-        transformer = diffusers.LTXVideoTransformer3DModel(
-            num_attention_heads=size.heads,
-            attention_head_dim=size.width // size.heads,
-            cross_attention_dim=size.width,
-            num_layers=size.layers,
-            caption_channels=size.text_width,
-        )
+        transformer = ltx_transformer(size)
         vae = diffusers.AutoencoderKLLTXVideo(
             block_out_channels=(8, 8, 8, 8),
             decoder_block_out_channels=(8, 8, 8, 8),

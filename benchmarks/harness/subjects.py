@@ -233,18 +233,19 @@ def _edit(size: ClipSize) -> EditRequest:
 
 
 def _embedded_edit(size: ClipSize) -> EditRequest:
-    """Take a clip that the embedded model can edit, so that its schedules and PSNR mean something."""
+    """Take a clip that the embedded model can edit, so that its schedules and PSNR mean something.
+
+    At the size of the embedded clip it is that one, else one of the evaluation set.
+    """
     from hetcache_backends.tiny_vace.backbone import TinyVace
     from hetcache_backends.tiny_vace.clips import builtin_clips
 
+    sample = TinyVace().sample()
+    if ClipSize(*sample.mask.shape) == size:
+        return sample
     specs = builtin_clips(frames=size.frames, height=size.height, width=size.width)
-    clip = next(spec for spec in specs if spec.name == EMBEDDED_CLIP).render()
-    return EditRequest(
-        video=clip.video,
-        mask=clip.mask > 0,
-        prompt=clip.prompt,
-        guidance_scale=TinyVace.guidance_scale,
-    )
+    drawn = next(spec for spec in specs if spec.name == EMBEDDED_CLIP).render()
+    return evolve(sample, video=drawn.video, mask=drawn.mask > 0, prompt=drawn.prompt)
 
 
 def clip(size: ClipSize) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from attrs import evolve
 
 pytest.importorskip("diffsynth")
 pytest.importorskip("diffusers")
@@ -21,10 +22,12 @@ import growth
 import memory
 import overhead
 import step_cost
-from harness import Benchmark, Report, main, read_csv
+from harness import Benchmark, Report, main, read_csv, sizes
+from harness.models import ltx_transformer, wan_diffusers_transformer
 from harness.report import BAD_INPUT
 from harness.schedules import Schedules
-from harness.sizes import ClipSize
+from harness.sizes import LTX, WAN, ClipSize
+from harness.sizes import TINY as TINY_SIZE
 from harness.subjects import make_subject
 
 import policies  # noqa: TID251 - the script, not the folder
@@ -134,9 +137,25 @@ def test_the_cache_holds_what_is_predicted(tmp_path: Path) -> None:
     assert float(published[few]["of the weights"]) <= 0.1
 
 
-def test_wan_has_as_many_parameters_as_published() -> None:
-    """1.419 and 0.735 billion, by the model's own classes at the published sizes."""
+def test_models_have_as_many_parameters_as_published() -> None:
+    """1.419 and 0.735 billion, and 1.923, by the libraries' own classes at the published sizes."""
     assert memory.published_parameters() == pytest.approx(2.154e9, rel=0.001)
+    with torch.device("meta"):
+        wan, ltx = wan_diffusers_transformer(WAN), ltx_transformer(LTX)
+    assert sum(weight.numel() for weight in wan.parameters()) == pytest.approx(2.154e9, rel=0.001)
+    assert sum(weight.numel() for weight in ltx.parameters()) == pytest.approx(1.923e9, rel=0.001)
+
+
+def test_prompts_of_the_published_length_go_through_every_pipeline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """4,096 numbers a word and 512 or 256 words, before a model of width 48."""
+    long = evolve(TINY_SIZE, text_width=4096, words=512)
+    monkeypatch.setitem(sizes.SCALES["published"], "", long)
+    monkeypatch.setitem(sizes.SCALES["published"], "ltx-video", evolve(long, words=256))
+    for name, size in (("wan-vace", "5x64x64"), ("ltx-video", "9x64x64")):
+        subject = make_subject(name, "published", ClipSize.parse(size), "cpu", "bfloat16")
+        assert len(subject.denoise(2, FULL_STEPS, guided=True).laps_s) == 2
 
 
 def test_costs_grow_as_they_should(tmp_path: Path) -> None:
