@@ -417,6 +417,8 @@ class PolicyRecipe(ABC):
     source: ClassVar[str]
     anywhere: ClassVar[Mapping[str, object]] = {}
     """Settings with which it runs on every model, for those that try every policy on one."""
+    expected_failures: ClassVar[Mapping[str, str]] = {}
+    """Checks of the contract kit that it has to fail on ``TinyBackbone``, each with its reason."""
     decides_on: ClassVar[str] = ""
     """What its decisions look at, in a few words for tables."""
     preset_shares: ClassVar[Mapping[str, float]] = {}

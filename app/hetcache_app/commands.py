@@ -10,10 +10,11 @@ from rich.console import Console
 
 from hetcache_app.commands_compare import compare
 from hetcache_app.commands_export import export
+from hetcache_app.commands_plugins import check
 from hetcache_app.commands_quality import evaluate, vbench
 from hetcache_app.commands_report import report
-from hetcache_app.config import (
 from hetcache_app.commands_schedule import compile_schedule
+from hetcache_app.config import (
     CalibrateConfig,
     DemoConfig,
     EditConfig,
@@ -234,11 +235,14 @@ def calibrate(
 
 
 app.command()(export)
+app.command()(compile_schedule)
 app.command()(compare)
 app.command()(report)
 app.command()(evaluate)
 app.command()(vbench)
-app.command()(compile_schedule)
+
+
+plugins_app.command()(check)
 
 
 @plugins_app.command("list")

@@ -234,7 +234,7 @@ def test_it_depends_on_hetcache_by_version(stranger: Stranger, folders: Installe
 
 @each
 def test_it_imports_what_is_promised_and_nothing_else(stranger: Stranger) -> None:
-    """Names in ``hetcache_core.__all__``, and in its tests those of the contract kit."""
+    """Names in ``hetcache_core.__all__``, and in tests and cases those of the contract kit."""
     promised = set(hetcache_core.__all__)
     for path in stranger.source.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -247,8 +247,8 @@ def test_it_imports_what_is_promised_and_nothing_else(stranger: Stranger) -> Non
             if package == "hetcache_core" and node.module == "hetcache_core":
                 assert {alias.name for alias in node.names} <= promised, path
             elif package.startswith("hetcache"):
-                in_tests = path.parent.name == "tests"
-                kit = in_tests and node.module == "hetcache_core.testing"
+                tests = path.parent.name == "tests" or path.name == "case.py"
+                kit = tests and node.module == "hetcache_core.testing"
                 assert kit or package == stranger.package, f"{path}: {node.module}"
 
 

@@ -8,6 +8,7 @@ import torch
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTransformer3DModel
 from torch import Tensor
 
+from hetcache_cogvideox.case import contract_case
 from hetcache_cogvideox.pipeline import MaskedCogVideoX, token_grid
 from hetcache_core import (
     Backbone,
@@ -41,6 +42,7 @@ class CogVideoX(Backbone):
     geometry = Geometry(
         size_multiple=16, frame_stride=4, default_size=(480, 720), default_frames=49
     )
+    contract_case = contract_case
 
     def accepts(self, pipeline: object) -> bool:
         """Whether it holds a CogVideoX 1.0; tokens of 1.5 cover two latent frames."""
@@ -113,7 +115,6 @@ class _Calls(ModelCalls):
                 follow=rotary,
                 prefix=words,
             )
-            text, video = run(call).tensor_split([words], dim=1)
-            return video, text
+            return run(call).tensor_split([words], dim=1)[::-1]
 
         return StandIn(model, transformer_blocks=[trunk]), {}

@@ -46,6 +46,12 @@ class MixCache(PolicyRecipe):
         "reuse a step, a guidance branch or a range of blocks, whichever will show least"
     )
     source: ClassVar[str] = "MixCache, arXiv:2508.12691"
+    expected_failures: ClassVar[Mapping[str, str]] = {
+        "check_branches_do_not_mix": "it decides by the difference of the branches, which the "
+        "deciding one has not alone",
+        "check_guidance_layouts_decide_alike": "a branch can be predicted only where it has a call "
+        "of its own",
+    }
 
     longest: int = setting(LONGEST["balanced"], ge=1, doc="most cheaper steps between full ones")
     low: float | None = setting(

@@ -15,17 +15,9 @@ from hetcache_mixcache.policy import LONGEST, MixCache
 
 MODEL = ModelInfo(backbone="tiny", variant="", layers=30, width=4, heads=2)
 CASE = tiny_case()
-BOTH = "it decides by the difference of the branches, which the deciding one has not alone"
-LAYOUT = "a branch can be predicted only where it has a call of its own"
 
 
-@parametrize_with_checks(
-    policies=[MixCache],
-    expected_failures={
-        "check_branches_do_not_mix": BOTH,
-        "check_guidance_layouts_decide_alike": LAYOUT,
-    },
-)
+@parametrize_with_checks(policies=[MixCache], expected_failures=MixCache.expected_failures)
 def test_contract(check: BoundCheck) -> None:
     check()
 
