@@ -81,10 +81,20 @@ class BlockCompiler:
             self._listened[id(block)] = any(map(_has_hooks, block.modules()))
         return not self._listened[id(block)] and (hooks is None or not hooks.parts)
 
+    def run_plain(self, block: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+        """Run a block as it is.
+
+        Args:
+            block: the library's block; ``takes`` has said yes to it without hooks.
+            *arguments: of its ``forward``; the first tensor of all is (B, n, D).
+            **keywords: likewise.
+        """
+        return self._run("plain", _as_it_is, _call, block, *arguments, **keywords)
+
     def run(
         self, forward: Forward, block: Any, hooks: BlockHooks | None, *arguments: Any
     ) -> torch.Tensor:
-        """Run a block.
+        """Run a block, also where hooks see its attention.
 
         Args:
             forward: how; a function of a module, so that what it compiles to is found again.
@@ -112,16 +122,19 @@ class BlockCompiler:
         hooks.take(*seen)
         return output
 
-    def _run(self, way: str, run: Any, forward: Forward, block: Any, *arguments: Any) -> Any:
+    def _run(
+        self, way: str, run: Any, forward: Forward, block: Any, *arguments: Any, **keywords: Any
+    ) -> Any:
         key = (way, forward)
         if key not in self._compiled:
             self._compiled[key] = torch.compile(run, dynamic=False, backend=self.backend)
-        hidden = next(a for a in arguments if isinstance(a, torch.Tensor))
+        given = (*arguments, *keywords.values())
+        hidden = next(a for a in given if isinstance(a, torch.Tensor))
         self.variants.add((way, type(block).__name__, hidden.shape[1]))
         from torch._dynamo.exc import TorchDynamoException
 
         try:
-            return self._compiled[key](forward, block, *arguments)
+            return self._compiled[key](forward, block, *arguments, **keywords)
         except TorchDynamoException as error:
             raise UnsupportedBackboneError(
                 f"torch.compile cannot compile a {type(block).__name__}: {_first_line(error)}",
@@ -137,6 +150,14 @@ def _first_line(error: Exception) -> str:
 def _has_hooks(module: nn.Module) -> bool:
     # torch has no public way to ask.
     return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001
+
+
+def _call(block: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+    return block(*arguments, **keywords)
+
+
+def _as_it_is(forward: Forward, block: Any, *arguments: Any, **keywords: Any) -> Any:
+    return forward(block, *arguments, **keywords)
 
 
 def _plain(forward: Forward, block: Any, *arguments: Any) -> Any:

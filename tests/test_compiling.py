@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 
 from hetcache_backends.wan_case import SMALL, wan_case
 from hetcache_backends.wan_vace import WanVace
-from hetcache_core import StoreSettings, UnsupportedBackboneError, accelerate
+from hetcache_core import StoreSettings, UnsupportedBackboneError, accelerate, discover
 from hetcache_core.testing import TinyBackbone, TinyPipeline
 
 CASE = wan_case(WanVace(), SMALL)
@@ -65,6 +65,26 @@ def test_one_graph_for_each_size_and_none_of_them_breaks() -> None:
     assert counters["stats"]["unique_graphs"] == len(variants)
     run("hetcache", compiled=DYNAMO)
     assert counters["stats"]["unique_graphs"] == len(variants)
+
+
+@pytest.mark.parametrize("name", ["wan-vace-diffusers", "ltx-video"])
+def test_diffusers_blocks_that_nothing_looks_into_are_compiled(name: str) -> None:
+    pytest.importorskip("diffusers")
+    torch.compiler.reset()
+    counters.clear()
+    case = discover().backbone(name)().contract_case()
+    layout = "none"
+    results = []
+    for compiled in (False, DYNAMO):
+        pipeline = case.make_pipeline(0)
+        with accelerate(pipeline, "teacache", backbone=case.backbone, compile=compiled) as session:
+            results.append(case.run(pipeline, STEPS, layout, 0))
+    assert torch.linalg.norm(results[1] - results[0]) <= 1e-5 * torch.linalg.norm(results[0])
+    variants = session._engine.compiler.variants  # type: ignore[union-attr]
+    assert {way for way, _, _ in variants} == {"plain"}
+    # The first control block of Wan-VACE also projects its input, in a graph of its own.
+    assert counters["stats"]["unique_graphs"] - len(variants) == int(name.startswith("wan"))
+    assert not counters["graph_break"]
 
 
 def test_generated_code_agrees_too() -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from hetcache_core.compiling import BlockCompiler
 from hetcache_core.errors import UnsupportedBackboneError
 from hetcache_core.routing import StandIn
 from hetcache_core.steps import SubLayer
@@ -30,6 +31,7 @@ def run_block(
     hooks: BlockHooks | None,
     parts: Mapping[str, SubLayer],
     *args: Any,
+    compiler: BlockCompiler | None,
     **kwargs: Any,
 ) -> Any:
     """Run a block with its own arguments.
@@ -39,9 +41,12 @@ def run_block(
         hooks: what to see or replace; None calls the block as it is.
         parts: sub-layer that each attribute of the block is.
         *args: of the block's ``forward``.
+        compiler: what blocks that nothing looks into are run with, or None to run them as they are.
         **kwargs: of the block's ``forward``.
     """
     if hooks is None:
+        if compiler is not None and compiler.takes(block, None):
+            return compiler.run_plain(block, *args, **kwargs)
         return block(*args, **kwargs)
     # Not the class's forward: guidance by perturbation gives single blocks another one.
     code = getattr(block.forward, "__func__", None)

@@ -6,17 +6,27 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from attrs import define
+
 from hetcache_backends.diffusers_common import refuse_options, refuse_processors
 from hetcache_core.routing import ModelCalls
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hetcache_core.compiling import BlockCompiler
     from hetcache_core.engine import Engine
 
 
+@define(eq=False)
 class DiffusersCalls(ModelCalls):
-    """What the calls of one kind of diffusers' models mean. One object serves one session."""
+    """What the calls of one kind of diffusers' models mean. One object serves one session.
+
+    Attributes:
+        compiler: what blocks are run with, or None to run them as they are.
+    """
+
+    compiler: BlockCompiler | None = None
 
     @abstractmethod
     def blocks(self, model: Any) -> Sequence[Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hetcache_backends.diffusers_blocks import apply_fp32, linear_macs, run_block
 from hetcache_backends.wan_trunk import WanFlops
+from hetcache_core.compiling import BlockCompiler
 from hetcache_core.errors import ContractError
 from hetcache_core.steps import SubLayer
 from hetcache_core.trunk import BlockHooks, TrunkCall, TrunkView
@@ -84,8 +85,13 @@ class LtxCall(TrunkCall):
 @final
 @define(eq=False, kw_only=True)
 class LtxTrunk(LtxCall):
-    """A call whose ``model`` is the library's ``LTXVideoTransformer3DModel``."""
+    """A call whose ``model`` is the library's ``LTXVideoTransformer3DModel``.
 
+    Attributes:
+        compiler: what blocks are run with, or None to run them as they are.
+    """
+
+    compiler: BlockCompiler | None = None
     _flops: WanFlops | None = field(default=None, init=False)
 
     @property
@@ -155,6 +161,7 @@ class LtxTrunk(LtxCall):
             temb=view.modulation,
             image_rotary_emb=view.rotary,
             encoder_attention_mask=self.context_bias,
+            compiler=self.compiler,
         )
         return out
 

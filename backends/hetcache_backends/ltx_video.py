@@ -60,7 +60,7 @@ class LtxVideo(Backbone):
     name: ClassVar[str] = "ltx-video"
     summary: ClassVar[str] = "LTX-Video, masked video-to-video (diffusers)"
     library: ClassVar[str] = "diffusers"
-    features: ClassVar[Features] = Features(guidance=frozenset({"merged", "none"}))
+    features: ClassVar[Features] = Features(compiled=True, guidance=frozenset({"merged", "none"}))
     geometry: ClassVar[Geometry] = Geometry(
         size_multiple=32, frame_stride=8, default_size=(512, 704), default_frames=121
     )
@@ -90,7 +90,7 @@ class LtxVideo(Backbone):
                 f"{self.name} carries diffusers' pipelines around a {MODEL}, not a "
                 f"{type(pipeline).__name__}"
             )
-        calls = LtxCalls(pipeline)
+        calls = LtxCalls(pipeline, engine.compiler)
         with attached(self, engine, calls, [pipeline.transformer]):
             yield
 
@@ -150,7 +150,7 @@ class LtxCalls(DiffusersCalls):
         """Make a call of the trunk of what its first block was given; see ``LtxCall``."""
         from hetcache_backends.ltx_trunk import LtxTrunk
 
-        return LtxTrunk(**given)
+        return LtxTrunk(**given, compiler=self.compiler)
 
     def blocks(self, model: Any) -> Sequence[Any]:
         """All blocks."""

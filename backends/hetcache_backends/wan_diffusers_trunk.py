@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hetcache_backends.diffusers_blocks import apply_fp32, conv_macs, linear_macs, run_block
 from hetcache_backends.wan_trunk import WanFlops
+from hetcache_core.compiling import BlockCompiler
 from hetcache_core.steps import SubLayer
 from hetcache_core.trunk import BlockHooks, TrunkCall, TrunkView
 
@@ -38,6 +39,7 @@ class WanVaceTrunk(TrunkCall):
         rotary: cosines and sines, each (1, N, 1, head_dim).
         control_latents: (B, C, T, H, W) input of the control branch.
         control_scales: factor of each hint, scalars.
+        compiler: what blocks are run with, or None to run them as they are.
     """
 
     model: Any
@@ -47,6 +49,7 @@ class WanVaceTrunk(TrunkCall):
     rotary: tuple[Tensor, Tensor]
     control_latents: Tensor
     control_scales: Sequence[Tensor]
+    compiler: BlockCompiler | None = None
     _flops: WanFlops | None = field(default=None, init=False)
 
     @property
@@ -172,6 +175,7 @@ class WanVaceView(TrunkView):
             trunk.context,
             self.modulation,
             self.rotary,
+            compiler=trunk.compiler,
         )
         if hint is None:
             return out
@@ -191,6 +195,7 @@ class WanVaceView(TrunkView):
             state,
             self.modulation,
             self.rotary,
+            compiler=self.trunk.compiler,
         )
         return hint
 

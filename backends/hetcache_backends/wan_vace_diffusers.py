@@ -58,7 +58,7 @@ class WanVaceDiffusers(Backbone):
     name: ClassVar[str] = "wan-vace-diffusers"
     summary: ClassVar[str] = "Wan2.1-VACE video editing (diffusers)"
     library: ClassVar[str] = "diffusers"
-    features: ClassVar[Features] = Features(control=True)
+    features: ClassVar[Features] = Features(control=True, compiled=True)
     geometry: ClassVar[Geometry] = Geometry(size_multiple=16, frame_stride=4)
 
     def accepts(self, pipeline: object) -> bool:
@@ -87,7 +87,7 @@ class WanVaceDiffusers(Backbone):
                 f"{self.name} carries diffusers' pipelines around a {MODEL}, not a "
                 f"{type(pipeline).__name__}"
             )
-        calls = WanVaceCalls(pipeline)
+        calls = WanVaceCalls(pipeline, engine.compiler)
         with attached(self, engine, calls, _models(pipeline)):
             yield
 
@@ -227,6 +227,7 @@ class WanVaceCalls(DiffusersCalls):
                     rotary=rotary,
                     control_latents=control,
                     control_scales=scales.unbind(),
+                    compiler=self.compiler,
                 )
             )
 
