@@ -89,7 +89,7 @@ def test_the_stand_in_is_an_export_too(
 
 
 def test_everything_that_wan_vace_carries_is_carried(opened: OpenedFolder) -> None:
-    assert OnnxRuntime().features == WanVace().features
+    assert OnnxRuntime().features == WanVace().features.with_values(compiled=False)
     registry = discover()
     pipeline = assemble(opened)
     for name in registry.policy_names:
