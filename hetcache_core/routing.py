@@ -38,6 +38,9 @@ LISTS: Final = ("timesteps", "sigmas")
 
 RunTrunk = Callable[["TrunkCall"], "Tensor"]
 
+# A model's forward is called twice a step, and its signature is made of its code each time it is asked for.
+_signature = functools.cache(inspect.signature)
+
 
 @final
 class StandIn:
@@ -221,7 +224,7 @@ class Router:
         library = type(model).forward
         if not self._sampling:
             return library(model, *args, **kwargs)
-        arguments = dict(inspect.signature(library).bind(model, *args, **kwargs).arguments)
+        arguments = dict(_signature(library).bind(model, *args, **kwargs).arguments)
         del arguments["self"]
         total = len(self.scheduler.timesteps)
         count = getattr(self.calls.pipeline, "num_timesteps", total)
