@@ -22,7 +22,7 @@ PLUGIN_KEYS = {
     "name", "distribution", "version", "status", "hooks", "policies", "backbones", "clip_sets", "error",
 }  # fmt: skip
 POLICY_KEYS = {"name", "summary", "source", "settings", "presets", "preset_shares", "error"}
-SETTING_KEYS = {"name", "type", "default", "doc", "allowed"}
+SETTING_KEYS = {"name", "type", "default", "doc", "allowed", "required"}
 BACKBONE_KEYS = {
     "name", "summary", "library", "library_version", "library_supported", "features", "guidance",
     "geometry", "error",
@@ -116,6 +116,7 @@ def test_policies_are_listed_with_every_setting_and_preset(
         for given in policy["settings"]:
             assert set(given) == SETTING_KEYS
             assert given["doc"]
+            assert given["required"] == (given["name"] in registry.policy(name).needs_settings())
             assert f"{given['name']}=" in shown
     assert set(policies["hetcache"]["presets"]) == {"quality", "balanced", "fast"}
     assert set(policies["hetcache"]["preset_shares"]) == {"quality", "balanced", "fast"}

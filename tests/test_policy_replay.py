@@ -27,6 +27,7 @@ from hetcache_core import (
     PluginLoadError,
     SelectionRequest,
     Signals,
+    StoreSettings,
     SubLayer,
     Trace,
     UnsupportedBackboneError,
@@ -259,6 +260,21 @@ def test_the_modes_of_partial_steps_are_those_that_a_byte_limit_left(tmp_path: P
     evolve(schedule, settings=asked).save(tmp_path / "schedule.json")
     again, _ = run(CASE, "replay", {"schedule": str(tmp_path / "schedule.json")})
     assert torch.equal(again, result)
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings"), [("hetcache", {"pattern": "Fps", "margin": 0}), ("toca", {})]
+)
+def test_a_run_under_a_byte_limit_is_replayed_under_it(
+    policy: str, settings: Settings, tmp_path: Path
+) -> None:
+    _, unlimited = run(CASE, policy, settings)
+    store = StoreSettings(max_bytes=int(0.8 * unlimited.peak_cache_bytes))
+    result, trace = run(CASE, policy, settings, store=store)
+    assert trace.peak_cache_bytes < unlimited.peak_cache_bytes
+    again, replayed = run(CASE, "replay", schedule_of(trace, tmp_path), store=store)
+    assert torch.equal(again, result)
+    assert replayed.peak_cache_bytes == trace.peak_cache_bytes
 
 
 # Other clips

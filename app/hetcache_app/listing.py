@@ -146,8 +146,10 @@ def print_policies(registry: Registry) -> None:
         for info in policy["settings"]:
             allowed = ", ".join(info["allowed"]) or info["type"]
             table.add_row(
-                Text(f"  {info['name']}={_shown(info['default'])}"),
-                Text.assemble(info["doc"], (f" ({allowed})", "dim")),
+                Text(f"  {info['name']}={'…' if info['required'] else _shown(info['default'])}"),
+                Text.assemble(
+                    info["doc"], (f" ({allowed}{', required' * info['required']})", "dim")
+                ),
             )
         parts.append(table)
         for preset, values in policy["presets"].items():
@@ -197,8 +199,10 @@ def _heading(entry: dict[str, Any]) -> list[Text | Table]:
 
 
 def _setting(info: SettingInfo) -> dict[str, Any]:
-    default = None if info.default is NOT_GIVEN else info.default
-    return {**asdict(info), "allowed": list(info.allowed), "default": default}
+    required = info.default is NOT_GIVEN
+    default = None if required else info.default
+    plain = {**asdict(info), "allowed": list(info.allowed), "default": default}
+    return {**plain, "required": required}
 
 
 def _presets(kind: type[PolicyRecipe]) -> dict[str, dict[str, Any]]:
