@@ -13,11 +13,12 @@ pytest.importorskip("typer")
 pytest.importorskip("diffsynth")
 
 import numpy as np
+import torch
 
 from hetcache_app.cli import main
 from hetcache_app.config import EditConfig, make_config
 from hetcache_app.video import read_video, write_video
-from hetcache_core import ConfigError, Mode, accelerate
+from hetcache_core import Calibration, ConfigError, Mode, accelerate, discover
 from hetcache_core.testing import scripted, tiny_case
 from hetcache_core.trace import Trace
 
@@ -171,6 +172,36 @@ def test_a_policy_that_was_composed_by_hand_is_refused(
     session.trace.save(tmp_path / "t.json")
     words = ["compile-schedule", str(tmp_path / "t.json"), "--output", str(tmp_path / "s.json")]
     assert "Only a policy that is chosen by its name" in refused(capsys, *words)
+
+
+@pytest.mark.parametrize("policy", ["teacache", "magcache", "pab+magcache"])
+def test_a_calibration_file_is_not_needed_any_more(policy: str, tmp_path: Path) -> None:
+    case = tiny_case()
+    pipeline = case.make_pipeline(0)
+    measured, plain = policy.rsplit("+", maxsplit=1)[-1], "+" not in policy
+    calibrator = discover().policy(measured).calibrator()
+    assert calibrator is not None
+    with accelerate(pipeline, calibrator.watch(), backbone=case.backbone) as session:
+        case.run(pipeline, 8, "none", 0)
+    file = tmp_path / "calibration.json"
+    Calibration(
+        policy=measured,
+        model=case.backbone.describe(pipeline),
+        sigmas=tuple(record.sigma for record in session.trace.records),
+        clips=1,
+        data=calibrator.result(),
+    ).save(file)
+    settings = {"calibration" if plain else f"{measured}.calibration": str(file)}
+    with accelerate(pipeline, policy, settings=settings, backbone=case.backbone) as session:
+        result = case.run(pipeline, 8, "none", 0)
+    session.trace.save(tmp_path / "t.json")
+    schedule = tmp_path / "s.json"
+    assert main(["compile-schedule", str(tmp_path / "t.json"), "--output", str(schedule)]) == 0
+    file.unlink()
+    chosen = {"schedule": str(schedule)}
+    with accelerate(pipeline, "replay", settings=chosen, backbone=case.backbone) as session:
+        again = case.run(pipeline, 8, "none", 0)
+    assert torch.equal(again, result)
 
 
 def config(**given: object) -> EditConfig:

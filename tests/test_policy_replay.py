@@ -62,7 +62,8 @@ from hetcache_core.testing import (
 )
 from hetcache_core.testing.watch import BlockCounter
 from hetcache_policies import kmeans
-from hetcache_policies.replay import Replay, ReplayedRows
+from hetcache_policies.replay import Replay
+from hetcache_policies.replayed import ReplayedRows
 
 REGISTRY = discover()
 STEPS = 12

@@ -22,7 +22,8 @@ def check(
     ] = False,
 ) -> None:
     """Run the contract kit on the policies, backbones and clip sets of a distribution."""
-    from hetcache_app.plugins_check import check_distribution, print_checked
+    from hetcache_app.plugins_check import check_distribution
+    from hetcache_app.plugins_check_view import print_checked
 
     registry = find_plugins(quietly=True)
     with Console(stderr=True).status("checking") as status:

@@ -6,12 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 from rich.console import Console
 from rich.text import Text
 
 from hetcache_app.files import check_writable, replacing
 from hetcache_core.errors import ConfigError, HetCacheError
+from hetcache_core.policy import CachePolicy
 from hetcache_core.registry import Registry
 from hetcache_core.schedule import Schedule
 from hetcache_core.session import resolve_policy
@@ -71,7 +72,7 @@ def compile_schedule(trace_file: Path, output: Path, registry: Registry) -> Comp
     if output.exists() and trace_file.exists() and output.samefile(trace_file):
         raise ConfigError(f"{output} would overwrite the trace", where="--output")
     schedule = Schedule.of(Trace.load(trace_file), where=f"trace {trace_file}")
-    _check_policy(schedule, trace_file, registry)
+    schedule = _freed(schedule, _composed(schedule, trace_file, registry), registry)
     with replacing(output) as part:
         schedule.save(part)
     plan = schedule.plan
@@ -112,8 +113,8 @@ def print_compiled(made: Compiled) -> None:
     Console().print(Text("\n".join(lines)), soft_wrap=True)
 
 
-def _check_policy(schedule: Schedule, trace_file: Path, registry: Registry) -> None:
-    """Refuse a policy that cannot be composed again.
+def _composed(schedule: Schedule, trace_file: Path, registry: Registry) -> CachePolicy:
+    """Compose the recorded policy again.
 
     Raises:
         ConfigError: It is not installed, was composed by hand, or is a replay itself.
@@ -135,3 +136,31 @@ def _check_policy(schedule: Schedule, trace_file: Path, registry: Registry) -> N
             where=where,
             remedy="Use that schedule",
         )
+    return composed
+
+
+def _freed(schedule: Schedule, composed: CachePolicy, registry: Registry) -> Schedule:
+    """Leave out calibration files where all that came of them are decisions, which are recorded."""
+    names = schedule.policy.split("+")
+    settings = dict(schedule.settings)
+    for name in names:
+        prefix = f"{name}." if len(names) > 1 else ""
+        if settings.get(f"{prefix}calibration") is not None:
+            settings[f"{prefix}calibration"] = None
+            settings |= {f"{prefix}{k}": v for k, v in registry.policy(name).anywhere.items()}
+    model = schedule.plan.model
+    try:
+        free, _ = resolve_policy(schedule.policy, settings, None, model, registry)
+    except ConfigError:
+        return schedule
+    return evolve(schedule, settings=settings) if _lasting(free) == _lasting(composed) else schedule
+
+
+def _lasting(policy: CachePolicy) -> tuple[object, ...]:
+    """Return what of a policy is composed once more for a replay."""
+    blocks = None if policy.blocks is None else policy.blocks.needs_sub_layers
+    deciding = (policy.step is None, blocks, policy.selector is None)
+    named = (policy.guidance, policy.predictor, policy.partitioner, policy.partial)
+    return (
+        *deciding, *named, policy.reuse_point, policy.spans, policy.sampler_share, policy.features,
+    )  # fmt: skip

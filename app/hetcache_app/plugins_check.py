@@ -6,13 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from attrs import asdict, evolve, frozen
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
 
 from hetcache_core.errors import ConfigError, HetCacheError, UnsupportedBackboneError, nearest_name
 from hetcache_core.hookspecs import PROJECT_NAME
@@ -21,16 +17,10 @@ from hetcache_core.registry import Kind, PluginRecord, Registry
 if TYPE_CHECKING:
     from hetcache_core.testing import BackboneCase, BoundCheck
 
-__all__ = ["CheckRow", "CheckedDistribution", "check_distribution", "print_checked"]
+__all__ = ["CheckRow", "CheckedDistribution", "Result", "check_distribution"]
 
 Result = Literal["ok", "failed", "failed as expected", "not applicable"]
 
-STYLES: Final[Mapping[Result, str]] = {
-    "ok": "green",
-    "failed": "red",
-    "failed as expected": "yellow",
-    "not applicable": "dim",
-}
 KINDS: Final[tuple[Kind, ...]] = ("policy", "backbone", "clip set")
 
 
@@ -125,32 +115,6 @@ def check_distribution(
     return CheckedDistribution(
         distribution=records[0].distribution, version=records[0].version, rows=tuple(rows)
     )
-
-
-def print_checked(checked: CheckedDistribution) -> None:
-    """Print the checks for people, by what is checked and what it ran on."""
-    parts: list[Text | Table] = [
-        Text(f"{checked.distribution} {checked.version}".rstrip(), style="bold")
-    ]
-    for (kind, name, on), rows in groupby(checked.rows, lambda r: (r.kind, r.name, r.on)):
-        parts.append(Text(f"\n{kind} {name}" + (f" on {on}" if on else "")))
-        table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for row in rows:
-            said = " ".join(text for text in (_sentence(row.reason), row.remedy) if text)
-            check = row.check.removeprefix("check_").replace("_", " ")
-            table.add_row(
-                Text(f"  {row.result}", style=STYLES[row.result]),
-                Text(f"{check}: {said}" if said else check),
-            )
-        parts.append(table)
-    counts = ", ".join(f"{checked.counts[result]} {result}" for result in STYLES)
-    Console().print(Group(*parts, Text(f"\n{len(checked.rows)} checks: {counts}")))
-
-
-def _sentence(text: str) -> str:
-    return text if not text or text.endswith((".", "?", "!")) else f"{text}."
 
 
 # What can be wrong before anything is checked
