@@ -151,7 +151,7 @@ def test_backbones_are_listed_with_what_they_can_carry(capsys: pytest.CaptureFix
     assert about["tokens"] == "one for 32x32 pixels and 8 frames"
     assert about["guidance"] == "merged, none"
     assert about["control"] == "none"
-    assert about["carries"] == "rows, sub_layers, attention, mask, output, sampler"
+    assert about["carries"] == "rows, sub_layers, attention, mask, output, sampler, compiled"
 
 
 def test_versions_of_a_library_are_those_that_the_distribution_asks_for() -> None:

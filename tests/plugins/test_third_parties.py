@@ -157,7 +157,7 @@ def test_installed_its_backbone_is_listed_with_what_it_carries(
     assert found["library_supported"] == ">=0.36"
     assert found["guidance"] == ["merged", "none"]
     lacking = sorted(name for name, has in found["features"].items() if not has)
-    assert lacking == ["control", "sub_layers"]
+    assert lacking == ["compiled", "control", "sub_layers"]
     assert main(["backbones"]) == 0
     assert COGVIDEOX.backbone in capsys.readouterr().out
 
