@@ -60,40 +60,38 @@ def scaled(path: Path, column: str, factor: float) -> Path:
 @pytest.fixture(scope="module")
 def step_costs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, str]]]:
     path = tmp_path_factory.mktemp("step_cost") / "step-cost.csv"
-    arguments = ["--sizes", "9x128x128", "--backbones", "tiny-vace", "--shares", "0.3,1"]
-    return path, rows_of(step_cost.BENCHMARK, [*arguments, "--repeats", "2"], path)
+    arguments = ["--sizes", "17x256x256", "--backbones", "tiny-vace", "--shares", "0.3,0.6"]
+    return path, rows_of(step_cost.BENCHMARK, [*arguments, "--repeats", "1"], path)
 
 
 def test_steps_cost_about_what_their_flops_say(
     step_costs: tuple[Path, list[dict[str, str]]],
 ) -> None:
-    """192 tokens, where a full step takes some 15 ms.
+    """1,280 tokens, where a full step takes 0.2 s and a reused one, embedding and head, 2.5 ms.
 
-    A reused step is embedding and head there, and a partial one still calls as many kernels as a full one:
-    hence 0.2 instead of 0.01, and 3.3 times the share of FLOPs instead of 1.1. The engine's full step is held
-    to 1.3 of the bare one.
+    So a reused step is held to 0.03 instead of 0.01. Partial steps were seen at 1.05 to 1.35 times their
+    share of FLOPs here, since small matrices are slower for each FLOP; they are held to 1.7 instead of 1.1.
     """
     by_step = {(row["step"], row["keys"], row["share"]): row for row in step_costs[1]}
-    assert float(by_step["reuse", "", "0"]["seconds share"]) < 0.2
-    assert float(by_step["full", "pruned", "1"]["seconds share"]) < 1.3
+    assert float(by_step["reuse", "", "0"]["seconds share"]) < 0.03
     for keys in ("pruned", "cached"):
-        partial = by_step["partial", keys, "0.3"]
-        assert float(partial["FLOPs share"]) < 0.45
-        assert float(partial["efficiency"]) > 0.3
-        assert float(by_step["partial", keys, "1"]["FLOPs share"]) == pytest.approx(1, abs=0.01)
+        assert float(by_step["full", keys, "1"]["seconds share"]) < 1.15
+        for share in ("0.3", "0.6"):
+            partial = by_step["partial", keys, share]
+            assert float(partial["efficiency"]) > 1 / 1.7
+        assert float(by_step["partial", keys, "0.3"]["FLOPs share"]) < 0.32
 
 
 def test_a_measurement_is_held_against_an_earlier_one(
     step_costs: tuple[Path, list[dict[str, str]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, _ = step_costs
-    arguments = ["--sizes", "9x128x128", "--backbones", "tiny-vace", "--shares", "0.3"]
-    arguments += ["--keys", "pruned", "--repeats", "1", "--fail-if-regression"]
-    # Seconds at this size are noisy: what cost the same is told from what cost a tenth.
-    assert main(step_cost.BENCHMARK, [*arguments, "--compare", str(path), "--margin", "2"]) == 0
-    better = scaled(path, "seconds share", 0.1)
+    arguments = ["--sizes", "17x256x256", "--backbones", "tiny-vace", "--shares", "0.3"]
+    arguments += ["--keys", "pruned", "--repeats", "1", "--fail-if-regression", "--margin", "0.5"]
+    assert main(step_cost.BENCHMARK, [*arguments, "--compare", str(path)]) == 0
+    better = scaled(path, "seconds share", 0.4)
     capsys.readouterr()
-    assert main(step_cost.BENCHMARK, [*arguments, "--compare", str(better), "--margin", "2"]) == 1
+    assert main(step_cost.BENCHMARK, [*arguments, "--compare", str(better)]) == 1
     assert "Worse than" in capsys.readouterr().out
 
 
@@ -109,15 +107,26 @@ def test_every_backbone_can_be_measured(tmp_path: Path) -> None:
 
 
 def test_the_engine_costs_little(tmp_path: Path) -> None:
-    """192 tokens: a step takes some 15 ms instead of 850, so 0.15 instead of 0.03."""
+    """On the embedded backbone at its own size, 2,880 tokens: the bound itself, 0.03; 0.001 were seen."""
     path = tmp_path / "overhead.csv"
-    rows = rows_of(overhead.BENCHMARK, ["--sizes", "9x128x128", "--repeats", "2"], path)
+    arguments = ["--sizes", "17x384x384", "--repeats", "1", "--check"]
+    rows = rows_of(overhead.BENCHMARK, arguments, path)
     share = {row["piece"]: float(row["share"]) for row in rows}
     assert share["full step, bare pipeline"] == 1
     for policy in ("every-nth", "teacache", "hetcache", "auto", "pab"):
-        assert share[f"engine, per step: {policy}"] < 0.15
-    assert share["store, keep a residual"] < 0.01
+        assert 0 < share[f"engine, per step: {policy}"] < overhead.SMALL_LIMIT
+    assert share["store, keep a residual"] < 0.005
     assert {"partitioner", "selector, k-means and attention", "attention scores"} <= share.keys()
+
+
+def test_what_is_saved_on_paper_is_saved_on_the_clock(tmp_path: Path) -> None:
+    """1,280 tokens: 0.8 instead of 0.9, for a machine that does other things meanwhile."""
+    arguments = ["--sizes", "17x256x256", "--repeats", "1", "--steps", "8"]
+    arguments += ["--policies", "every-nth,auto"]
+    rows = rows_of(policies.BENCHMARK, arguments, tmp_path / "policies.csv")
+    for row in rows[1:]:
+        assert float(row["in FLOPs"]) > 1.3
+        assert float(row["efficiency"]) > 0.8
 
 
 def test_the_cache_holds_what_is_predicted(tmp_path: Path) -> None:
