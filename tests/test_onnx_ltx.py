@@ -20,6 +20,8 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 pytest.importorskip("diffusers")
+if torch.__version__ < (2, 13):
+    pytest.skip("this torch does not export LTX-Video", allow_module_level=True)
 
 import onnx
 from diffusers import LTXPipeline

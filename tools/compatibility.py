@@ -35,9 +35,10 @@ REASON_LENGTH: Final = 160
 
 HEADER: Final = """# Compatibility
 
-Which releases hetcache was run with: one release of one library in each row, with the newest of everything
-else, on the built wheel. Written by `tools/compatibility.py` from what tox reported; how to run it is said in
-[CONTRIBUTING.md](../CONTRIBUTING.md).
+Which releases hetcache was run with, on the built wheel: `py` is the newest of everything (and the Python of
+whoever runs it), the rows below change one thing each, `lowest` has the floor of every dependency, `core` no
+optional package, `plugins` the example distributions. Written by `tools/compatibility.py` from what tox
+reported; how to run it is said in [CONTRIBUTING.md](../CONTRIBUTING.md).
 
 """
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import copy, deepcopy
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
+import torch
 from attrs import frozen
 
 from hetcache_backends.diffusers_common import missing_library
@@ -22,7 +23,11 @@ from hetcache_backends.onnx_folder import (
     write_manifest,
 )
 from hetcache_core.backbone import LoadRequest
+from hetcache_core.errors import UnsupportedBackboneError
 from hetcache_core.pipelines import load_pipeline
+
+OLDEST_TORCH: Final = "2.13"
+"""The oldest whose export was seen to work; that of 2.6 was seen to fail."""
 
 
 def export_ltx(
@@ -45,6 +50,12 @@ def export_ltx(
         ConfigError: the folder cannot be written.
     """
     need_onnx(exports=True)
+    if torch.__version__ < OLDEST_TORCH:
+        raise UnsupportedBackboneError(
+            f"torch {torch.__version__} writes the sizes of an example into the graphs of LTX-Video",
+            where=f"backbone {backbone}",
+            remedy=f"Export with torch {OLDEST_TORCH} or newer; the graphs then run beside any torch",
+        )
     kind = _pipeline_kind()
     from hetcache_backends.onnx_export import new_folder, write_graphs
     from hetcache_backends.onnx_ltx_parts import ltx_parts
