@@ -22,6 +22,7 @@ from hetcache_backends.onnx_folder import (
 )
 from hetcache_backends.onnx_runtime_ltx import OnnxLtx
 from hetcache_backends.onnx_wan import OpenedFolder, assemble, export_wan, open_folder
+from hetcache_backends.tiny_vace.backbone import TinyVace
 from hetcache_backends.wan_loading import import_diffsynth
 from hetcache_core.backbone import Backbone, EditRequest, Features, Geometry, LoadRequest
 from hetcache_core.errors import UnsupportedBackboneError
@@ -35,25 +36,13 @@ if TYPE_CHECKING:
     from hetcache_core.testing import BackboneCase
 
 
-@final
-@frozen
-class OnnxRuntime(Backbone):
-    """Runs a folder that ``hetcache export`` wrote, of whichever backbone.
-
-    What is said of sizes and features here is Wan's; a folder of LTX-Video is ``OnnxLtx``'s, which
-    ``for_model`` gives.
-    """
+class OnnxWan(Backbone):
+    """Runs a folder of an exported Wan-VACE."""
 
     name: ClassVar[str] = RUNS_WITH
     summary: ClassVar[str] = "exported Wan-VACE or LTX-Video on ONNX Runtime"
     library: ClassVar[str] = "onnxruntime"
     features: ClassVar[Features] = wan_vace.WanVace.features.with_values(compiled=False)
-    geometry: ClassVar[Geometry] = Geometry(
-        size_multiple=16,
-        frame_stride=wan_vace.TEMPORAL_STRIDE,
-        default_size=(384, 384),
-        default_frames=17,
-    )
 
     def for_model(self, model: str | None) -> Backbone:
         """Return the adapter for a folder; this one where there is none, which ``load`` will say."""
@@ -134,13 +123,37 @@ class OnnxRuntime(Backbone):
         )
 
 
+@final
+@frozen
+class OnnxRuntime(OnnxWan):
+    """Runs a folder that ``hetcache export`` wrote, of whichever backbone.
+
+    What is said of sizes and guidance here is that of ``wan-vace``; ``for_model`` gives the adapter of
+    a folder that holds another model.
+    """
+
+    geometry: ClassVar[Geometry] = wan_vace.WanVace.geometry
+
+
+@final
+@frozen
+class OnnxTinyVace(OnnxWan):
+    """Runs a folder of the exported embedded model, with its sizes and guidance."""
+
+    geometry: ClassVar[Geometry] = TinyVace.geometry
+    guidance_scale: ClassVar[float] = TinyVace.guidance_scale
+
+
 def _adapter_of(folder: Path) -> Backbone:
     """Return the adapter for what is in a folder.
 
     Raises:
         UnsupportedBackboneError: it holds no exported graphs.
     """
-    return OnnxLtx() if isinstance(read_manifest(folder).sizes, LtxSizes) else OnnxRuntime()
+    manifest = read_manifest(folder)
+    if isinstance(manifest.sizes, LtxSizes):
+        return OnnxLtx()
+    return OnnxTinyVace() if manifest.backbone == TinyVace.name else OnnxRuntime()
 
 
 def _feed_forwards(blocks: Any) -> list[Any]:
