@@ -270,9 +270,13 @@ def test_every_tox_environment_named_in_the_pages_exists() -> None:
     tox.read(ROOT / "tox.ini")
     described = tox["testenv"]["description"].strip().splitlines()
     known = {line.split(":")[0].strip() for line in described}
-    known |= {section.split(":")[1] for section in tox.sections() if ":" in section}
+    for section in (name.split(":")[1] for name in tox.sections() if ":" in name):
+        head, _, releases = section.rstrip("}").partition("{")  # torch{2.6,2.13}
+        known |= {head + release for release in releases.split(",")}
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     named = {
-        env for envs in re.findall(r"\btox(?: run)? -e ([\w,]+)", text) for env in envs.split(",")
+        env
+        for envs in re.findall(r"\btox(?: run)? -e ([\w.,]*\w)", text)
+        for env in envs.split(",")
     }
     assert named <= known
