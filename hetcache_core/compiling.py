@@ -27,9 +27,6 @@ MOST_GRAPHS: Final = 256
 """Graphs of one block's code before torch gives up compiling more: sizes x ways x kinds of block. Its own
 limit of 8 is reached by the third size of video."""
 
-OLDEST_TORCH: Final = "2.13"
-"""The oldest whose compiled blocks were seen to agree; those of 2.6 were seen to differ, and to break."""
-
 
 @final
 class Tape:
@@ -176,29 +173,13 @@ def _over_lent_keys(forward: Forward, block: Any, loan: KeyLoan, *arguments: Any
     return forward(block, Tape(loan), *arguments)
 
 
-def block_compiler(wanted: bool | str) -> BlockCompiler | None:  # noqa: FBT001  # as asked for
-    """Make a compiler, or None where none is wanted.
-
-    Args:
-        wanted: True, or the name of a backend of ``torch.compile``.
-
-    Raises:
-        UnsupportedBackboneError: this torch is too old.
-    """
-    if not wanted:
-        return None
-    if torch.__version__ < OLDEST_TORCH:
-        raise UnsupportedBackboneError(
-            f"blocks that torch {torch.__version__} compiles compute something else",
-            remedy=f"Use torch {OLDEST_TORCH} or newer, or leave compile (--compile) out",
-        )
-    return BlockCompiler(wanted) if isinstance(wanted, str) else BlockCompiler()
-
-
 @contextmanager
 def many_graphs() -> Iterator[None]:
     """Let torch compile more sizes than it does by default; its own settings come back."""
     from torch._dynamo import config
 
-    with config.patch(recompile_limit=MOST_GRAPHS):
+    # recompile_limit is called cache_size_limit before torch 2.7.
+    names = ("recompile_limit", "cache_size_limit")
+    name = next(n for n in names if n in config.get_config_copy())
+    with config.patch({name: MOST_GRAPHS}):
         yield

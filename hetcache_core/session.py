@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from attrs import asdict, define, field
 
 from hetcache_core.budget import check_target
-from hetcache_core.compiling import block_compiler, many_graphs
+from hetcache_core.compiling import BlockCompiler, many_graphs
 from hetcache_core.discovery import Registry, discover
 from hetcache_core.engine import Engine
 from hetcache_core.errors import (
@@ -187,13 +187,19 @@ def accelerate(
         store_settings=store or StoreSettings(),
         guards=guards or Guards(),
         target_speedup=None if target_speedup is None else check_target(target_speedup),
-        compiler=block_compiler(compile),
+        compiler=_compiler(compile),
         on_step=on_step,
         on_run=finished,
     )
     session = Session(pipeline, adapter, composed, engine)
     session.traces = traces
     return session
+
+
+def _compiler(wanted: bool | str) -> BlockCompiler | None:  # noqa: FBT001  # as accelerate has it
+    if isinstance(wanted, str):
+        return BlockCompiler(wanted)
+    return BlockCompiler() if wanted else None
 
 
 def resolve_policy(

@@ -133,5 +133,5 @@ def test_an_edit_on_the_command_line_decides_as_with_the_model(
         read_video(tmp_path / f"{name}.mp4", option="--video", max_frames=5).frames.astype(int)
         for name in ("onnx-runtime", "tiny-vace")
     ]
-    # The encoder does not write the same file twice.
-    assert np.abs(videos[0] - videos[1]).mean() < 0.1
+    # A byte that differs before encoding becomes more by it; with another guidance it is far more.
+    assert np.abs(videos[0] - videos[1]).mean() < 1.5

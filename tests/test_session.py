@@ -27,7 +27,6 @@ from hetcache_core import (
     accelerate,
     setting,
 )
-from hetcache_core.compiling import block_compiler
 from hetcache_core.registry import Observer, PluginRecord
 from hetcache_core.testing import FULL_STEPS, TinyBackbone, TinyPipeline, scripted, tiny_video
 from hetcache_core.testing.scripted import BlockScript, ScriptedError
@@ -265,13 +264,3 @@ def test_store_settings_and_guards_reach_the_run(registry: Registry) -> None:
 def test_a_speed_up_that_cannot_be_is_refused(target: float, registry: Registry) -> None:
     with pytest.raises(ConfigError, match="target speed-up"):
         accelerate(TinyPipeline(), "nth", registry=registry, target_speedup=target)
-
-
-@pytest.mark.parametrize("wanted", [True, "eager"])
-def test_a_torch_that_compiles_wrongly_is_refused(
-    wanted: bool | str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hetcache_core.compiling.OLDEST_TORCH", "999.0")
-    with pytest.raises(UnsupportedBackboneError, match=r"999\.0 or newer, or leave compile"):
-        block_compiler(wanted)
-    assert block_compiler(wanted=False) is None
