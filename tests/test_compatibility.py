@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 import json
 import re
@@ -83,6 +84,15 @@ def test_what_cannot_be_is_what_the_package_excludes() -> None:
     excluded = sorted(int(patch) for patch in re.findall(r"!=2\.0\.(\d+)", wanted))
     assert excluded == list(range(excluded[0], excluded[-1] + 1))
     assert f"diffsynth 2.0.{excluded[0]} to 2.0.{excluded[-1]}" in TABLE.read_text(encoding="utf-8")
+
+
+def test_every_environment_runs_something() -> None:
+    """Those without commands of their own have the Pythons', which other names do not match."""
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(ROOT / "tox.ini", encoding="utf-8")
+    sections = [name for name in parser.sections() if name.startswith("testenv:")]
+    assert sections
+    assert not [name for name in sections if not parser[name].get("commands", "").strip()]
 
 
 def test_groups_of_environments_are_spelt_out() -> None:
