@@ -127,6 +127,13 @@ def test_a_failure_says_why_and_other_rows_stay(tmp_path: Path, page: Path) -> N
     assert rows["pluggy1.6"].cells["tests"] == "1 failed"
 
 
+def test_an_environment_that_ran_nothing_has_not_passed(tmp_path: Path, page: Path) -> None:
+    given = written(tmp_path, report("core", success=True, test=[]))
+    assert tool.main([given, "--output", str(page)]) == 0
+    cells = tool.kept(page.read_text(encoding="utf-8"))["core"].cells
+    assert cells["result"] == "failed: it ran nothing"
+
+
 def test_an_environment_that_could_not_be_made_says_why(tmp_path: Path, page: Path) -> None:
     setup = [{"retcode": 1, "output": "", "err": "error: no solution found\n"}]
     given = written(tmp_path, report("torch2.6", success=False, setup=setup))

@@ -5,7 +5,7 @@
 
 Several files may be given; of an environment that is in more than one, the newest counts. Environments that
 no file tells of keep the row that the table has. Exit code 2 and no table where a file is none of tox's, or
-tells of environments that tox.ini does not have in its matrix.
+tells of no environment that tox.ini has in its matrix.
 """
 
 from __future__ import annotations
@@ -118,7 +118,10 @@ def rows(report: Mapping[str, Any], on: str) -> Iterator[tuple[str, Row]]:
         versions = dict(p.split("==", 1) for p in said.get("installed_packages", ()) if "==" in p)
         runs = [run for run in said.get("test", ()) if run["retcode"] is not None]
         texts = [run["output"] + run["err"] for run in runs]
-        result = "passed" if said["result"]["success"] else f"failed: {_reason(said, texts)}"
+        if said["result"]["success"]:
+            result = "passed" if runs else "failed: it ran nothing"
+        else:
+            result = f"failed: {_reason(said, texts)}"
         cells = {
             "environment": f"`{name}`",
             "Python": said["python"]["version"].split()[0],
@@ -167,14 +170,14 @@ def read(path: Path, order: Collection[str]) -> dict[str, Row]:
         order: the environments of the matrix.
 
     Raises:
-        ValueError: it tells of others.
+        ValueError: it tells of none of them.
     """
     day = datetime.fromtimestamp(path.stat().st_mtime, tz=timezone.utc).date().isoformat()
     new = dict(rows(json.loads(path.read_text(encoding="utf-8")), day))
-    unknown = [name for name in new if name not in order and not name.startswith(".")]
-    if unknown:
-        raise ValueError(f"{path}: tox.ini has no {', '.join(unknown)} in its matrix")
-    return {name: row for name, row in new.items() if name in order}
+    found = {name: row for name, row in new.items() if name in order}
+    if not found:
+        raise ValueError(f"{path}: no environment of the matrix in tox.ini, but {', '.join(new)}")
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
