@@ -37,7 +37,7 @@ def report(name: str, *, success: bool, output: str = "", **setup: Any) -> dict[
         "reportversion": "1",
         "testenvs": {
             name: {
-                "python": {"version": "3.11.7 (main)"},
+                "python": {"version_info": [3, 11, None, None, None]},
                 "installed_packages": ["torch==2.15.0", "pluggy==1.6.0"],
                 "result": {"success": success, "duration": 90.0, "skipped": False},
                 "test": [{"retcode": int(not success), "output": output, "err": ""}],
@@ -108,6 +108,7 @@ def test_a_report_becomes_a_row_with_versions_and_counts(tmp_path: Path, page: P
     assert tool.main([given, "--output", str(page)]) == 0
     row = tool.kept(page.read_text(encoding="utf-8"))["pluggy1.6"].cells
     assert (row["torch"], row["pluggy"], row["diffsynth"]) == ("2.15.0", "1.6.0", "")
+    assert row["Python"] == "3.11"
     assert (row["result"], row["tests"], row["minutes"]) == (
         "passed",
         "298 passed, 4 skipped",

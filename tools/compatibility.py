@@ -124,7 +124,8 @@ def rows(report: Mapping[str, Any], on: str) -> Iterator[tuple[str, Row]]:
             result = f"failed: {_reason(said, texts)}"
         cells = {
             "environment": f"`{name}`",
-            "Python": said["python"]["version"].split()[0],
+            # Of another Python than its own, tox knows no more than what was asked for.
+            "Python": ".".join(str(p) for p in said["python"]["version_info"][:3] if p is not None),
             **{library: versions.get(library, "") for library in LIBRARIES},
             "result": result,
             "tests": "; ".join(m["counts"] for text in texts for m in COUNTS.finditer(text)),
