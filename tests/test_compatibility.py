@@ -37,7 +37,7 @@ def report(name: str, *, success: bool, output: str = "", **setup: Any) -> dict[
         "reportversion": "1",
         "testenvs": {
             name: {
-                "python": {"version_info": [3, 11, None, None, None]},
+                "python": {"version_info": [3, 11, 0, "", 0]},
                 "installed_packages": ["torch==2.15.0", "pluggy==1.6.0"],
                 "result": {"success": success, "duration": 90.0, "skipped": False},
                 "test": [{"retcode": int(not success), "output": output, "err": ""}],

@@ -124,8 +124,7 @@ def rows(report: Mapping[str, Any], on: str) -> Iterator[tuple[str, Row]]:
             result = f"failed: {_reason(said, texts)}"
         cells = {
             "environment": f"`{name}`",
-            # Of another Python than its own, tox knows no more than what was asked for.
-            "Python": ".".join(str(p) for p in said["python"]["version_info"][:3] if p is not None),
+            "Python": _python(said["python"]["version_info"]),
             **{library: versions.get(library, "") for library in LIBRARIES},
             "result": result,
             "tests": "; ".join(m["counts"] for text in texts for m in COUNTS.finditer(text)),
@@ -133,6 +132,12 @@ def rows(report: Mapping[str, Any], on: str) -> Iterator[tuple[str, Row]]:
             "on": on,
         }
         yield name, Row(cells=cells)
+
+
+def _python(version: list[Any]) -> str:
+    """Write a version; of another Python than its own, tox knows only what was asked for."""
+    major, minor, micro, level, _ = version
+    return f"{major}.{minor}.{micro}" if level else f"{major}.{minor}"
 
 
 def _reason(said: Mapping[str, Any], texts: Iterable[str]) -> str:
