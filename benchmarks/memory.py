@@ -175,7 +175,7 @@ def _predicted(spec: PolicySpec, info: RunInfo, dtype: str) -> tuple[int, float]
     """Return the bytes of all branches, and the share of tokens that partial steps run."""
     policy, _ = resolve_policy(spec.name, spec.settings, spec.preset, info.model, discover())
     # Latents are counted where a policy keeps whole outputs: 16 numbers for 2 x 2 patches.
-    elements = footprint(policy, info, latents=64 * info.grid.tokens).elements
+    kept = footprint(policy, info, latents=64 * info.grid.tokens)
     each: torch.dtype = getattr(torch, dtype)
     trace = Trace(
         policy="", settings={}, backbone="", variant="", steps=info.steps,
@@ -183,7 +183,7 @@ def _predicted(spec: PolicySpec, info: RunInfo, dtype: str) -> tuple[int, float]
     )  # fmt: skip
     active = make_active(policy, info, trace)
     share = 0.0 if active is None else active.share
-    return elements * each.itemsize * len(info.branches), share
+    return kept.bytes(each) * len(info.branches), share
 
 
 def _row(

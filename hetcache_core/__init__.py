@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from hetcache_core.guards import Guards
     from hetcache_core.hookspecs import Registration, hookimpl
+    from hetcache_core.kept_keys import KeySettings
     from hetcache_core.pipelines import load_pipeline, run_edit
     from hetcache_core.policy import (
         BlockAction,
@@ -100,6 +101,7 @@ _HOMES: Final[dict[str, str]] = {
         "PluginConflictError PluginError PluginLoadError UnsupportedBackboneError",
         "guards": "Guards",
         "hookspecs": "Registration hookimpl",
+        "kept_keys": "KeySettings",
         "pipelines": "load_pipeline run_edit",
         "policy": "BlockAction BlockDecider BlockPolicy CachePolicy ControlMode GuidanceDecider "
         "GuidancePolicy KVMode PartAction PartialSettings PolicyRecipe Predictor ReusePoint "
@@ -152,6 +154,7 @@ __all__ = [
     "GuidancePolicy",
     "HetCacheError",
     "KVMode",
+    "KeySettings",
     "LoadRequest",
     "Mode",
     "ModelCall",

@@ -124,9 +124,8 @@ def _apply(measures: tuple[str, ...], policy: CachePolicy, store: StoreSettings)
 
 
 def _bytes(fitted: Fitted, run: RunInfo, *, latents: int, dtype: torch.dtype) -> int:
-    kept = dtype if fitted.store.dtype is None else getattr(torch, fitted.store.dtype)
-    elements = footprint(fitted.policy, run, latents=latents).elements
-    return int(len(run.branches) * elements * kept.itemsize)
+    kept: torch.dtype = dtype if fitted.store.dtype is None else getattr(torch, fitted.store.dtype)
+    return len(run.branches) * footprint(fitted.policy, run, latents=latents).bytes(kept)
 
 
 def _note(measures: tuple[str, ...], wanted: int, held: int, limit: int) -> str:

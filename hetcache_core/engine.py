@@ -16,7 +16,7 @@ from hetcache_core.errors import CacheStateError, ContractError
 from hetcache_core.execution import HOLD, TrunkExecution
 from hetcache_core.guards import Guards
 from hetcache_core.passes import full_flops, partial_flops
-from hetcache_core.policy import CachePolicy, ControlMode, KVMode, ReusePoint
+from hetcache_core.policy import CachePolicy, ControlMode, ReusePoint
 from hetcache_core.run_state import RunState, make_active
 from hetcache_core.signals import Signals
 from hetcache_core.steps import WHOLE_TRUNK, Decision, Mode, StepInfo
@@ -384,12 +384,7 @@ class Engine:
             return Costs(partial=1.0, reuse=0.0)
         partial, settings = 1.0, run.policy.partial
         if run.active is not None and settings is not None and not run.active.too_many:
-            rows = partial_flops(
-                trunk,
-                run.active.count,
-                cached_keys=settings.kv_mode is KVMode.CACHED,
-                control=settings.control_mode is ControlMode.RECOMPUTE,
-            )
+            rows = partial_flops(trunk, run.active.count, settings)
             partial = (rows + record.flops) / record.flops_full
         return Costs(partial=partial, reuse=record.flops / record.flops_full)
 

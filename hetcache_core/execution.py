@@ -9,6 +9,7 @@ import torch
 from attrs import define, field
 
 from hetcache_core.errors import ContractError
+from hetcache_core.kept_keys import KeySettings
 from hetcache_core.passes import KeysUse, Pass, ScoreRequest
 from hetcache_core.policy import ControlMode, KVMode, Predictor, ReusePoint
 from hetcache_core.run_state import RunState
@@ -120,6 +121,7 @@ class TrunkExecution:
             store=run.store,
             predictor=self.predictor,
             keys=KeysUse.CACHED if partial.kv_mode is KVMode.CACHED else KeysUse.OWN,
+            key_settings=partial.keys,
             stored_hints=partial.control_mode is ControlMode.REUSE,
         )
         computed = part.advance(trunk.layers)  # (B, n, D)
@@ -188,11 +190,11 @@ class TrunkExecution:
             return self._full
         run, policy, trunk = self.run, self.run.policy, self.trunk
         partial, active = policy.partial, run.active
-        keys, score, keep_hints = KeysUse.OWN, None, False
+        keys, key_settings, score, keep_hints = KeysUse.OWN, KeySettings(), None, False
         if self._prepares and partial is not None and active is not None:
             keep_hints = partial.control_mode is ControlMode.REUSE
             if partial.kv_mode is KVMode.CACHED:
-                keys = KeysUse.STORE
+                keys, key_settings = KeysUse.STORE, partial.keys
             if active.needs_scores and run.chosen_at != self.step.index:
                 score = ScoreRequest(
                     layers=frozenset(i % trunk.layers for i in partial.score_layers),
@@ -210,6 +212,7 @@ class TrunkExecution:
             recorder=run.recorder,
             computes_all=self.computes_all,
             keys=keys,
+            key_settings=key_settings,
             keep_hints=keep_hints,
             score=score,
             keep_at=frozenset(

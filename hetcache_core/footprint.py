@@ -32,13 +32,19 @@ class Footprint:
 
     Attributes:
         words: What it is.
-        elements: Numbers of it.
+        elements: Numbers of it, but for those below.
+        fixed_bytes: Bytes of what is kept in a dtype of its own.
         levels: What is left out or reused: steps, branches, blocks, sub-layers, tokens.
     """
 
     words: tuple[str, ...]
     elements: int
     levels: tuple[str, ...]
+    fixed_bytes: int = 0
+
+    def bytes(self, dtype: torch.dtype) -> int:
+        """Return the bytes of it where the store keeps its tensors in ``dtype``."""
+        return self.elements * dtype.itemsize + self.fixed_bytes
 
 
 def footprint(policy: CachePolicy, run: RunInfo, *, latents: int) -> Footprint:
@@ -50,7 +56,7 @@ def footprint(policy: CachePolicy, run: RunInfo, *, latents: int) -> Footprint:
         latents: Numbers in the latents of one branch.
     """
     tensor, history = run.grid.tokens * run.model.width, (policy.predictor or HOLD).history
-    words, elements, levels = [], 0, []
+    words, elements, levels, fixed_bytes = [], 0, [], 0
     if policy.sampler_share < 1:
         levels.append("run")
     if policy.reuse_point is ReusePoint.OUTPUT:
@@ -66,11 +72,20 @@ def footprint(policy: CachePolicy, run: RunInfo, *, latents: int) -> Footprint:
     active = make_active(policy, run, _no_trace(run))
     if active is not None and policy.partial is not None and not active.too_many:
         levels.append("tokens")
-        blocks, hints = run.model.layers, len(run.model.control_layers)
+        hints, keys = len(run.model.control_layers), policy.partial.keys
         if policy.partial.kv_mode is KVMode.CACHED:
-            words.append("keys and values of all blocks")
-            keyed = blocks + (hints if policy.partial.control_mode is ControlMode.RECOMPUTE else 0)
-            elements += 2 * keyed * tensor
+            kept = keys.kept_layers(run.model.layers)
+            which = "all" if len(kept) == run.model.layers else str(len(kept))
+            words.append(_times(keys.history, f"keys and values of {which} blocks"))
+            recomputes = policy.partial.control_mode is ControlMode.RECOMPUTE
+            controls = sum(layer in kept for layer in run.model.control_layers) if recomputes else 0
+            tokens = -(-run.grid.tokens // keys.stride)
+            numbers = 2 * (len(kept) + controls) * keys.history * tokens * run.model.width
+            if keys.dtype is None:
+                elements += numbers
+            else:
+                dtype: torch.dtype = getattr(torch, keys.dtype)
+                fixed_bytes = numbers * dtype.itemsize
         if policy.partial.control_mode is ControlMode.REUSE and hints:
             words.append("hints of active tokens")
             elements += hints * active.count * run.model.width
@@ -80,7 +95,12 @@ def footprint(policy: CachePolicy, run: RunInfo, *, latents: int) -> Footprint:
         if count:
             words.append(_times(count, _times(history, what)))
             elements += count * history * tensor
-    return Footprint(words=tuple(words), elements=elements, levels=tuple(dict.fromkeys(levels)))
+    return Footprint(
+        words=tuple(words),
+        elements=elements,
+        levels=tuple(dict.fromkeys(levels)),
+        fixed_bytes=fixed_bytes,
+    )
 
 
 @define

@@ -8,12 +8,16 @@ from attrs import define, evolve, field
 from torch import Tensor
 
 from hetcache_core.active import attention_scores
+from hetcache_core.kept_keys import KeptKeys, KeySettings
 from hetcache_core.policy import (
     RUN_BLOCK,
     RUN_PART,
     BlockAction,
     BlockDecider,
+    ControlMode,
+    KVMode,
     PartAction,
+    PartialSettings,
     Predictor,
     Use,
 )
@@ -31,7 +35,7 @@ class KeysUse(Enum):
     STORE = "store"
     """Attend over the view's own rows (all tokens) and keep them."""
     CACHED = "cached"
-    """Write the view's rows into the kept ones and attend over all tokens."""
+    """Put the view's rows among the kept ones and attend over all tokens."""
 
 
 @define(eq=False, kw_only=True)
@@ -71,7 +75,9 @@ class Pass:
         blocks: decides blocks and sub-layers, or None to run all.
         recorder: takes note of what was decided of them, or None.
         computes_all: nothing is reused, whatever ``blocks`` says; what it stores is stored.
-        keys: what to do with keys and values.
+        keys: what to do with keys and values, in the blocks whose keys are kept; others attend over
+            the view's own rows.
+        key_settings: how they are kept.
         stored_hints: take control hints from the store instead of running control blocks.
         keep_hints: remember the hints, for storing them afterwards.
         score: attention to score on the way, or None.
@@ -89,6 +95,7 @@ class Pass:
     recorder: Recorder | None = None
     computes_all: bool = False
     keys: KeysUse = KeysUse.OWN
+    key_settings: KeySettings = field(factory=KeySettings)
     stored_hints: bool = False
     keep_hints: bool = False
     score: ScoreRequest | None = None
@@ -103,22 +110,26 @@ class Pass:
     parts_reused: int = field(default=0, init=False)
     next: int = field(default=0, init=False)
     _hint_at: dict[int, int] = field(init=False)
+    _kept: KeptKeys = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         """Gather the rows."""
         self.view = self.trunk.view(self.rows)
         self.hidden = self.view.x
         self._hint_at = {layer: i for i, layer in enumerate(self.trunk.control_layers)}
+        self._kept = KeptKeys(
+            settings=self.key_settings,
+            trunk=self.trunk,
+            store=self.store,
+            branch=self.branch,
+            step=self.step.index,
+            rows=self.rows,
+        )
 
     @property
     def row_count(self) -> int:
         """Rows ``n`` of the view."""
         return self.view.x.shape[1]
-
-    @property
-    def key_count(self) -> int:
-        """Keys that self-attention sees."""
-        return self.trunk.x.shape[1] if self.keys is KeysUse.CACHED else self.row_count
 
     def advance(self, stop: int) -> Tensor:
         """Run blocks up to, not including, ``stop``; return the state (B, n, D)."""
@@ -194,21 +205,30 @@ class Pass:
             self.score is not None and key.stack is Stack.MAIN and key.index in self.score.layers
         )
         # Where hints are kept instead, no later step runs control blocks and asks for their keys.
-        keyed = self.keys is not KeysUse.OWN and not (
-            key.stack is Stack.CONTROL and self.keep_hints
-        )
+        unasked = key.stack is Stack.CONTROL and self.keep_hints
+        keyed = self.keys is not KeysUse.OWN and self._kept.has(key) and not unasked
         attends = keyed or scored
         for part in ALL_SUB_LAYERS - parts:
             self._count(key, part)
         if not parts and not attends:
             return None
         return _Hooks(
-            owner=self, key=key, action=action, parts=parts, attends=attends, scored=scored
+            owner=self,
+            key=key,
+            action=action,
+            parts=parts,
+            attends=attends,
+            keys=self.keys if keyed else KeysUse.OWN,
+            scored=scored,
         )
 
     def _count(self, key: BlockKey, part: SubLayer, rows: int | None = None) -> None:
+        every = self.keys is KeysUse.CACHED and self._kept.has(key)
         self.flops += self.trunk.flops.sub_layer(
-            key.stack, part, rows=self.row_count if rows is None else rows, keys=self.key_count
+            key.stack,
+            part,
+            rows=self.row_count if rows is None else rows,
+            keys=self.trunk.x.shape[1] if every else self.row_count,
         )
 
     def _predict(self, slot: Slot) -> Tensor:
@@ -244,38 +264,25 @@ class Pass:
             self.blocks.observe(self.step, self.branch, key, part, output)
         return output
 
-    def attend(
-        self, key: BlockKey, q: Tensor, k: Tensor, v: Tensor, attend: Attend, *, scored: bool
-    ) -> Tensor:
-        """Attend over the keys of this pass (called by the hooks); q, k, v are (B, n, D)."""
-        keys, values = Slot(Kind.KEYS, key), Slot(Kind.VALUES, key)
-        if self.keys is not KeysUse.CACHED or self.rows is None:
-            self.take(key, q, k, v, scored=scored)
-        else:
-            self.store.write_rows(self.branch, keys, self.rows, k, step=self.step.index)
-            self.store.write_rows(self.branch, values, self.rows, v, step=self.step.index)
-            k = self.store.get(self.branch, keys, like=k)[-1].value
-            v = self.store.get(self.branch, values, like=v)[-1].value
-        return attend(q, k, v)
-
-    def take(self, key: BlockKey, q: Tensor, k: Tensor, v: Tensor, *, scored: bool) -> None:
-        """Score and keep what a block attends over (called by the hooks); q, k, v are (B, n, D)."""
-        if scored and self.score is not None:
-            self.score.add(q, k, self.trunk.heads)
-            m = self.score.queries.numel()
-            self.flops += 2 * q[self.score.batch_rows].shape[0] * m * k.shape[1] * k.shape[2]
-        if self.keys is KeysUse.STORE:
-            self.store.put(self.branch, Slot(Kind.KEYS, key), k, step=self.step.index)
-            self.store.put(self.branch, Slot(Kind.VALUES, key), v, step=self.step.index)
+    def complete(self, key: BlockKey, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put keys and values (B, n, D) among the kept ones, (B, N, D) (called by the hooks)."""
+        return self._kept.complete(key, k, v)
 
     def lend_keys(self, key: BlockKey, like: Tensor) -> KeyLoan | None:
         """Lend the kept keys and values where they can be written as they are."""
-        if self.keys is not KeysUse.CACHED or self.rows is None:
-            return None
-        step = self.step.index
-        keys = self.store.lend(self.branch, Slot(Kind.KEYS, key), like=like, step=step)
-        values = self.store.lend(self.branch, Slot(Kind.VALUES, key), like=like, step=step)
-        return None if keys is None or values is None else (keys, values, self.rows)
+        return self._kept.lend(key, like)
+
+    def keep_keys(self, key: BlockKey, k: Tensor, v: Tensor) -> None:
+        """Keep keys and values (B, N, D) (called by the hooks)."""
+        self._kept.put(key, k, v)
+
+    def add_score(self, q: Tensor, k: Tensor) -> None:
+        """Score what a block attends over (called by the hooks); q and k are (B, n, D)."""
+        if self.score is None:
+            return
+        self.score.add(q, k, self.trunk.heads)
+        m = self.score.queries.numel()
+        self.flops += 2 * q[self.score.batch_rows].shape[0] * m * k.shape[1] * k.shape[2]
 
 
 @define(eq=False, kw_only=True)
@@ -287,47 +294,63 @@ class _Hooks:
     action: BlockAction
     parts: frozenset[SubLayer]
     attends: bool
+    keys: KeysUse
     scored: bool
 
     def sub_layer(self, part: SubLayer, compute: Compute) -> Tensor:
         return self.owner.sub_layer(self.key, part, self.action, compute)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
-        return self.owner.attend(self.key, q, k, v, attend, scored=self.scored)
+        if self.keys is KeysUse.CACHED:
+            k, v = self.owner.complete(self.key, k, v)
+        else:
+            self.take(q, k, v)
+        return attend(q, k, v)
 
     @property
     def needs_keys(self) -> bool:
-        return self.owner.keys is KeysUse.CACHED
+        return self.keys is KeysUse.CACHED
 
     def lend_keys(self, like: Tensor) -> KeyLoan | None:
-        return self.owner.lend_keys(self.key, like)
+        return self.owner.lend_keys(self.key, like) if self.needs_keys else None
 
     def take(self, q: Tensor, k: Tensor, v: Tensor) -> None:
-        self.owner.take(self.key, q, k, v, scored=self.scored)
+        if self.scored:
+            self.owner.add_score(q, k)
+        if self.keys is KeysUse.STORE:
+            self.owner.keep_keys(self.key, k, v)
 
 
-def partial_flops(trunk: TrunkCall, rows: int, *, cached_keys: bool, control: bool) -> int:
+def partial_flops(trunk: TrunkCall, rows: int, partial: PartialSettings) -> int:
     """FLOPs of the trunk over some rows; counts, runs nothing.
 
     Args:
         trunk: the call.
         rows: active rows.
-        cached_keys: whether they attend over all tokens.
-        control: whether control blocks run.
+        partial: how the step is run.
     """
-    keys = trunk.x.shape[1] if cached_keys else rows
-    flops = trunk.layers * _block_flops(trunk, Stack.MAIN, rows, keys)
-    if control:
-        for index in range(len(trunk.control_layers)):
-            flops += _block_flops(trunk, Stack.CONTROL, rows, keys)
-            flops += trunk.flops.control_extra(index, rows=rows)
+    cached = partial.kv_mode is KVMode.CACHED
+    kept = partial.keys.kept_layers(trunk.layers) if cached else frozenset[int]()
+
+    def block(stack: Stack, layer: int) -> int:
+        return _block_flops(trunk, stack, rows, trunk.x.shape[1] if layer in kept else rows)
+
+    flops = sum(block(Stack.MAIN, layer) for layer in range(trunk.layers))
+    if partial.control_mode is ControlMode.RECOMPUTE:
+        for index, layer in enumerate(trunk.control_layers):
+            flops += block(Stack.CONTROL, layer) + trunk.flops.control_extra(index, rows=rows)
+    return flops
+
+
+def full_flops(trunk: TrunkCall) -> int:
+    """FLOPs of the trunk when nothing is left out; counts, runs nothing."""
+    tokens = trunk.x.shape[1]
+    flops = trunk.layers * _block_flops(trunk, Stack.MAIN, tokens, tokens)
+    for index in range(len(trunk.control_layers)):
+        flops += _block_flops(trunk, Stack.CONTROL, tokens, tokens)
+        flops += trunk.flops.control_extra(index, rows=tokens)
     return flops
 
 
 def _block_flops(trunk: TrunkCall, stack: Stack, rows: int, keys: int) -> int:
     return sum(trunk.flops.sub_layer(stack, part, rows=rows, keys=keys) for part in SubLayer)
-
-
-def full_flops(trunk: TrunkCall) -> int:
-    """FLOPs of the trunk when nothing is left out; counts, runs nothing."""
-    return partial_flops(trunk, trunk.x.shape[1], cached_keys=False, control=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from attrs import NOTHING, evolve, field, fields, frozen
 
 from hetcache_core.errors import ConfigError
+from hetcache_core.kept_keys import KeySettings
 from hetcache_core.steps import (
     WHOLE_TRUNK,
     BlockKey,
@@ -270,6 +271,7 @@ class PartialSettings:
 
     Attributes:
         kv_mode: which keys the active queries see.
+        keys: how the keys of all tokens are kept, with ``KVMode.CACHED``.
         control_mode: where control hints come from.
         context_ratio: share of the context tokens that stays active.
         margin_ratio: share of the margin tokens that stays active, evenly spread.
@@ -283,6 +285,7 @@ class PartialSettings:
     """
 
     kv_mode: KVMode = KVMode.CACHED
+    keys: KeySettings = field(factory=KeySettings)
     control_mode: ControlMode = ControlMode.REUSE
     context_ratio: float = 0.0
     margin_ratio: float = 1.0

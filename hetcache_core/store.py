@@ -130,6 +130,7 @@ class CacheStore:
         step: int,
         history: int = 1,
         exact: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Keep a value; the oldest beyond ``history`` is dropped.
 
@@ -140,6 +141,7 @@ class CacheStore:
             step: the step that computed it.
             history: how many values the slot holds.
             exact: keep its dtype, whatever the settings say.
+            dtype: keep it in this one, whatever the settings say.
 
         Raises:
             CacheBudgetError: the store would pass ``max_bytes``.
@@ -147,9 +149,11 @@ class CacheStore:
         entries = self._values.setdefault((branch, slot), [])
         while len(entries) >= history:
             self._release(entries.pop(0).value)
-        wanted = self.settings.dtype
+        wanted = (
+            None if exact or self.settings.dtype is None else getattr(torch, self.settings.dtype)
+        )
         kept = value.detach().to(
-            dtype=value.dtype if exact or wanted is None else getattr(torch, wanted),
+            dtype=dtype or wanted or value.dtype,
             device=self.settings.device or value.device,
         )
         # A view would keep its whole base alive and the byte count would be a lie.

@@ -60,8 +60,8 @@ def composed(name: str, **settings: object) -> CachePolicy:
     return resolve_policy(name, settings, None, model, REGISTRY)[0]
 
 
-def bytes_of(policy: CachePolicy, size: int = FLOAT32) -> int:
-    return 2 * footprint(policy, RUN, latents=LATENTS).elements * size
+def bytes_of(policy: CachePolicy, dtype: torch.dtype = torch.float32) -> int:
+    return 2 * footprint(policy, RUN, latents=LATENTS).bytes(dtype)
 
 
 HETCACHE = composed("hetcache")

@@ -16,7 +16,7 @@ PUBLIC = [
     "CacheStore", "Calibration", "Calibrator", "CallRecord", "ClipSet", "ConfigError",
     "ContextSelector", "ContractError", "ControlMode", "Decision", "EditRequest", "Engine",
     "EvaluationClip", "Features", "FlopModel", "Geometry", "Grid", "Guards",
-    "GuidanceDecider", "GuidancePolicy", "HetCacheError", "KVMode", "LoadRequest", "Mode",
+    "GuidanceDecider", "GuidancePolicy", "HetCacheError", "KVMode", "KeySettings", "LoadRequest", "Mode",
     "ModelCall", "ModelCalls", "ModelInfo", "PartAction", "PartialSettings", "Partition",
     "PluginConflictError", "PluginError", "PluginLoadError", "PolicyRecipe", "Predictor",
     "Registration", "Registry", "ReusePoint", "Role", "RowFlops", "RunInfo", "Selection",

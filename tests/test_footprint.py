@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from hetcache_core import CallRecord, RunInfo, accelerate, discover
 from hetcache_core.footprint import footprint
@@ -16,11 +17,25 @@ from hetcache_core.testing import tiny_case
 REGISTRY = discover()
 NAMES = [name for name in REGISTRY.policy_names if REGISTRY.policy(name).decides_on]
 STEPS = 20
-FLOAT32 = 4
 
 
-@pytest.mark.parametrize("name", [*NAMES, "hetcache+taylorseer", "pab+teacache"])
-def test_the_count_is_what_a_run_holds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+KEYS = {"pattern": "Fpps", "margin": 0}
+SET = [
+    ({}, "hetcache+taylorseer"),
+    ({}, "pab+teacache"),
+    ({**KEYS, "kv_dtype": "float8_e4m3fn"}, "hetcache"),
+    ({**KEYS, "kv_layers": (0, 2), "control_mode": "reuse"}, "hetcache"),
+    ({**KEYS, "kv_layers": (0, 2), "control_mode": "recompute"}, "hetcache"),
+    ({**KEYS, "kv_stride": 3, "kv_predictor": "taylor"}, "hetcache"),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"), [*((REGISTRY.policy(name).anywhere, name) for name in NAMES), *SET]
+)
+def test_the_count_is_what_a_run_holds(
+    settings: dict[str, object], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held, runs = [0], list[RunInfo]()
     leave = RunState.leave
 
@@ -40,11 +55,10 @@ def test_the_count_is_what_a_run_holds(name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(RunState, "leave", measured)
     case = tiny_case()
     pipeline = case.make_pipeline(0)
-    settings = {} if "+" in name else dict(REGISTRY.policy(name).anywhere)
     with accelerate(pipeline, name, settings=settings, backbone=case.backbone):
         latents = case.run(pipeline, STEPS, "separate", 0)
     model = case.backbone.describe(pipeline)
     policy, _ = resolve_policy(name, settings, None, model, REGISTRY)
     counted = footprint(policy, runs[0], latents=latents.numel())
-    assert max(held) == len(runs[0].branches) * counted.elements * FLOAT32
+    assert max(held) == len(runs[0].branches) * counted.bytes(torch.float32)
     assert counted.words or counted.elements == 0

@@ -91,6 +91,11 @@ SET: list[tuple[str, Settings]] = [
     ("hetcache", {"pattern": "Fpps", "margin": 0, "context_ratio": 0.4, "kv_mode": "pruned"}),
     (
         "hetcache",
+        {"pattern": "Fpsp", "margin": 0, "kv_dtype": "float8_e4m3fn", "kv_layers": (0, -1),
+         "kv_stride": 2, "kv_predictor": "linear"},
+    ),
+    (
+        "hetcache",
         {"pattern": "Fpsp", "margin": 0, "context_ratio": 0.4, "selector": "random",
          "control_mode": "reuse", "refresh_after": 1, "residual_ema": 0.3},
     ),

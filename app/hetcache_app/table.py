@@ -24,9 +24,6 @@ FRAMES, HEIGHT, WIDTH = 33, 480, 832
 STEPS: Final = 50
 CHANNELS: Final = 16
 PIXELS: Final = 8
-BYTES: Final = 2
-"""Of a number in bfloat16."""
-
 BRANCHES: Final = ("cond", "uncond")
 HEADER: Final = (
     "policy", "decides on", "granularity", "keeps, for each branch", "MB", "mask", "calibration",
@@ -61,7 +58,7 @@ def _row(kind: type[PolicyRecipe]) -> list[str]:
     run = _wan()
     policy = build(kind, {}, where=f"policy {kind.name}").compose(run.model)
     kept = footprint(policy, run, latents=CHANNELS * run.grid.frames * _latent_size())
-    megabytes = kept.elements * BYTES * len(BRANCHES) / 1e6
+    megabytes = kept.bytes(torch.bfloat16) * len(BRANCHES) / 1e6
     return [
         f"`{kind.name}`",
         kind.decides_on,

@@ -15,12 +15,14 @@ from typing import ClassVar, Final, Literal, final
 from attrs import frozen
 
 from hetcache_core.errors import ConfigError
+from hetcache_core.kept_keys import KeySettings
 from hetcache_core.policy import (
     CachePolicy,
     ControlMode,
     KVMode,
     PartialSettings,
     PolicyRecipe,
+    Predictor,
     StepPolicy,
 )
 from hetcache_core.settings import setting
@@ -30,6 +32,7 @@ from hetcache_policies.drift import DriftSettings, RescaleName
 from hetcache_policies.kmeans import KMeansBackend
 from hetcache_policies.partition import MaskPartitioner
 from hetcache_policies.pattern import PatternSteps, check_pattern
+from hetcache_policies.predictors import Linear, Taylor
 from hetcache_policies.presets import find_preset
 from hetcache_policies.selectors import (
     AttentionSelector,
@@ -81,6 +84,12 @@ THRESHOLDS: Final[Mapping[RescaleName, float]] = {
 Source: our design for "normalized", half a step off the point at which an evenly moving signal runs
 every step; prototype runs for "none"; HetCache's "slow" for "poly", the unit of its code.
 """
+
+KEY_PREDICTORS: Final[Mapping[str, Predictor | None]] = {
+    "hold": None,
+    "linear": Linear(),
+    "taylor": Taylor(order=2),
+}
 
 PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
     "quality": {"threshold": 1.5, "max_partials": 1, "margin": 2},
@@ -147,6 +156,20 @@ class HetCache(PolicyRecipe):
     kv_mode: KVMode = setting(
         KVMode.CACHED, doc="keys that active tokens see: of all tokens, or of each other only"
     )
+    kv_dtype: Literal["bfloat16", "float8_e4m3fn"] | None = setting(
+        None, doc="dtype to keep keys and values in; null is that of the cache"
+    )
+    kv_layers: tuple[int, ...] | None = setting(
+        None,
+        doc="main blocks whose keys are kept, negative ones from the end; null is all. In the others "
+        "active tokens see each other only",
+    )
+    kv_stride: int = setting(
+        1, ge=1, doc="keys of every n-th token are kept and stand in for those after it"
+    )
+    kv_predictor: Literal["hold", "linear", "taylor"] = setting(
+        "hold", doc="what stands in for the keys of tokens that are not run"
+    )
     control_mode: ControlMode = setting(
         ControlMode.RECOMPUTE,
         doc="control hints in partial steps: of the last full step, or fresh ones",
@@ -170,9 +193,28 @@ class HetCache(PolicyRecipe):
     seed: int = setting(0, ge=0, doc="seed of random and kmeans choices")
 
     def __attrs_post_init__(self) -> None:
-        """Refuse what is no pattern."""
+        """Refuse what is no pattern, and to keep keys in some way where none are kept.
+
+        Raises:
+            ConfigError: One of the two.
+        """
         if self.pattern is not None:
             check_pattern(self.pattern)
+        given = [
+            name
+            for name, default in (
+                ("kv_dtype", None), ("kv_layers", None), ("kv_stride", 1), ("kv_predictor", "hold")
+            )
+            if getattr(self, name) != default
+        ]  # fmt: skip
+        if given and self.kv_mode is KVMode.PRUNED:
+            raise ConfigError(
+                f"{given[0]} says how keys are kept, but with kv_mode=pruned none are",
+                where=f"policy {self.name}",
+                setting=given[0],
+                given=getattr(self, given[0]),
+                remedy="Leave it out, or use kv_mode=cached.",
+            )
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
@@ -190,14 +232,16 @@ class HetCache(PolicyRecipe):
             ConfigError: No polynomial is known for the model, the unit does not go with the signal, or
                 a scored layer does not exist.
         """
-        outside = [i for i in self.score_layers if not -model.layers <= i < model.layers]
-        if outside:
-            raise ConfigError(
-                f"score_layers names block {outside[0]}, but the model has {model.layers}",
-                where=f"policy {self.name}",
-                setting="score_layers",
-                given=self.score_layers,
-            )
+        for name in ("score_layers", "kv_layers"):
+            layers = getattr(self, name) or ()
+            outside = [i for i in layers if not -model.layers <= i < model.layers]
+            if outside:
+                raise ConfigError(
+                    f"{name} names block {outside[0]}, but the model has {model.layers}",
+                    where=f"policy {self.name}",
+                    setting=name,
+                    given=layers,
+                )
         ratio = self._context_ratio()
         return CachePolicy(
             name=self.name,
@@ -206,6 +250,12 @@ class HetCache(PolicyRecipe):
             selector=self._selector() if ratio > 0 else None,
             partial=PartialSettings(
                 kv_mode=self.kv_mode,
+                keys=KeySettings(
+                    dtype=self.kv_dtype,
+                    layers=self.kv_layers,
+                    stride=self.kv_stride,
+                    predictor=KEY_PREDICTORS[self.kv_predictor],
+                ),
                 control_mode=self.control_mode,
                 context_ratio=ratio,
                 margin_ratio=self.margin_ratio,

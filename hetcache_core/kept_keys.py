@@ -1,0 +1,149 @@
+"""Keys and values of tokens that a partial step leaves out: how they are kept, and attended over."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from attrs import field, frozen
+
+from hetcache_core.errors import ConfigError
+from hetcache_core.steps import BlockKey, Stack
+from hetcache_core.store import CacheStore, Kind, Slot
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hetcache_core.policy import Predictor
+    from hetcache_core.trunk import KeyLoan, TrunkCall
+
+__all__ = ["KeptKeys", "KeySettings"]
+
+
+def _is_floating(_instance: object, _attribute: object, name: str | None) -> None:
+    kept = torch.float32 if name is None else getattr(torch, name, None)
+    if not isinstance(kept, torch.dtype) or not kept.is_floating_point:
+        raise ConfigError(
+            f"keys and values cannot be kept as {name!r}, which is no floating torch dtype",
+            setting="dtype",
+            given=name,
+            remedy="Use bfloat16 or float8_e4m3fn.",
+        )
+
+
+def _is_positive(_instance: object, _attribute: object, stride: int) -> None:
+    if stride < 1:
+        raise ConfigError(
+            f"keys and values are kept of every n-th token, with n at least 1, not {stride}",
+            setting="stride",
+            given=stride,
+        )
+
+
+@frozen(kw_only=True)
+class KeySettings:
+    """How keys and values are kept for partial steps, where these see the keys of all tokens.
+
+    Attributes:
+        dtype: name of a floating dtype ("float8_e4m3fn") to keep them in, None for that of the store.
+        layers: main blocks whose keys are kept, negative ones from the end, None for all; in the
+            others, active tokens see each other only. A control block goes with the main block that
+            takes its hint.
+        stride: every n-th token's are kept, and stand in for those of the tokens after it.
+        predictor: what stands in for them at a later step, None for the last computed ones.
+    """
+
+    dtype: str | None = field(default=None, validator=_is_floating)
+    layers: tuple[int, ...] | None = None
+    stride: int = field(default=1, validator=_is_positive)
+    predictor: Predictor | None = None
+
+    @property
+    def history(self) -> int:
+        """Computed keys and values that are held of each block."""
+        return 1 if self.predictor is None else self.predictor.history
+
+    def kept_layers(self, layers: int) -> frozenset[int]:
+        """Return the main blocks whose keys are kept, of ``layers``."""
+        if self.layers is None:
+            return frozenset(range(layers))
+        return frozenset(index % layers for index in self.layers if -layers <= index < layers)
+
+
+@frozen(eq=False, kw_only=True)
+class KeptKeys:
+    """The keys and values that one call of the trunk keeps, or attends over.
+
+    Attributes:
+        settings: how they are kept.
+        trunk: the call.
+        store: where.
+        branch: key under which.
+        step: index of the step.
+        rows: (n,) active rows, or None where all tokens are computed.
+    """
+
+    settings: KeySettings
+    trunk: TrunkCall
+    store: CacheStore
+    branch: str
+    step: int
+    rows: Tensor | None
+    _layers: frozenset[int] = field(init=False)
+
+    @_layers.default
+    def _kept_layers(self) -> frozenset[int]:
+        return self.settings.kept_layers(self.trunk.layers)
+
+    def has(self, key: BlockKey) -> bool:
+        """Whether a block's are kept."""
+        at = key.index if key.stack is Stack.MAIN else self.trunk.control_layers[key.index]
+        return at in self._layers
+
+    def put(self, key: BlockKey, k: Tensor, v: Tensor) -> None:
+        """Keep those of all tokens, (B, N, D)."""
+        dtype = None if self.settings.dtype is None else getattr(torch, self.settings.dtype)
+        for kind, value in ((Kind.KEYS, k), (Kind.VALUES, v)):
+            self.store.put(
+                self.branch,
+                Slot(kind, key),
+                value[:, :: self.settings.stride],
+                step=self.step,
+                history=self.settings.history,
+                dtype=dtype,
+            )
+
+    def complete(self, key: BlockKey, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put those of the active rows, (B, n, D), among the kept ones; both (B, N, D)."""
+        if self.rows is None:
+            return k, v
+        loan = self.lend(key, k)
+        if loan is None:
+            keys, values = (
+                self._stale(Slot(Kind.KEYS, key), k),
+                self._stale(Slot(Kind.VALUES, key), v),
+            )
+            # Active rows are computed in every partial step, so nothing is lost by not keeping them.
+            return keys.index_copy(1, self.rows, k), values.index_copy(1, self.rows, v)
+        keys, values, rows = loan
+        return keys.index_copy_(1, rows, k), values.index_copy_(1, rows, v)
+
+    def lend(self, key: BlockKey, like: Tensor) -> KeyLoan | None:
+        """Lend the kept ones to be written into, where they are kept as they are attended over."""
+        if self.rows is None or self.settings.stride > 1 or self.settings.history > 1:
+            return None
+        keys = self.store.lend(self.branch, Slot(Kind.KEYS, key), like=like, step=self.step)
+        values = self.store.lend(self.branch, Slot(Kind.VALUES, key), like=like, step=self.step)
+        return None if keys is None or values is None else (keys, values, self.rows)
+
+    def _stale(self, slot: Slot, like: Tensor) -> Tensor:
+        values = self.store.get(self.branch, slot, like=like)
+        predictor = self.settings.predictor
+        stale = (
+            values[-1].value
+            if predictor is None
+            else predictor.predict(values, step=self.step, gain=None)
+        )
+        if self.settings.stride > 1:
+            stale = stale.repeat_interleave(self.settings.stride, 1)
+        return stale[:, : self.trunk.x.shape[1]]
