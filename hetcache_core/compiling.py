@@ -89,7 +89,7 @@ class BlockCompiler:
             *arguments: of its ``forward``; the first tensor of all is (B, n, D).
             **keywords: likewise.
         """
-        return self._run("plain", _as_it_is, _call, block, *arguments, **keywords)
+        return self._run("plain", _call, _library_forward, block, *arguments, **keywords)
 
     def run(
         self, forward: Forward, block: Any, hooks: BlockHooks | None, *arguments: Any
@@ -106,7 +106,7 @@ class BlockCompiler:
             (B, n, D).
         """
         if hooks is None or not hooks.attends:
-            plain: torch.Tensor = self._run("plain", _plain, forward, block, *arguments)
+            plain: torch.Tensor = self._run("plain", _call, forward, block, None, *arguments)
             return plain
         loan = hooks.lend_keys(arguments[0])
         if loan is not None:
@@ -152,16 +152,12 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001
 
 
-def _call(block: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+def _library_forward(block: nn.Module, *arguments: Any, **keywords: Any) -> Any:
     return block(*arguments, **keywords)
 
 
-def _as_it_is(forward: Forward, block: Any, *arguments: Any, **keywords: Any) -> Any:
+def _call(forward: Forward, block: Any, *arguments: Any, **keywords: Any) -> Any:
     return forward(block, *arguments, **keywords)
-
-
-def _plain(forward: Forward, block: Any, *arguments: Any) -> Any:
-    return forward(block, None, *arguments)
 
 
 def _seen(forward: Forward, block: Any, *arguments: Any) -> tuple[Any, ...]:

@@ -188,14 +188,14 @@ class ContextSelector(ABC):
     """Chooses the context tokens that stay active in a partial step."""
 
     @property
-    @abstractmethod
     def needs_scores(self) -> bool:
         """Whether ``select`` asks for attention scores; they are captured only then."""
+        return False
 
     @property
-    @abstractmethod
     def needs_features(self) -> bool:
         """Whether ``select`` asks for hidden states; they are kept only then."""
+        return False
 
     @abstractmethod
     def select(self, request: SelectionRequest) -> Selection:

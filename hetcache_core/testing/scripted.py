@@ -106,11 +106,6 @@ class LastFirst(ContextSelector):
         """Whether it asks for attention scores."""
         return self.scored
 
-    @property
-    def needs_features(self) -> bool:
-        """It never asks for hidden states."""
-        return False
-
     def select(self, request: SelectionRequest) -> Selection:
         """Order the context tokens."""
         if self.scored:

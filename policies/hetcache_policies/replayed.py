@@ -222,16 +222,6 @@ class ReplayedRows(ContextSelector):
 
     plan: Plan
 
-    @property
-    def needs_scores(self) -> bool:
-        """No."""
-        return False
-
-    @property
-    def needs_features(self) -> bool:
-        """No."""
-        return False
-
     def select(self, request: SelectionRequest) -> Selection:
         """Put the recorded tokens first."""
         previous, chosen = request.previous, self.plan.selections

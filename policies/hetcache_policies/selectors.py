@@ -33,16 +33,6 @@ __all__ = [
 class UniformSelector(ContextSelector):
     """Evenly spread over the video, so that every frame has its share."""
 
-    @property
-    def needs_scores(self) -> bool:
-        """No."""
-        return False
-
-    @property
-    def needs_features(self) -> bool:
-        """No."""
-        return False
-
     def select(self, request: SelectionRequest) -> Selection:
         """Put tokens at equal distances first, then the rest, both in their order in the video."""
         positions = torch.arange(
@@ -57,16 +47,6 @@ class UniformSelector(ContextSelector):
 @frozen
 class RandomSelector(ContextSelector):
     """At random."""
-
-    @property
-    def needs_scores(self) -> bool:
-        """No."""
-        return False
-
-    @property
-    def needs_features(self) -> bool:
-        """No."""
-        return False
 
     def select(self, request: SelectionRequest) -> Selection:
         """Shuffle, the same way on every device."""
@@ -84,11 +64,6 @@ class AttentionSelector(ContextSelector):
     def needs_scores(self) -> bool:
         """Yes."""
         return True
-
-    @property
-    def needs_features(self) -> bool:
-        """No."""
-        return False
 
     def select(self, request: SelectionRequest) -> Selection:
         """Order by score."""
