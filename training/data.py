@@ -20,13 +20,12 @@ from torch.utils.data import Dataset
 from hetcache_backends.tiny_vace.clips import RESERVED_SEEDS, Clip, random_spec
 from hetcache_backends.tiny_vace.codec import TinyCodec
 from hetcache_backends.tiny_vace.config import SPATIAL_FACTOR, TEMPORAL_FACTOR
+from hetcache_backends.tiny_vace.fill import smooth_fill
 from hetcache_backends.tiny_vace.text import embed_prompt
 
 SIGMA_SHIFT: Final = 5.0
 """As the pipeline's default. Source: `FlowMatchScheduler.set_timesteps_wan`, DiffSynth 2.1.12."""
 PROMPT_DROPOUT: Final = 0.12
-DISTRACTOR_RATE: Final = 0.3
-"""Share of clips that still show something else behind the mask, to be ignored."""
 OBJECT_PHRASES: Final = (
     "a {}",
     "a {}",
@@ -159,7 +158,6 @@ class Batches(Dataset[Batch]):
         if self._last is not None and self._last[0] == step:
             return self._last[1]
         rng = np.random.default_rng([self.seed, step])
-        generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
         done = min(step / self.steps, 1.0)
         weights = np.array([b.early * (1 - done) + b.late * done for b in BUCKETS])
         bucket = BUCKETS[int(rng.choice(len(BUCKETS), p=weights / weights.sum()))]
@@ -174,11 +172,7 @@ class Batches(Dataset[Batch]):
         mask = torch.from_numpy(np.stack([clip.mask for clip in clips])).float() / 255.0
         pixels = mask[:, None]
         known = self.codec.encode(target * (1 - pixels))
-        hidden = torch.zeros_like(known)  # what grey encodes to, within 0.02
-        others = (torch.rand(size, generator=generator) < DISTRACTOR_RATE).nonzero()[:, 0]
-        if size > 1 and len(others):
-            behind = target.roll(-1, 0)[others]
-            hidden[others] = self.codec.encode(behind * pixels[others])
+        hidden = self.codec.encode(smooth_fill(target, pixels) * pixels)
         grid, masked = mask_channels(mask)
         made = _Clips(
             latents=self.codec.encode(target),

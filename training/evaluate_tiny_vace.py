@@ -2,8 +2,10 @@
 
     python training/evaluate_tiny_vace.py --frames 17 --size 192 --steps 20 --guidance 3
 
-Prints a table of PSNR in the mask and the shares of right colours and shapes, and writes strips of
-frames (video, target, model's output) to `--strips`.
+Prints PSNR in the mask, the shares of right colours and shapes, and how much texture there is in the
+mask, as a share of the right answer's; writes strips of frames (video, target, model's output) to
+`--strips`. PSNR alone favours what is smooth: where the region cannot be known, the mean of all answers
+is up to 3 dB closer to the right one than any single answer.
 """
 
 from __future__ import annotations
@@ -32,6 +34,14 @@ def psnr(video: Video, target: Video, where: Mask) -> float:
     return float(10 * np.log10(255.0**2 / max(error.mean(), 1e-9)))
 
 
+def roughness(video: Video, where: Mask) -> float:
+    """Return the summed differences of neighbouring pixels, both of them in the mask."""
+    inside, values = where[..., None], video.astype(np.float64)
+    across = np.abs(np.diff(values, axis=2)) * (inside[:, :, 1:] & inside[:, :, :-1])
+    down = np.abs(np.diff(values, axis=1)) * (inside[:, 1:] & inside[:, :-1])
+    return float(across.sum() + down.sum())
+
+
 def through_codec(pipe: Any, video: Video) -> Video:
     """Encode and decode a video: the best that a perfect model could show."""
     x = torch.from_numpy(video).permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
@@ -52,6 +62,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     pipe = build_pipeline(weights=args.weights)
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    rough: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     specs = builtin_clips(frames=args.frames, height=args.size, width=args.size)
     for spec in specs[:: args.every]:
         clip = spec.render()
@@ -69,6 +80,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             )
             output = np.stack([np.asarray(frame) for frame in frames])
             scores[kind]["model"].append(psnr(output, clip.target, where))
+            rough[kind]["model"] += roughness(output, where) / args.seeds
             scores[kind]["background"].append(psnr(output, clip.target, ~where))
             if spec.has_object:
                 colour = best_match(spec, output, where, "colour", list(COLOURS))
@@ -76,17 +88,23 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
                 scores[kind]["colour right"].append(colour == spec.colour)
                 scores[kind]["shape right"].append(shape == spec.shape)
         scores[kind]["codec"].append(psnr(through_codec(pipe, clip.target), clip.target, where))
+        rough[kind]["target"] += roughness(clip.target, where)
         for name, fill in BASELINES.items():
-            scores[kind][name].append(psnr(fill(clip.video, where), clip.target, where))
+            filled = fill(clip.video, where)
+            scores[kind][name].append(psnr(filled, clip.target, where))
+            rough[kind][name] += roughness(filled, where)
         if args.strips:
             args.strips.mkdir(parents=True, exist_ok=True)
             picks = np.linspace(0, spec.frames - 1, 4).round().astype(int)
             rows = [np.concatenate(list(v[picks]), 1) for v in (clip.video, clip.target, output)]
             Image.fromarray(np.concatenate(rows, 0)).save(args.strips / f"{spec.name}.png")
-    return {
+    table = {
         kind: {name: float(np.mean(values)) for name, values in by_name.items()}
         for kind, by_name in scores.items()
     }
+    for kind, by_name in rough.items():
+        table[f"{kind}, texture"] = {n: v / by_name["target"] for n, v in by_name.items()}
+    return table
 
 
 def main() -> None:
@@ -107,10 +125,10 @@ def main() -> None:
     args = parser.parse_args()
     table = evaluate(args)
     names = sorted({name for row in table.values() for name in row})
-    print("clips".ljust(14) + "".join(name.rjust(15) for name in names))
+    print("clips".ljust(22) + "".join(name.rjust(15) for name in names))
     for kind, row in table.items():
         cells = (f"{row[name]:.2f}" if name in row else "-" for name in names)
-        print(kind.ljust(14) + "".join(cell.rjust(15) for cell in cells))
+        print(kind.ljust(22) + "".join(cell.rjust(15) for cell in cells))
     if args.json:
         args.json.write_text(json.dumps({"arguments": vars(args), "table": table}, default=str))
 

@@ -26,6 +26,7 @@ from export import export_weights, plot_loss
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from hetcache_backends.tiny_vace.config import SPATIAL_FACTOR
 from hetcache_backends.tiny_vace.pipeline import random_models
 
 log = logging.getLogger("training")
@@ -173,6 +174,19 @@ def rotate(x: Tensor, freqs: Tensor, num_heads: int) -> Tensor:
     return turned.flatten(2)
 
 
+@torch.no_grad()
+def embed_halves_alike(vace: nn.Module) -> None:
+    """Start with one embedding for both halves of the control video.
+
+    What is known and the fill of what is masked are halves of one picture, so that their sum is embedded
+    as the whole one. In a run that began without this and was given it at half time, the fill was made use
+    of at once.
+    """
+    weight: Tensor = vace.vace_patch_embedding.weight  # (D, 2C + 64, 1, 2, 2)
+    channels = (weight.shape[1] - SPATIAL_FACTOR**2) // 2
+    weight[:, channels : 2 * channels] = weight[:, :channels]
+
+
 def quicken(models: nn.ModuleDict, *, compiled: bool) -> None:
     """Replace what is slow to train in DiffSynth's modules by equal, faster operations."""
     from diffsynth.models import wan_video_dit
@@ -199,6 +213,7 @@ def train(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     dit, vace = random_models(seed=args.seed)
     nn.init.zeros_(dit.head.head.weight)
+    embed_halves_alike(vace)
     models = nn.ModuleDict({"dit": dit, "vace": vace}).to(device)
     ema = nn.ModuleDict(dict(zip(("dit", "vace"), random_models(seed=args.seed), strict=True)))
     ema.to(device).requires_grad_(False)

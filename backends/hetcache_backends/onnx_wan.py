@@ -144,12 +144,16 @@ def _around(opened: OpenedFolder) -> Any:
         return load_checkpoint(
             LoadRequest(model=manifest.checkpoint, device=device, dtype="float32"), FILES_AROUND
         )
+    from hetcache_backends.tiny_vace.backbone import TinyVace
+    from hetcache_backends.tiny_vace.fill import add_fill
     from hetcache_backends.tiny_vace.pipeline import pipeline_without_models
 
     config = _tiny_config(manifest.sizes, manifest.words)
     pipeline: Any = pipeline_without_models(config, device=device, dtype=torch.float32)
     pipeline.vae.load_state_dict(opened.codec)
     pipeline.vae.to(device=device)
+    if manifest.backbone == TinyVace.name:
+        add_fill(pipeline)
     return pipeline
 
 

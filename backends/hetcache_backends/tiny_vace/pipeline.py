@@ -43,7 +43,8 @@ def build_pipeline(
         config: Dimensions; anything but the default needs `seed` or `weights`.
 
     Returns:
-        The pipeline, in evaluation mode.
+        The pipeline, in evaluation mode. With the default dimensions it fills the masked region before
+        it shows the video to the model (`fill.py`).
 
     Raises:
         FileNotFoundError: If there is no such weights file.
@@ -51,6 +52,8 @@ def build_pipeline(
     """
     import torch
     from safetensors.torch import load_file
+
+    from hetcache_backends.tiny_vace.fill import add_fill
 
     if weights is not None and seed is not None:
         msg = "give either weights or a seed for random ones, not both"
@@ -67,6 +70,8 @@ def build_pipeline(
     for model in (pipe.dit, pipe.vace):
         model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     pipe.vae.to(device=device)
+    if config == TINY_VACE:
+        add_fill(pipe)
     return pipe
 
 
