@@ -1,0 +1,128 @@
+"""Tables of comparisons by clip, and patterns of placed steps."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import by_clip
+import placed
+import pytest
+
+from hetcache_app.comparison.results import Results, Row, RowKey
+from hetcache_core import Mode, StepInfo
+from hetcache_policies.auto import SpacedSteps
+
+FULL = 1000
+
+
+def row(policy: str, clip: str, decibels: float | None, share: float, speedup: float) -> Row:
+    note = {} if decibels is not None else {by_clip.METRIC: "identical"}
+    return Row(
+        key=RowKey(
+            backbone="tiny-vace", clip=clip, seed=0, policy=policy, variant=f"{speedup:g}x",
+            steps=30, frames=9, height=128, width=128,
+        ),
+        target_speedup=speedup,
+        flops=round(share * FULL),
+        flops_full=FULL,
+        metrics={by_clip.METRIC: decibels, "psnr_truth_mask": 20.0},
+        metric_notes=note,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    results = Results(folder=tmp_path)
+    for each in (
+        row("auto", "small-still-object-0", 50.0, 0.5, 2.0),
+        row("auto", "small-still-object-1", 52.0, 0.5, 2.0),
+        row("auto", "large-still-background-0", None, 1.0, 2.0),
+        row("auto", "small-still-object-0", 40.0, 0.25, 4.0),
+        row("every-nth", "small-still-object-0", 45.0, 0.5, 2.0),
+        row("every-nth", "small-still-object-1", 53.5, 0.5, 2.0),
+        row("every-nth", "small-still-object-0", 30.0, 0.25, 4.0),
+    ):
+        results.append(each)
+    return tmp_path
+
+
+def printed(
+    folder: Path,
+    arguments: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> str:
+    monkeypatch.setattr(sys, "argv", ["by_clip.py", str(folder), *arguments.split()])
+    by_clip.main()
+    return capsys.readouterr().out
+
+
+def test_means_are_over_the_runs_of_a_kind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = printed(folder, "--speedup 2", monkeypatch, capsys)
+    (auto,) = (line for line in text.splitlines() if line.startswith("| `auto`"))
+    cells = [cell.strip() for cell in auto.strip("|").split("|")]
+    assert cells[1] == "51.0 ± 1.0 at 0.67 (1 identical)"
+    assert cells[2] == "51.0 ± 1.0 at 0.50"
+    assert cells[4] == "identical at 1.00"
+    assert cells[5] == ""
+
+
+def test_speed_ups_are_columns(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = printed(folder, "--columns speedups --group small", monkeypatch, capsys)
+    assert "| policy | 2x | 4x |" in text
+    assert "| `every-nth` | 49.2 ± 4.2 at 0.50 | 30.0 ± 0.0 at 0.25 |" in text
+
+
+def test_runs_are_compared_one_by_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = printed(folder, "--columns speedups --against auto", monkeypatch, capsys)
+    assert "| `every-nth` | 1 of 2, behind by at most 1.5 | 1 of 1 |" in text
+
+
+def test_measures_are_columns(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = printed(folder, "--columns measures --speedup 4", monkeypatch, capsys)
+    assert "| `auto` | 40.0 ± 0.0 at 0.25 |" in text
+    assert "| 20.0 ± 0.0 at 0.25 |" in text
+
+
+def test_no_rows_are_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        printed(folder, "--speedup 9", monkeypatch, capsys)
+    assert "no such run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("full", "partial"), [(8, 0), (6, 4), (2, 28), (2, 0)])
+def test_a_pattern_has_the_steps_that_are_asked_for(full: int, partial: int) -> None:
+    letters = placed.pattern(30, full, partial)
+    assert len(letters) == 30
+    assert letters[0] == letters[-1] == "F"
+    assert (letters.count("F"), letters.count("p")) == (full, partial)
+
+
+@pytest.mark.parametrize("every", [2.0, 3.0, 5.0])
+def test_full_steps_lie_where_the_default_policy_has_them(every: float) -> None:
+    sigmas = placed.noise_levels(30)
+    run: Any = SimpleNamespace(sigmas=sigmas)
+    signals: Any = SimpleNamespace(threshold_factor=1.0)
+    decider = SpacedSteps(every=every).begin(run)
+    steps = (
+        StepInfo(index=i, total=30, timestep=1000 * sigma, sigma=sigma)
+        for i, sigma in enumerate(sigmas)
+    )
+    modes = [decider.decide(step, signals).mode for step in steps]
+    full = [index for index, mode in enumerate(modes) if mode is Mode.FULL]
+    letters = placed.pattern(30, len(full), 0)
+    found = [index for index, letter in enumerate(letters) if letter == "F"]
+    assert all(abs(a - b) <= 1 for a, b in zip(full, found, strict=True))
