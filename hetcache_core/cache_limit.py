@@ -8,7 +8,8 @@ together, the set with the lowest cost first:
 2. *Host memory* takes what does not fit beside the model (not on a CPU): the same numbers; costs
    transfers.
 3. *bfloat16* for a cache in single precision: rounds what is kept to eight bits.
-4. *No keys and values* of inactive tokens: the active ones attend among themselves, which changes the
+4. *Keys and values in eight bits*: a quarter of single precision, half of bfloat16.
+5. *No keys and values* of inactive tokens: the active ones attend among themselves, which changes the
    picture most (docs/findings.md) and is therefore the last resort.
 """
 
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
 CONTROL: Final = "control blocks run on the active tokens, no hints kept"
 HOST: Final = "host memory for what does not fit"
 HALF: Final = "kept in bfloat16"
+EIGHT: Final = "keys and values kept in eight bits"
 PRUNED: Final = "no keys and values of inactive tokens"
-COSTS: Final = {CONTROL: 1, HOST: 2, HALF: 4, PRUNED: 8}
+COSTS: Final = {CONTROL: 1, HOST: 2, HALF: 4, EIGHT: 8, PRUNED: 16}
 """An order, doubled from one to the next: a dearer measure costs more than all cheaper ones."""
+EIGHT_BITS: Final = "float8_e4m3fn"
 
 
 @frozen(kw_only=True)
@@ -105,7 +108,8 @@ def _sets(
     if store.dtype is None and dtype.itemsize > torch.bfloat16.itemsize:
         apply.append(HALF)
     if partial is not None and partial.kv_mode is KVMode.CACHED:
-        apply.append(PRUNED)
+        unasked = store.dtype is None and partial.keys.dtype is None
+        apply += [EIGHT, PRUNED] if unasked else [PRUNED]
     sets = [some for count in range(len(apply) + 1) for some in combinations(apply, count)]
     return sorted(sets, key=lambda some: sum(COSTS[measure] for measure in some))
 
@@ -114,6 +118,8 @@ def _apply(measures: tuple[str, ...], policy: CachePolicy, store: StoreSettings)
     partial = policy.partial
     if partial is not None and CONTROL in measures:
         partial = evolve(partial, control_mode=ControlMode.RECOMPUTE)
+    if partial is not None and EIGHT in measures:
+        partial = evolve(partial, keys=evolve(partial.keys, dtype=EIGHT_BITS))
     if partial is not None and PRUNED in measures:
         partial = evolve(partial, kv_mode=KVMode.PRUNED)
     if HALF in measures:

@@ -85,6 +85,7 @@ class Plan:
         selections: the rows of partial steps, as places in ``rows``, in the order of their choice.
         kv_mode: which keys the active queries of partial steps saw, None without partial steps.
         control_mode: where their control hints came from, None without partial steps.
+        kv_dtype: dtype that keys and values were kept in for partial steps, None for the cache's own.
     """
 
     model: ModelInfo
@@ -99,6 +100,7 @@ class Plan:
     selections: tuple[int, ...] = ()
     kv_mode: KVMode | None = None
     control_mode: ControlMode | None = None
+    kv_dtype: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -123,6 +125,7 @@ class Plan:
             control_mode=None
             if plain["control_mode"] is None
             else ControlMode(plain["control_mode"]),
+            kv_dtype=plain.get("kv_dtype"),  # plans of earlier versions do not have it
             **{name: tuple(plain[name]) for name in lists},
         )
         made.check()

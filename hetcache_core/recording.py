@@ -114,6 +114,7 @@ class Recorder:
             selections=tuple(self._selections),
             kv_mode=None if partial is None else partial.kv_mode,
             control_mode=None if partial is None else partial.control_mode,
+            kv_dtype=None if partial is None else partial.keys.dtype,
         )
 
     def _step(self, step: int) -> PlannedStep:

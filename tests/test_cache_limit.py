@@ -17,7 +17,7 @@ from hetcache_core import (
     accelerate,
     discover,
 )
-from hetcache_core.cache_limit import CONTROL, HALF, HOST, PRUNED, fit_to_limit
+from hetcache_core.cache_limit import CONTROL, EIGHT, HALF, HOST, PRUNED, fit_to_limit
 from hetcache_core.footprint import footprint
 from hetcache_core.policy import ControlMode, KVMode
 from hetcache_core.session import resolve_policy
@@ -104,12 +104,31 @@ def test_half_of_the_memory_is_reached_in_bfloat16() -> None:
     assert torch.linalg.norm(got - wanted) < 0.02 * torch.linalg.norm(wanted)
 
 
+def test_below_half_of_the_memory_keys_and_values_go_to_eight_bits() -> None:
+    free, wanted = session_of("hetcache", None)
+    limit = round(0.35 * free.trace.peak_cache_bytes)
+    limited, got = session_of("hetcache", limit)
+    assert limited.trace.peak_cache_bytes <= limit
+    (note,) = [note for note in limited.trace.notes if "Cache limit" in note]
+    assert EIGHT in note
+    assert PRUNED not in note
+    assert [r.flops for r in limited.trace.records] == [r.flops for r in free.trace.records]
+    assert torch.linalg.norm(got - wanted) < 0.05 * torch.linalg.norm(wanted)
+
+
+def test_bits_that_were_asked_for_stay() -> None:
+    kept = composed("hetcache", kv_dtype="bfloat16")
+    result = fitted(kept, bytes_of(kept) // 2)
+    assert EIGHT not in result.note
+    assert PRUNED in result.note
+
+
 def test_keys_and_values_are_the_last_to_go() -> None:
     free, _ = session_of("hetcache", None)
-    limited, _ = session_of("hetcache", free.trace.peak_cache_bytes // 4)
+    limited, _ = session_of("hetcache", free.trace.peak_cache_bytes // 8)
     (note,) = [note for note in limited.trace.notes if "Cache limit" in note]
     assert PRUNED in note
-    assert limited.trace.peak_cache_bytes <= free.trace.peak_cache_bytes // 4
+    assert limited.trace.peak_cache_bytes <= free.trace.peak_cache_bytes // 8
     partial = [r for r in limited.trace.records if r.mode.value == "partial"]
     assert partial
     assert partial[0].flops < next(r for r in free.trace.records if r.mode.value == "partial").flops

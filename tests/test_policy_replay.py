@@ -269,13 +269,18 @@ def test_the_modes_of_partial_steps_are_those_that_a_byte_limit_left(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("policy", "settings"), [("hetcache", {"pattern": "Fps", "margin": 0}), ("toca", {})]
+    ("policy", "settings", "share"),
+    [
+        ("hetcache", {"pattern": "Fps", "margin": 0}, 0.8),
+        ("hetcache", {"pattern": "Fps", "margin": 0}, 0.35),
+        ("toca", {}, 0.8),
+    ],
 )
 def test_a_run_under_a_byte_limit_is_replayed_under_it(
-    policy: str, settings: Settings, tmp_path: Path
+    policy: str, settings: Settings, share: float, tmp_path: Path
 ) -> None:
     _, unlimited = run(CASE, policy, settings)
-    store = StoreSettings(max_bytes=int(0.8 * unlimited.peak_cache_bytes))
+    store = StoreSettings(max_bytes=int(share * unlimited.peak_cache_bytes))
     result, trace = run(CASE, policy, settings, store=store)
     assert trace.peak_cache_bytes < unlimited.peak_cache_bytes
     again, replayed = run(CASE, "replay", schedule_of(trace, tmp_path), store=store)

@@ -97,7 +97,12 @@ def _partial(plan: Plan, recorded: CachePolicy) -> PartialSettings | None:
     """Return how partial steps were run: a byte limit may have changed what the policy asks for."""
     if recorded.partial is None or plan.kv_mode is None or plan.control_mode is None:
         return recorded.partial
-    return evolve(recorded.partial, kv_mode=plan.kv_mode, control_mode=plan.control_mode)
+    return evolve(
+        recorded.partial,
+        kv_mode=plan.kv_mode,
+        control_mode=plan.control_mode,
+        keys=evolve(recorded.partial.keys, dtype=plan.kv_dtype),
+    )
 
 
 def _recorded(schedule: Schedule, path: str, model: ModelInfo) -> CachePolicy:
