@@ -102,12 +102,17 @@ class KeptKeys:
 
     def put(self, key: BlockKey, k: Tensor, v: Tensor) -> None:
         """Keep those of all tokens, (B, N, D)."""
-        dtype = None if self.settings.dtype is None else getattr(torch, self.settings.dtype)
+        name = self.settings.dtype
+        dtype: torch.dtype | None = None if name is None else getattr(torch, name)
         for kind, value in ((Kind.KEYS, k), (Kind.VALUES, v)):
+            kept = value[:, :: self.settings.stride]
+            if dtype is not None and dtype.itemsize < kept.dtype.itemsize:
+                most = torch.finfo(dtype).max  # beyond it, eight bits say "not a number"
+                kept = kept.clamp(-most, most)
             self.store.put(
                 self.branch,
                 Slot(kind, key),
-                value[:, :: self.settings.stride],
+                kept,
                 step=self.step,
                 history=self.settings.history,
                 dtype=dtype,

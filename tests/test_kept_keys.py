@@ -93,6 +93,17 @@ def test_fewer_bits_round_what_is_kept_and_not_what_is_fresh(dtype: str, error: 
     assert store.bytes == 2 * value.numel() * getattr(torch, dtype).itemsize
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float16"])
+def test_what_a_dtype_cannot_hold_is_its_largest_number(dtype: str) -> None:
+    most = torch.finfo(getattr(torch, dtype)).max
+    value = numbers(1)
+    value[:, 2] = 2 * most
+    value[:, 3] = -1e30
+    k, _ = completed(KeySettings(dtype=dtype), (0, value), at=1)
+    assert torch.equal(k[:, 2], torch.full_like(k[:, 2], most))
+    assert torch.equal(k[:, 3], torch.full_like(k[:, 3], -most))
+
+
 def test_a_control_block_goes_with_the_block_that_takes_its_hint() -> None:
     keys = kept(KeySettings(layers=(-2,)), CacheStore(StoreSettings()), step=0)
     has = {key for stack in Stack for key in _keys(stack) if keys.has(key)}
