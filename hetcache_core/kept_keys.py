@@ -107,7 +107,7 @@ class KeptKeys:
         for kind, value in ((Kind.KEYS, k), (Kind.VALUES, v)):
             kept = value[:, :: self.settings.stride]
             if dtype is not None and dtype.itemsize < kept.dtype.itemsize:
-                most = torch.finfo(dtype).max  # beyond it, eight bits say "not a number"
+                most = torch.finfo(dtype).max  # float16 makes infinity of what is more
                 kept = kept.clamp(-most, most)
             self.store.put(
                 self.branch,
