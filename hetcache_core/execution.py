@@ -13,7 +13,7 @@ from hetcache_core.kept_keys import KeySettings
 from hetcache_core.passes import KeysUse, Pass, ScoreRequest
 from hetcache_core.policy import ControlMode, KVMode, Predictor, ReusePoint
 from hetcache_core.run_state import RunState
-from hetcache_core.steps import WHOLE_TRUNK, Decision, Mode, StepInfo
+from hetcache_core.steps import WHOLE_TRUNK, Decision, Mode, Span, StepInfo
 from hetcache_core.store import Kind, Slot, Stored
 from hetcache_core.trace import CallRecord
 
@@ -125,22 +125,20 @@ class TrunkExecution:
             stored_hints=partial.control_mode is ControlMode.REUSE,
         )
         computed = part.advance(trunk.layers)  # (B, n, D)
-        slot = Slot(Kind.RESIDUAL, WHOLE_TRUNK)
-        stale = self.predictor.predict(
-            run.store.get(self.call.key, slot, like=trunk.x), step=self.step.index, gain=None
-        )  # (B, N, D)
+        stale = self._stand_in(WHOLE_TRUNK, None)
         output = trunk.x + stale
         output.index_copy_(1, rows, computed)
         change = computed - part.view.x
         if partial.residual_ema:
             change.lerp_(stale.index_select(1, rows), partial.residual_ema)
         if self.predictor.history == 1:
+            slot = Slot(Kind.RESIDUAL, WHOLE_TRUNK)
             run.store.write_rows(self.call.key, slot, rows, change, step=self.step.index)
         else:
             run.store.put(
                 self.call.key,
-                slot,
-                stale.index_copy(1, rows, change),
+                Slot(Kind.ACTIVE),
+                change,
                 step=self.step.index,
                 history=self.predictor.history,
             )
@@ -150,15 +148,14 @@ class TrunkExecution:
 
     def reuse(self, decision: Decision) -> Tensor:
         """Add the stored residual to the state before the reused span; (B, N, D)."""
-        run, trunk, span = self.run, self.trunk, decision.span
+        trunk, span = self.trunk, decision.span
         hidden = trunk.x
         if span.front:
             front = self._all_rows()
             hidden = front.advance(span.front)
             # A probe may have gone further than the reused span begins.
             hidden = front.marks.get(span.front, hidden)
-        values = run.store.get(self.call.key, Slot(Kind.RESIDUAL, span), like=trunk.x)
-        output = hidden + self.predictor.predict(values, step=self.step.index, gain=decision.gain)
+        output = hidden + self._stand_in(span, decision.gain)
         if span.back:
             tail = self._all_rows()
             tail.hidden, tail.next = output, trunk.layers - span.back
@@ -166,6 +163,24 @@ class TrunkExecution:
         if self._full is not None and self._full.next:
             self.record.active = trunk.x.shape[1]
         return output
+
+    def _stand_in(self, span: Span, gain: float | None) -> Tensor:
+        """Predict a span's residual, each token's from its own last computed values; (B, N, D).
+
+        Active rows were computed in partial steps too. What the others had there was predicted, and a
+        line through a predicted value and a computed one would have the wrong slope.
+        """
+        store, like, key = self.run.store, self.trunk.x, self.call.key
+
+        def predict(slot: Slot) -> Tensor:
+            values = store.get(key, slot, like=like)
+            return self.predictor.predict(values, step=self.step.index, gain=gain)
+
+        whole = predict(Slot(Kind.RESIDUAL, span))
+        own, active = Slot(Kind.ACTIVE), self.run.active
+        if span != WHOLE_TRUNK or active is None or not store.has(key, own):
+            return whole
+        return whole.index_copy(1, active.current(), predict(own))
 
     def close(self) -> None:
         """Add what the pass over all rows did, a probe's blocks included, to the record."""
@@ -234,6 +249,7 @@ class TrunkExecution:
                 run.recorder.selected(active.current())
                 # Hints of other rows are of no use; a branch that has none computes the step.
                 run.store.drop(Kind.HINT)
+                run.store.drop(Kind.ACTIVE)
         for index, hint in enumerate(full.hints):
             run.store.put(
                 self.call.key,
@@ -242,3 +258,15 @@ class TrunkExecution:
                 step=self.step.index,
             )
         full.hints.clear()
+        self._keep_active(active.current())
+
+    def _keep_active(self, rows: Tensor) -> None:
+        """Keep the residual of the active rows by itself where partial steps will add to its history."""
+        store, key, history = self.run.store, self.call.key, self.predictor.history
+        if history == 1:
+            return
+        whole = store.get(key, Slot(Kind.RESIDUAL, WHOLE_TRUNK), like=self.trunk.x)
+        own = Slot(Kind.ACTIVE)
+        for kept in whole[-1:] if store.has(key, own) else whole:
+            value = kept.value.index_select(1, rows)
+            store.put(key, own, value, step=kept.step, history=history)

@@ -86,6 +86,9 @@ def footprint(policy: CachePolicy, run: RunInfo, *, latents: int) -> Footprint:
             else:
                 dtype: torch.dtype = getattr(torch, keys.dtype)
                 fixed_bytes = numbers * dtype.itemsize
+        if history > 1:
+            words.append(_times(history, "residual of active tokens"))
+            elements += history * active.count * run.model.width
         if policy.partial.control_mode is ControlMode.REUSE and hints:
             words.append("hints of active tokens")
             elements += hints * active.count * run.model.width

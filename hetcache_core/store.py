@@ -17,6 +17,8 @@ class Kind(str, Enum):
 
     RESIDUAL = "residual"
     """Output minus input of a span of the trunk."""
+    ACTIVE = "active"
+    """The whole trunk's residual at the active rows, where more than the last one is kept."""
     OUTPUT = "output"
     """Model output minus its latent input."""
     BLOCK = "block"
@@ -36,7 +38,7 @@ class Slot:
     """Names one stored tensor within a branch.
 
     ``where`` is a ``Span`` for RESIDUAL, a ``BlockKey`` for BLOCK, SUB_LAYER, KEYS and VALUES,
-    the hint's index for HINT, a name for SIGNAL and None for OUTPUT.
+    the hint's index for HINT, a name for SIGNAL and None for ACTIVE and OUTPUT.
     """
 
     kind: Kind

@@ -19,6 +19,7 @@ from hetcache_core import (
     CachePolicy,
     CacheStateError,
     ConfigError,
+    ContextSelector,
     ContractError,
     ControlMode,
     Decision,
@@ -32,7 +33,10 @@ from hetcache_core import (
     PartialSettings,
     Predictor,
     ReusePoint,
+    Role,
     RunInfo,
+    Selection,
+    SelectionRequest,
     Span,
     Stack,
     StepDecider,
@@ -332,15 +336,68 @@ def test_with_constant_inputs_a_line_through_two_steps_stays_where_it_is() -> No
     require_close(reused.trunk_output, full.trunk_output, bound, "extrapolated")
 
 
-def test_a_partial_step_adds_to_the_history_what_it_computed_and_predicted() -> None:
+def test_each_token_is_predicted_from_its_own_computed_values() -> None:
+    """First those of all tokens, from full steps; then those of the active ones, from partial ones too."""
     predictor = Noting()
     partial = PartialSettings(pad_to=1)
-    policy = evolve(scripted(FULL, PARTIAL, REUSE, partial=partial), predictor=predictor)
-    full, part, reused = answers(policy, 3)
-    assert predictor.given == [(1, [0]), (2, [0, 1])]
+    policy = evolve(
+        scripted(FULL, PARTIAL, REUSE, FULL, PARTIAL, REUSE, partial=partial), predictor=predictor
+    )
+    full, part, reused, *_ = answers(policy, 6)
+    assert predictor.given == [
+        (1, [0]), (1, [0]),
+        (2, [0]), (2, [0, 1]),
+        (4, [0, 3]), (4, [1, 3]),
+        (5, [0, 3]), (5, [3, 4]),
+    ]  # fmt: skip
     bound = rounding_bound(full.trunk_output, LAYERS, 32)
     require_close(part.trunk_output, full.trunk_output, bound, "partial")
     require_close(reused.trunk_output, full.trunk_output, 4 * bound, "reused after partial")
+
+
+def test_a_line_through_inactive_tokens_passes_by_what_partial_steps_predicted_of_them() -> None:
+    """A partial step before a full one leaves the slope of inactive tokens as it is."""
+    policies = {
+        name: evolve(
+            scripted(*modes, partial=PartialSettings(pad_to=1, margin_ratio=1.0)),
+            predictor=Noting(),
+        )
+        for name, modes in {
+            "with": (FULL, REUSE, REUSE, PARTIAL, FULL, REUSE, FULL),
+            "without": (FULL, REUSE, REUSE, REUSE, FULL, REUSE, FULL),
+        }.items()
+    }
+    slopes: dict[str, list[tuple[int, list[int]]]] = {}
+    for name, policy in policies.items():
+        run(policy, 7)
+        slopes[name] = [given for given in policy.predictor.given if given[0] == 5]
+    assert slopes["without"][0] == slopes["with"][0] == (5, [0, 4])
+    assert slopes["with"][1] == (5, [3, 4])
+
+
+def test_new_active_rows_start_with_the_history_of_all_tokens() -> None:
+    predictor = Noting()
+    settings = PartialSettings(context_ratio=0.3, pad_to=1, refresh_after=2)
+    policy = evolve(
+        scripted(FULL, PARTIAL, FULL, PARTIAL, FULL, PARTIAL, partial=settings),
+        predictor=predictor,
+        selector=Turning(),
+    )
+    run(policy, 6)
+    assert predictor.given == [
+        (1, [0]), (1, [0]),
+        (3, [0, 2]), (3, [1, 2]),
+        (5, [2, 4]), (5, [2, 4]),
+    ]  # fmt: skip
+
+
+@frozen
+class Turning(ContextSelector):
+    """Other tokens at every choice."""
+
+    def select(self, request: SelectionRequest) -> Selection:
+        order = torch.arange(request.partition.count(Role.CONTEXT))
+        return Selection(order if request.previous is None else order.flip(0))
 
 
 # Blocks ------------------------------------------------------------------------------------------

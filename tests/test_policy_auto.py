@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -33,8 +34,11 @@ def trace_of(recipe: Auto, steps: int, *, speedup: float | None = None) -> Trace
     return session.trace
 
 
+LETTERS = {Mode.FULL: "F", Mode.PARTIAL: "p", Mode.REUSE: "s"}
+
+
 def modes(trace: Trace) -> str:
-    return "".join("F" if mode is Mode.FULL else "s" for mode in trace.modes())
+    return "".join(LETTERS[mode] for mode in trace.modes())
 
 
 def test_a_step_lies_as_far_along_as_the_noise_that_was_removed() -> None:
@@ -78,12 +82,40 @@ def test_the_schedule_is_the_same_for_every_run() -> None:
     assert trace_of(Auto(), 20).modes() == trace_of(Auto(), 20).modes()
 
 
+@pytest.mark.parametrize("partials", [0.5, 1.0, 2.0])
+def test_partial_steps_lie_between_the_computed_ones(partials: float) -> None:
+    plain, found = (
+        modes(trace_of(Auto(every=5.0), 40)),
+        modes(trace_of(Auto(every=5.0, partials=partials), 40)),
+    )
+    assert found.replace("p", "s") == plain
+    assert found.count("p") == round(partials * (plain.count("F") - 1))
+    assert all("p" in gap for gap in found[1:-1].split("F")) == (partials >= 1)
+
+
+def test_a_partial_step_lies_in_the_middle_of_its_gap() -> None:
+    found = modes(trace_of(Auto(every=6.0, exponent=0.0, partials=1.0), 13))
+    assert found == "FsspssFsspssF"
+
+
+def test_no_more_partial_steps_are_placed_than_there_is_room_for() -> None:
+    assert modes(trace_of(Auto(every=3.0, exponent=0.0, partials=9.0), 7)) == "FppFppF"
+
+
+def test_only_partial_steps_need_a_mask() -> None:
+    assert not Auto().compose(MODEL).needs()
+    assert Auto(partials=1.0).compose(MODEL).needs() == {"attention", "mask", "rows"}
+
+
 @pytest.mark.parametrize(
     ("steps", "speedup"),
     [(8, 1.5), (8, 2.0), (20, 1.5), (20, 3.0), (20, 4.0), (50, 2.0), (50, 4.0), (50, 6.0)],
 )
-def test_a_speed_up_is_reached_to_within_half_a_step(steps: int, speedup: float) -> None:
-    trace = trace_of(Auto(), steps, speedup=speedup)
+@pytest.mark.parametrize("partials", [0.0, 1.0])
+def test_a_speed_up_is_reached_to_within_half_a_step(
+    steps: int, speedup: float, partials: float
+) -> None:
+    trace = trace_of(Auto(partials=partials), steps, speedup=speedup)
     spent = steps / trace.totals().flops_speedup
     assert abs(spent - steps / speedup) <= 0.75
 
@@ -104,8 +136,11 @@ def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(10 * torch.log10(255.0**2 / (one - other).square().mean()))
 
 
-@pytest.mark.parametrize("every", [3, 4, 6])
-def test_on_a_trained_model_it_beats_uniform_skipping_at_no_more_cost(every: int) -> None:
+Edit = Callable[..., tuple[torch.Tensor, float]]
+
+
+def editing(name: str, *, size: int) -> Edit:
+    """Return what edits a built-in clip with the embedded model: frames in the mask, and the speed-up."""
     pytest.importorskip("diffsynth", exc_type=ImportError)
     from hetcache_backends.tiny_vace.backbone import TinyVace
     from hetcache_backends.tiny_vace.clip_set import BuiltinClips
@@ -113,7 +148,7 @@ def test_on_a_trained_model_it_beats_uniform_skipping_at_no_more_cost(every: int
 
     backbone = TinyVace()
     pipeline = backbone.load(LoadRequest())
-    clip = BuiltinClips().clip("medium-moving-object-0", frames=5, height=96, width=96)
+    clip = BuiltinClips().clip(name, frames=5, height=size, width=size)
     request = EditRequest(
         video=clip.video, mask=clip.mask, prompt=clip.prompt, steps=30,
         guidance_scale=backbone.guidance_scale,
@@ -125,8 +160,24 @@ def test_on_a_trained_model_it_beats_uniform_skipping_at_no_more_cost(every: int
             frames = torch.from_numpy(backbone.edit(pipeline, request)).double()
         return frames[mask], run.trace.totals().flops_speedup
 
+    return edited
+
+
+@pytest.mark.parametrize("every", [3, 4, 6])
+def test_on_a_trained_model_it_beats_uniform_skipping_at_no_more_cost(every: int) -> None:
+    edited = editing("medium-moving-object-0", size=96)
     reference, _ = edited("none")
     uniform, reached = edited("every-nth", settings={"every": every})
     ours, ours_reached = edited("auto", target_speedup=reached)
     assert ours_reached >= 0.97 * reached
     assert psnr(ours, reference) > psnr(uniform, reference) + 3
+
+
+@pytest.mark.parametrize("speedup", [3.0, 6.0])
+def test_on_a_small_mask_partial_steps_bring_more_at_no_more_cost(speedup: float) -> None:
+    edited = editing("small-still-object-0", size=192)
+    reference, _ = edited("none")
+    plain, plain_reached = edited("auto", target_speedup=speedup)
+    ours, reached = edited("auto", settings={"partials": 1.0}, target_speedup=speedup)
+    assert reached >= 0.97 * plain_reached
+    assert psnr(ours, reference) > psnr(plain, reference) + 1

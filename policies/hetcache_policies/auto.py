@@ -11,6 +11,9 @@ runs on every backbone, masked or not. Two things make it better than uniform sk
 - *What stands in for a step that is not computed*: the straight line through the last two computed residuals
   instead of the last one.
 
+With a small mask and memory to spare, ``partials`` adds steps that run the tokens of the edit only, in the
+middle of the widest gaps. These see the keys and values of all tokens, predicted by the same line.
+
 Source: our design. The line is TaylorSeer's first order (arXiv:2503.06923) on the residual of the trunk.
 """
 
@@ -24,10 +27,19 @@ from typing import ClassVar, Final, final
 from attrs import define, field, frozen
 
 from hetcache_core.backbone import RunInfo
-from hetcache_core.policy import CachePolicy, PolicyRecipe, StepDecider, StepPolicy
+from hetcache_core.kept_keys import KeySettings
+from hetcache_core.policy import (
+    CachePolicy,
+    ControlMode,
+    PartialSettings,
+    PolicyRecipe,
+    StepDecider,
+    StepPolicy,
+)
 from hetcache_core.settings import setting
 from hetcache_core.signals import Signals
 from hetcache_core.steps import Decision, Mode, ModelInfo, StepInfo
+from hetcache_policies.partition import MaskPartitioner
 from hetcache_policies.predictors import Linear
 from hetcache_policies.presets import find_preset
 
@@ -37,6 +49,13 @@ EXPONENT: Final = 1 / 3
 FIRST_STEPS: Final = 1
 """Two would give a line at once, but one from the two steps that are nearest to noise and to each other: it
 is worse than holding, by 3 dB at a quarter of 20 steps."""
+
+MARGIN: Final = 1
+"""As HetCache's default."""
+
+PARTIAL: Final = PartialSettings(
+    keys=KeySettings(predictor=Linear()), control_mode=ControlMode.RECOMPUTE
+)
 
 ROUNDING: Final = 1e-9
 """A step that lies on a whole number of gaps counts as on it."""
@@ -74,11 +93,13 @@ class SpacedSteps(StepPolicy):
         every: distance of computed steps, in average steps; an asked speed-up stretches it.
         exponent: see ``positions``.
         first_steps: steps that are computed first; distances count from the last of them.
+        partials: partial steps for each gap between computed ones.
     """
 
     every: float
     exponent: float = EXPONENT
     first_steps: int = FIRST_STEPS
+    partials: float = 0.0
 
     @property
     def schedule_only(self) -> bool:
@@ -96,24 +117,55 @@ class _Decider(StepDecider):
     _policy: SpacedSteps
     _positions: tuple[float, ...]
     _begun: int | None = field(default=None, init=False)
+    _partial: dict[int, frozenset[int]] = field(factory=dict, init=False)
+    """Partial steps, by the number of gaps."""
 
     def decide(self, step: StepInfo, signals: Signals) -> Decision:
         # Steps of a model that takes over in mid-run are counted from there.
         self._begun = step.index if self._begun is None else self._begun
-        last_of_first = self._begun + self._policy.first_steps - 1
-        if step.index <= last_of_first:
+        if step.index <= self._last_of_first:
             return Decision(Mode.FULL, "first steps")
         if step.is_last:
             return Decision(Mode.FULL, "last step")
         # The first and the last step are computed in any case, with whole gaps of one size between.
-        end = self._positions[-1]
-        way = end - self._positions[last_of_first]
         gap = max(1.0, self._policy.every * signals.threshold_factor)
-        gap = way / max(1, round(way / gap))
-        left = [(end - self._positions[at]) / gap for at in (step.index - 1, step.index)]
-        if math.ceil(left[0] - ROUNDING) > math.ceil(left[1] - ROUNDING):
+        gaps = max(1, round(self._way / gap))
+        gap = self._way / gaps
+        if self._is_full(step.index, gap):
             return Decision(Mode.FULL, f"every {gap:.3g} average steps")
+        if gaps not in self._partial:
+            self._partial[gaps] = self._middles(gap, round(self._policy.partials * gaps))
+        if step.index in self._partial[gaps]:
+            return Decision(Mode.PARTIAL, "in the middle of a wide gap")
         return Decision(Mode.REUSE, f"every {gap:.3g} average steps, not yet")
+
+    @property
+    def _last_of_first(self) -> int:
+        return (self._begun or 0) + self._policy.first_steps - 1
+
+    @property
+    def _way(self) -> float:
+        return self._positions[-1] - self._positions[self._last_of_first]
+
+    def _is_full(self, index: int, gap: float) -> bool:
+        """Whether a step is the first one after a whole number of gaps before the end."""
+        left = [(self._positions[-1] - self._positions[at]) / gap for at in (index - 1, index)]
+        return math.ceil(left[0] - ROUNDING) > math.ceil(left[1] - ROUNDING)
+
+    def _middles(self, gap: float, count: int) -> frozenset[int]:
+        """Place partial steps one by one, each as near as can be to the middle of the widest gap left."""
+        last, places = len(self._positions) - 1, self._positions
+        inner = range(self._last_of_first + 1, last)
+        computed = {self._last_of_first, last, *(i for i in inner if self._is_full(i, gap))}
+        full = frozenset(computed)
+        for _ in range(count):
+            gaps = [(a, b) for a, b in pairwise(sorted(computed)) if b - a > 1]
+            if not gaps:
+                break
+            first, end = max(gaps, key=lambda pair: places[pair[1]] - places[pair[0]])
+            middle = (places[first] + places[end]) / 2
+            computed.add(min(range(first + 1, end), key=lambda at: abs(places[at] - middle)))
+        return frozenset(computed) - full
 
 
 @final
@@ -137,6 +189,12 @@ class Auto(PolicyRecipe):
         doc="how much of the way a step counts for: 0 all alike, 1 by its noise",
     )
     first_steps: int = setting(FIRST_STEPS, ge=1, doc="steps always computed first")
+    partials: float = setting(
+        0.0,
+        ge=0,
+        doc="steps on the tokens of the edit only, for each gap between computed ones: better where the "
+        "mask is small, for the memory of all keys and values, twice",
+    )
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
@@ -152,7 +210,12 @@ class Auto(PolicyRecipe):
         return CachePolicy(
             name=self.name,
             step=SpacedSteps(
-                every=self.every, exponent=self.exponent, first_steps=self.first_steps
+                every=self.every,
+                exponent=self.exponent,
+                first_steps=self.first_steps,
+                partials=self.partials,
             ),
             predictor=Linear(),
+            partitioner=MaskPartitioner(margin=MARGIN) if self.partials else None,
+            partial=PARTIAL if self.partials else None,
         )

@@ -1,19 +1,14 @@
-"""Tables of comparisons by clip, and patterns of placed steps."""
+"""Tables of comparisons by clip."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import by_clip
-import placed
 import pytest
 
 from hetcache_app.comparison.results import Results, Row, RowKey
-from hetcache_core import Mode, StepInfo
-from hetcache_policies.auto import SpacedSteps
 
 FULL = 1000
 
@@ -101,28 +96,3 @@ def test_no_rows_are_an_error(
     with pytest.raises(SystemExit):
         printed(folder, "--speedup 9", monkeypatch, capsys)
     assert "no such run" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("full", "partial"), [(8, 0), (6, 4), (2, 28), (2, 0)])
-def test_a_pattern_has_the_steps_that_are_asked_for(full: int, partial: int) -> None:
-    letters = placed.pattern(30, full, partial)
-    assert len(letters) == 30
-    assert letters[0] == letters[-1] == "F"
-    assert (letters.count("F"), letters.count("p")) == (full, partial)
-
-
-@pytest.mark.parametrize("every", [2.0, 3.0, 5.0])
-def test_full_steps_lie_where_the_default_policy_has_them(every: float) -> None:
-    sigmas = placed.noise_levels(30)
-    run: Any = SimpleNamespace(sigmas=sigmas)
-    signals: Any = SimpleNamespace(threshold_factor=1.0)
-    decider = SpacedSteps(every=every).begin(run)
-    steps = (
-        StepInfo(index=i, total=30, timestep=1000 * sigma, sigma=sigma)
-        for i, sigma in enumerate(sigmas)
-    )
-    modes = [decider.decide(step, signals).mode for step in steps]
-    full = [index for index, mode in enumerate(modes) if mode is Mode.FULL]
-    letters = placed.pattern(30, len(full), 0)
-    found = [index for index, letter in enumerate(letters) if letter == "F"]
-    assert all(abs(a - b) <= 1 for a, b in zip(full, found, strict=True))
