@@ -23,6 +23,7 @@ KEYS = {"pattern": "Fpps", "margin": 0}
 SET = [
     ({}, "hetcache+taylorseer"),
     ({}, "pab+teacache"),
+    ({"partials": 1.0, "every": 4.0}, "auto"),
     ({**KEYS, "kv_dtype": "float8_e4m3fn"}, "hetcache"),
     ({**KEYS, "kv_layers": (0, 2), "control_mode": "reuse"}, "hetcache"),
     ({**KEYS, "kv_layers": (0, 2), "control_mode": "recompute"}, "hetcache"),

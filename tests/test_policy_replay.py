@@ -80,6 +80,7 @@ SET: list[tuple[str, Settings]] = [
     ("pab+teacache", {}),
     ("adacache+teacache", {}),
     ("hetcache+taylorseer", {}),
+    ("auto", {"partials": 1.0}),
     ("teacache+fastercache-cfg", {}),
     ("fbcache+pab", {}),
     ("dicache+pab", {"dicache.threshold": 10.0}),
