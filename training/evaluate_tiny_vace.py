@@ -2,10 +2,11 @@
 
     python training/evaluate_tiny_vace.py --frames 17 --size 192 --steps 20 --guidance 3
 
-Prints PSNR in the mask, the shares of right colours and shapes, and how much texture there is in the
-mask, as a share of the right answer's; writes strips of frames (video, target, model's output) to
-`--strips`. PSNR alone favours what is smooth: where the region cannot be known, the mean of all answers
-is up to 3 dB closer to the right one than any single answer.
+Prints PSNR in the mask (its mean over clips, and pooled: that of the mean squared error), the shares of
+right colours and shapes, and how much texture there is in the mask, as a share of the right answer's;
+writes strips of frames (video, target, model's output) to `--strips`. PSNR alone favours what is smooth:
+where the region cannot be known, the mean of all answers is up to 3 dB closer to the right one than any
+single answer.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ def psnr(video: Video, target: Video, where: Mask) -> float:
     """Return the peak signal-to-noise ratio over some pixels, in dB."""
     error = (video[where].astype(np.float64) - target[where]) ** 2
     return float(10 * np.log10(255.0**2 / max(error.mean(), 1e-9)))
+
+
+def pooled(decibels: list[float]) -> float:
+    """Return the PSNR of the squared error's mean over clips, in dB; each clip counts the same."""
+    return float(-10 * np.log10(np.mean(10 ** (-np.array(decibels) / 10))))
 
 
 def roughness(video: Video, where: Mask) -> float:
@@ -102,8 +108,12 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         kind: {name: float(np.mean(values)) for name, values in by_name.items()}
         for kind, by_name in scores.items()
     }
-    for kind, by_name in rough.items():
-        table[f"{kind}, texture"] = {n: v / by_name["target"] for n, v in by_name.items()}
+    for kind, by_name in scores.items():
+        table[f"{kind}, pooled"] = {
+            name: pooled(values) for name, values in by_name.items() if not name.endswith("right")
+        }
+    for kind, sums in rough.items():
+        table[f"{kind}, texture"] = {name: value / sums["target"] for name, value in sums.items()}
     return table
 
 
