@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
     from hetcache_core.guards import Guards
     from hetcache_core.hookspecs import Registration, hookimpl
-    from hetcache_core.kept_keys import KeySettings
+    from hetcache_core.key_settings import KeySettings
     from hetcache_core.pipelines import load_pipeline, run_edit
     from hetcache_core.policy import (
         BlockAction,
@@ -101,7 +101,7 @@ _HOMES: Final[dict[str, str]] = {
         "PluginConflictError PluginError PluginLoadError UnsupportedBackboneError",
         "guards": "Guards",
         "hookspecs": "Registration hookimpl",
-        "kept_keys": "KeySettings",
+        "key_settings": "KeySettings",
         "pipelines": "load_pipeline run_edit",
         "policy": "BlockAction BlockDecider BlockPolicy CachePolicy ControlMode GuidanceDecider "
         "GuidancePolicy KVMode PartAction PartialSettings PolicyRecipe Predictor ReusePoint "

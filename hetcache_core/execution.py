@@ -9,7 +9,7 @@ import torch
 from attrs import define, field
 
 from hetcache_core.errors import ContractError
-from hetcache_core.kept_keys import KeySettings
+from hetcache_core.key_settings import KeySettings
 from hetcache_core.passes import KeysUse, Pass, ScoreRequest
 from hetcache_core.policy import ControlMode, KVMode, Predictor, ReusePoint
 from hetcache_core.run_state import RunState

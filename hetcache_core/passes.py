@@ -8,7 +8,8 @@ from attrs import define, evolve, field
 from torch import Tensor
 
 from hetcache_core.active import attention_scores
-from hetcache_core.kept_keys import KeptKeys, KeySettings
+from hetcache_core.kept_keys import KeptKeys
+from hetcache_core.key_settings import KeySettings
 from hetcache_core.policy import (
     RUN_BLOCK,
     RUN_PART,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from attrs import NOTHING, evolve, field, fields, frozen
 
 from hetcache_core.errors import ConfigError
-from hetcache_core.kept_keys import KeySettings
+from hetcache_core.key_settings import KeySettings
 from hetcache_core.steps import (
     WHOLE_TRUNK,
     BlockKey,

@@ -27,7 +27,7 @@ from typing import ClassVar, Final, final
 from attrs import define, field, frozen
 
 from hetcache_core.backbone import RunInfo
-from hetcache_core.kept_keys import KeySettings
+from hetcache_core.key_settings import KeySettings
 from hetcache_core.policy import (
     CachePolicy,
     ControlMode,

@@ -15,7 +15,7 @@ from typing import ClassVar, Final, Literal, final
 from attrs import frozen
 
 from hetcache_core.errors import ConfigError
-from hetcache_core.kept_keys import KeySettings
+from hetcache_core.key_settings import KeySettings
 from hetcache_core.policy import (
     CachePolicy,
     ControlMode,
