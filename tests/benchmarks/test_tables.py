@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import by_clip
@@ -44,21 +45,25 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+Print = Callable[[str], str]
+
+
+@pytest.fixture
 def printed(
-    folder: Path,
-    arguments: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> str:
-    monkeypatch.setattr(sys, "argv", ["by_clip.py", str(folder), *arguments.split()])
-    by_clip.main()
-    return capsys.readouterr().out
-
-
-def test_means_are_over_the_runs_of_a_kind(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = printed(folder, "--speedup 2", monkeypatch, capsys)
+) -> Print:
+    """Run the script on the folder with some arguments, and return what it prints."""
+
+    def run(arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["by_clip.py", str(folder), *arguments.split()])
+        by_clip.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_means_are_over_the_runs_of_a_kind(printed: Print) -> None:
+    text = printed("--speedup 2")
     (auto,) = (line for line in text.splitlines() if line.startswith("| `auto`"))
     cells = [cell.strip() for cell in auto.strip("|").split("|")]
     assert cells[1] == "51.0 ± 1.0 at 0.67 (1 identical)"
@@ -67,32 +72,24 @@ def test_means_are_over_the_runs_of_a_kind(
     assert cells[5] == ""
 
 
-def test_speed_ups_are_columns(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = printed(folder, "--columns speedups --group small", monkeypatch, capsys)
+def test_speed_ups_are_columns(printed: Print) -> None:
+    text = printed("--columns speedups --group small")
     assert "| policy | 2x | 4x |" in text
     assert "| `every-nth` | 49.2 ± 4.2 at 0.50 | 30.0 ± 0.0 at 0.25 |" in text
 
 
-def test_runs_are_compared_one_by_one(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = printed(folder, "--columns speedups --against auto", monkeypatch, capsys)
+def test_runs_are_compared_one_by_one(printed: Print) -> None:
+    text = printed("--columns speedups --against auto")
     assert "| `every-nth` | 1 of 2, behind by at most 1.5 | 1 of 1 |" in text
 
 
-def test_measures_are_columns(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = printed(folder, "--columns measures --speedup 4", monkeypatch, capsys)
+def test_measures_are_columns(printed: Print) -> None:
+    text = printed("--columns measures --speedup 4")
     assert "| `auto` | 40.0 ± 0.0 at 0.25 |" in text
     assert "| 20.0 ± 0.0 at 0.25 |" in text
 
 
-def test_no_rows_are_an_error(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_rows_are_an_error(printed: Print, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        printed(folder, "--speedup 9", monkeypatch, capsys)
+        printed("--speedup 9")
     assert "no such run" in capsys.readouterr().err
