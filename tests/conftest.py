@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,35 @@ import hypothesis
 import pytest
 import torch
 
+from hetcache_core import PluginLoadError, UnsupportedBackboneError, discover
+from hetcache_core.testing import BackboneCase
+
 # Machines under load are slow at times; a time limit per example would make tests flaky.
 hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")
 
 # A thread a worker: threads that share cores with other work run many times slower.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def case_of() -> Callable[[str], BackboneCase]:
+    """What makes a backbone's case; skips where its library is missing, or it has no small pipeline."""
+    registry = discover()
+
+    @cache
+    def make(backbone: str) -> BackboneCase:
+        try:
+            case = registry.backbone(backbone)().contract_case()
+            if case is not None:
+                case.make_pipeline(0)
+        except (UnsupportedBackboneError, PluginLoadError) as error:
+            pytest.skip(str(error))
+        if case is None:
+            pytest.skip(f"{backbone} has no contract case")
+        return case
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,7 @@ from hetcache_core import (
     KVMode,
     Mode,
     PartialSettings,
-    PluginLoadError,
     Trace,
-    UnsupportedBackboneError,
     accelerate,
     discover,
 )
@@ -125,31 +124,34 @@ def test_a_stride_below_one_is_refused() -> None:
         KeySettings(stride=0)
 
 
-@cache
-def case_of(backbone: str) -> BackboneCase:
-    """Skip where the backbone's library is missing, or it has no mask."""
-    try:
-        case = REGISTRY.backbone(backbone)().contract_case()
-        if case is not None:
-            case.make_pipeline(0)
-    except (UnsupportedBackboneError, PluginLoadError) as error:
-        pytest.skip(str(error))
-    if case is None or not case.backbone.features.attention:
-        pytest.skip(f"{backbone} shows no attention")
-    return case
+Edit = Callable[..., tuple[Tensor, Trace]]
 
 
-@cache
-def edited(backbone: str, **settings: object) -> tuple[Tensor, Trace]:
-    case = case_of(backbone)
-    pipeline = case.make_pipeline(0)
-    plain = {"pattern": "Fpp", "warmup_steps": 1, "margin": 0, "max_active_share": 0.99, **settings}
-    with accelerate(pipeline, "hetcache", settings=plain, backbone=case.backbone) as session:
-        return case.run(pipeline, STEPS, case.layouts[-1], 0), session.trace
+@pytest.fixture(scope="module")
+def edited(case_of: Callable[[str], BackboneCase]) -> Edit:
+    """What runs an edit of a backbone with partial steps; each is run once."""
+
+    @cache
+    def run(backbone: str, **settings: object) -> tuple[Tensor, Trace]:
+        case = case_of(backbone)
+        if not case.backbone.features.attention:
+            pytest.skip(f"{backbone} shows no attention")
+        pipeline = case.make_pipeline(0)
+        plain = {
+            "pattern": "Fpp",
+            "warmup_steps": 1,
+            "margin": 0,
+            "max_active_share": 0.99,
+            **settings,
+        }
+        with accelerate(pipeline, "hetcache", settings=plain, backbone=case.backbone) as session:
+            return case.run(pipeline, STEPS, case.layouts[-1], 0), session.trace
+
+    return run
 
 
 @pytest.mark.parametrize("backbone", REGISTRY.backbone_names)
-def test_keys_of_no_layer_are_pruned_keys(backbone: str) -> None:
+def test_keys_of_no_layer_are_pruned_keys(backbone: str, edited: Edit) -> None:
     none, trace = edited(backbone, kv_layers=())
     pruned, reference = edited(backbone, kv_mode="pruned", context_ratio=0.0)
     assert torch.equal(none, pruned)
@@ -159,8 +161,11 @@ def test_keys_of_no_layer_are_pruned_keys(backbone: str) -> None:
 
 
 @pytest.mark.parametrize("backbone", REGISTRY.backbone_names)
-def test_keys_of_every_layer_by_name_are_all_keys(backbone: str) -> None:
-    layers = tuple(range(-_model(backbone).layers, 0))
+def test_keys_of_every_layer_by_name_are_all_keys(
+    backbone: str, edited: Edit, case_of: Callable[[str], BackboneCase]
+) -> None:
+    case = case_of(backbone)
+    layers = tuple(range(-case.backbone.describe(case.make_pipeline(0)).layers, 0))
     assert torch.equal(edited(backbone, kv_layers=layers)[0], edited(backbone)[0])
 
 
@@ -177,7 +182,9 @@ def test_keys_of_every_layer_by_name_are_all_keys(backbone: str) -> None:
     ],
     ids=str,
 )
-def test_every_backbone_keeps_keys_in_every_way(backbone: str, settings: dict[str, object]) -> None:
+def test_every_backbone_keeps_keys_in_every_way(
+    backbone: str, settings: dict[str, object], edited: Edit
+) -> None:
     found, trace = edited(backbone, **settings)
     plain, reference = edited(backbone)
     assert any(record.mode is Mode.PARTIAL for record in trace.records)
@@ -188,16 +195,13 @@ def test_every_backbone_keeps_keys_in_every_way(backbone: str, settings: dict[st
     assert fewer == ("kv_predictor" not in settings)
 
 
-@cache
-def _model(backbone: str) -> Any:
-    case = case_of(backbone)
-    return case.backbone.describe(case.make_pipeline(0))
-
-
 @pytest.mark.parametrize("layers", [(), (0,), (0, 2), None])
 @pytest.mark.parametrize("control", ["reuse", "recompute"])
 def test_flops_are_counted_ahead_as_they_are_run(
-    layers: tuple[int, ...] | None, control: str, monkeypatch: pytest.MonkeyPatch
+    layers: tuple[int, ...] | None,
+    control: str,
+    case_of: Callable[[str], BackboneCase],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     saved: list[int] = []
 
@@ -230,6 +234,6 @@ def test_ways_to_keep_keys_do_not_go_with_pruned_ones() -> None:
     assert "kv_mode=cached" in caught.value.remedy
 
 
-def test_a_layer_that_the_model_has_not_is_refused() -> None:
+def test_a_layer_that_the_model_has_not_is_refused(edited: Edit) -> None:
     with pytest.raises(ConfigError, match="kv_layers names block 40"):
         edited("tiny-vace", kv_layers=(40,))

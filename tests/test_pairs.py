@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
 
 import pytest
 
 from hetcache_core import (
-    PluginLoadError,
     UnsupportedBackboneError,
     accelerate,
     discover,
@@ -19,23 +18,11 @@ POLICIES = [name for name in REGISTRY.policy_names if not REGISTRY.policy(name).
 """``replay`` runs with a schedule of the very model; its own tests make one."""
 
 
-@cache
-def case_of(backbone: str) -> BackboneCase:
-    """Skip where the backbone's library is missing, or it has no small pipeline."""
-    try:
-        case = REGISTRY.backbone(backbone)().contract_case()
-        if case is not None:
-            case.make_pipeline(0)
-    except (UnsupportedBackboneError, PluginLoadError) as error:
-        pytest.skip(str(error))
-    if case is None:
-        pytest.skip(f"{backbone} has no contract case")
-    return case
-
-
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("backbone", REGISTRY.backbone_names)
-def test_a_pair_runs_or_is_refused_with_what_is_missing(backbone: str, policy: str) -> None:
+def test_a_pair_runs_or_is_refused_with_what_is_missing(
+    backbone: str, policy: str, case_of: Callable[[str], BackboneCase]
+) -> None:
     case, kind = case_of(backbone), REGISTRY.policy(policy)
     pipeline, recipe = case.make_pipeline(0), kind(**kind.anywhere)
     composed = recipe.compose(case.backbone.describe(pipeline))
@@ -78,7 +65,9 @@ def test_a_backbone_without_a_feature_names_it(
     accelerate(case.make_pipeline(0), "every-nth", backbone=TinyBackbone(), registry=REGISTRY)
 
 
-def test_a_policy_for_one_branch_alone_is_refused_where_they_share_a_call() -> None:
+def test_a_policy_for_one_branch_alone_is_refused_where_they_share_a_call(
+    case_of: Callable[[str], BackboneCase],
+) -> None:
     case = case_of("ltx-video")
     with pytest.raises(UnsupportedBackboneError, match=r"ltx-video.*fastercache-cfg.*in one call"):
         accelerate(case.make_pipeline(0), "fastercache-cfg", backbone=case.backbone)
