@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from attrs import evolve
 
-from hetcache_app.comparison.results import UNCACHED, Results, Row, RowKey
+from hetcache.comparison.results.folder import UNCACHED, Results, Row, RowKey
 
 METRIC = "psnr_uncached_mask"
 GROUPS = ("all", "small", "medium", "large", "outpainting", "object", "background")

@@ -27,20 +27,21 @@ from harness.sizes import WAN, ClipSize
 from harness.subjects import Subject, clip
 from harness.timing import MIB, is_cuda
 
-from hetcache_app.comparison.specs import PolicySpec, parse_policies
+from hetcache.comparison.plan.specs import PolicySpec, parse_policies
 from hetcache_core import (
     CachePolicy,
+    CallRecord,
     Grid,
     ModelInfo,
     RunInfo,
     StepInfo,
     StoreSettings,
+    Trace,
     discover,
 )
-from hetcache_core.footprint import footprint
-from hetcache_core.run_state import make_active
+from hetcache_core.engine.footprint import footprint
+from hetcache_core.engine.run_state import make_active
 from hetcache_core.session import resolve_policy
-from hetcache_core.trace import CallRecord, Trace
 
 POLICIES: Final = (
     "every-nth,teacache,taylorseer,auto,pab,hetcache,"

@@ -39,15 +39,23 @@ from harness.options import count, names
 from harness.sizes import ClipSize
 from harness.subjects import Subject
 
-from hetcache_app.comparison.specs import PolicySpec, parse_policies
-from hetcache_core import Mode, RunInfo, TrunkCall, discover, relative_l1
-from hetcache_core.active import attention_scores, spread
+from hetcache.comparison.plan.specs import PolicySpec, parse_policies
+from hetcache_core import (
+    CacheStore,
+    Mode,
+    Role,
+    RunInfo,
+    SelectionRequest,
+    TrunkCall,
+    discover,
+    relative_l1,
+)
+from hetcache_core.engine.active_rows import attention_scores, spread
 from hetcache_core.session import resolve_policy
 from hetcache_core.steps import WHOLE_TRUNK
-from hetcache_core.store import CacheStore, Kind, Slot
-from hetcache_core.tokens import Role, SelectionRequest
-from hetcache_policies.partition import MaskPartitioner
-from hetcache_policies.selectors import ClusterSelector
+from hetcache_core.store import Kind, Slot
+from hetcache_policies.shared.partition import MaskPartitioner
+from hetcache_policies.shared.selectors import ClusterSelector
 
 LARGE_TOKENS: Final = 14_040
 LARGE_LIMIT: Final = 0.01

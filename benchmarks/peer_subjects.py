@@ -17,11 +17,11 @@ from attrs import define, evolve, field, frozen
 from harness.timing import now_s
 from torch import Tensor, nn
 
-from hetcache_backends.ltx_video import LtxVideo
+from hetcache_backends.diffusers.ltx_video import LtxVideo
+from hetcache_backends.diffusers.wan_vace import WanVaceDiffusers
 from hetcache_backends.tiny_vace.clips import Clip, builtin_clips
 from hetcache_backends.tiny_vace.config import TINY_VACE, TinyVaceConfig
-from hetcache_backends.wan_vace import WanVace
-from hetcache_backends.wan_vace_diffusers import WanVaceDiffusers
+from hetcache_backends.wan.wan_vace import WanVace
 from hetcache_core import Backbone
 
 SEED: Final = 0
@@ -274,7 +274,7 @@ class Codec:
 def _wan_diffusers(size: Size, device: str, dtype: torch.dtype, steps: int) -> Subject:
     from diffusers.loaders import single_file_utils
 
-    from hetcache_backends.diffusers_cases import small_wan_vace
+    from hetcache_backends.diffusers.cases import small_wan_vace
     from hetcache_backends.tiny_vace.pipeline import build_pipeline
     from hetcache_backends.tiny_vace.text import embed_prompt
 
@@ -336,7 +336,7 @@ def _wan_diffusers(size: Size, device: str, dtype: torch.dtype, steps: int) -> S
 
 
 def _ltx_video(size: Size, device: str, dtype: torch.dtype, steps: int) -> Subject:
-    from hetcache_backends.diffusers_cases import small_ltx
+    from hetcache_backends.diffusers.cases import small_ltx
 
     pipeline = small_ltx(SEED)
     with torch.random.fork_rng(devices=[]):

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from hetcache_core.backbone import (
+    from hetcache_core.backbone.adapter import (
         Backbone,
         EditRequest,
         Features,
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
         ModelCall,
         RunInfo,
     )
-    from hetcache_core.block_trunk import BlockTrunk, RowFlops, in_fp32, matrix_macs
-    from hetcache_core.calibration import Calibration, Calibrator
-    from hetcache_core.clips import ClipSet, EvaluationClip
-    from hetcache_core.discovery import Registry, discover
-    from hetcache_core.engine import Engine
+    from hetcache_core.backbone.block_trunk import BlockTrunk, in_fp32
+    from hetcache_core.backbone.flops import RowFlops, matrix_macs
+    from hetcache_core.backbone.pipelines import load_pipeline, run_edit
+    from hetcache_core.backbone.routing import ModelCalls, StandIn, attached
+    from hetcache_core.backbone.trunk import BlockHooks, TrunkCall, TrunkView
+    from hetcache_core.engine.loop import Engine
     from hetcache_core.errors import (
         CacheBudgetError,
         CacheStateError,
@@ -36,33 +37,29 @@ if TYPE_CHECKING:
         PluginLoadError,
         UnsupportedBackboneError,
     )
-    from hetcache_core.guards import Guards
-    from hetcache_core.hookspecs import Registration, hookimpl
-    from hetcache_core.key_settings import KeySettings
-    from hetcache_core.pipelines import load_pipeline, run_edit
-    from hetcache_core.policy import (
+    from hetcache_core.plugins.clips import ClipSet, EvaluationClip
+    from hetcache_core.plugins.discovery import Registry, discover
+    from hetcache_core.plugins.hookspecs import Registration, hookimpl
+    from hetcache_core.policy.guards import Guards
+    from hetcache_core.policy.partial import ControlMode, KeySettings, KVMode, PartialSettings
+    from hetcache_core.policy.pieces import (
         BlockAction,
         BlockDecider,
         BlockPolicy,
-        CachePolicy,
-        ControlMode,
         GuidanceDecider,
         GuidancePolicy,
-        KVMode,
         PartAction,
-        PartialSettings,
-        PolicyRecipe,
         Predictor,
-        ReusePoint,
         StepDecider,
         StepPolicy,
         Use,
-        combine,
     )
-    from hetcache_core.routing import ModelCalls, StandIn, attached
+    from hetcache_core.policy.recipe import CachePolicy, PolicyRecipe, ReusePoint, combine
+    from hetcache_core.policy.signals import Signals, relative_l1
+    from hetcache_core.records.calibration import Calibration, Calibrator
+    from hetcache_core.records.trace import CallRecord, Totals, Trace
     from hetcache_core.session import Session, accelerate
-    from hetcache_core.settings import setting
-    from hetcache_core.signals import Signals, relative_l1
+    from hetcache_core.settings.declare import setting
     from hetcache_core.steps import (
         BlockKey,
         BranchRows,
@@ -85,37 +82,37 @@ if TYPE_CHECKING:
         TokenPartitioner,
         mask_to_tokens,
     )
-    from hetcache_core.trace import CallRecord, Totals, Trace
-    from hetcache_core.trunk import BlockHooks, TrunkCall, TrunkView
 
 _HOMES: Final[dict[str, str]] = {
     name: module
     for module, names in {
-        "backbone": "Backbone EditRequest Features FlopModel Geometry LoadRequest ModelCall RunInfo",
-        "block_trunk": "BlockTrunk RowFlops in_fp32 matrix_macs",
-        "calibration": "Calibration Calibrator",
-        "clips": "ClipSet EvaluationClip",
-        "discovery": "Registry discover",
-        "engine": "Engine",
+        "backbone.adapter": "Backbone EditRequest Features FlopModel Geometry LoadRequest ModelCall "
+        "RunInfo",
+        "backbone.block_trunk": "BlockTrunk in_fp32",
+        "backbone.flops": "RowFlops matrix_macs",
+        "backbone.pipelines": "load_pipeline run_edit",
+        "backbone.routing": "ModelCalls StandIn attached",
+        "backbone.trunk": "BlockHooks TrunkCall TrunkView",
+        "engine.loop": "Engine",
         "errors": "CacheBudgetError CacheStateError ConfigError ContractError HetCacheError "
         "PluginConflictError PluginError PluginLoadError UnsupportedBackboneError",
-        "guards": "Guards",
-        "hookspecs": "Registration hookimpl",
-        "key_settings": "KeySettings",
-        "pipelines": "load_pipeline run_edit",
-        "policy": "BlockAction BlockDecider BlockPolicy CachePolicy ControlMode GuidanceDecider "
-        "GuidancePolicy KVMode PartAction PartialSettings PolicyRecipe Predictor ReusePoint "
-        "StepDecider StepPolicy Use combine",
-        "routing": "ModelCalls StandIn attached",
+        "plugins.clips": "ClipSet EvaluationClip",
+        "plugins.discovery": "Registry discover",
+        "plugins.hookspecs": "Registration hookimpl",
+        "policy.guards": "Guards",
+        "policy.partial": "ControlMode KVMode KeySettings PartialSettings",
+        "policy.pieces": "BlockAction BlockDecider BlockPolicy GuidanceDecider GuidancePolicy PartAction "
+        "Predictor StepDecider StepPolicy Use",
+        "policy.recipe": "CachePolicy PolicyRecipe ReusePoint combine",
+        "policy.signals": "Signals relative_l1",
+        "records.calibration": "Calibration Calibrator",
+        "records.trace": "CallRecord Totals Trace",
         "session": "Session accelerate",
-        "settings": "setting",
-        "signals": "Signals relative_l1",
+        "settings.declare": "setting",
         "steps": "BlockKey BranchRows Decision Mode ModelInfo Span Stack StepInfo SubLayer",
         "store": "CacheStore StoreSettings Stored",
         "tokens": "ContextSelector Grid Partition Role Selection SelectionRequest TokenPartitioner "
         "mask_to_tokens",
-        "trace": "CallRecord Totals Trace",
-        "trunk": "BlockHooks TrunkCall TrunkView",
     }.items()
     for name in names.split()
 }

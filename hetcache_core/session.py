@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING, Any, cast
 
 from attrs import asdict, define, field
 
-from hetcache_core.budget import check_target
-from hetcache_core.compiling import BlockCompiler, many_graphs
-from hetcache_core.discovery import Registry, discover
-from hetcache_core.engine import Engine
+from hetcache_core.backbone.compiling import BlockCompiler, many_graphs
+from hetcache_core.engine.flop_budget import check_target
+from hetcache_core.engine.loop import Engine
 from hetcache_core.errors import (
     CacheStateError,
     ConfigError,
     PluginError,
     UnsupportedBackboneError,
 )
-from hetcache_core.guards import Guards
-from hetcache_core.policy import CachePolicy, PolicyRecipe, combine
-from hetcache_core.settings import build
+from hetcache_core.plugins.discovery import Registry, discover
+from hetcache_core.policy.guards import Guards
+from hetcache_core.policy.recipe import CachePolicy, PolicyRecipe, combine
+from hetcache_core.records.trace import CallRecord, Trace
+from hetcache_core.settings.declare import build
 from hetcache_core.steps import ModelInfo, StepInfo
 from hetcache_core.store import StoreSettings
-from hetcache_core.trace import CallRecord, Trace
 
 if TYPE_CHECKING:
     from attrs import AttrsInstance
     from typing_extensions import Self
 
-    from hetcache_core.backbone import Backbone
+    from hetcache_core.backbone.adapter import Backbone
 
 StepCallback = Callable[[StepInfo, Sequence[CallRecord]], None]
 

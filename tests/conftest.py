@@ -46,8 +46,8 @@ def case_of() -> Callable[[str], BackboneCase]:
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of ONNX graphs of a small Wan-VACE; writing one takes ten seconds."""
     from hetcache_backends.tiny_vace.pipeline import build_pipeline
-    from hetcache_backends.wan_case import SMALL
-    from hetcache_backends.wan_vace import WanVace
+    from hetcache_backends.wan.case import SMALL
+    from hetcache_backends.wan.wan_vace import WanVace
 
     folder = tmp_path_factory.mktemp("onnx") / "graphs"
     WanVace().export(build_pipeline(seed=0, config=SMALL), folder)
@@ -57,6 +57,6 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def opened(graphs: Path) -> Any:
     """The same, loaded on onnxruntime."""
-    from hetcache_backends.onnx_wan import open_folder
+    from hetcache_backends.onnx.wan import open_folder
 
     return open_folder(graphs, "cpu")

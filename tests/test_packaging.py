@@ -17,7 +17,7 @@ import hetcache_core
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
-    "hetcache_app": ROOT / "app",
+    "hetcache": ROOT / "app",
     "hetcache_backends": ROOT / "backends",
     "hetcache_core": ROOT,
     "hetcache_policies": ROOT / "policies",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hetcache_core.hookspecs import Registration, hookimpl
+from hetcache_core import Registration, hookimpl
 
 
 @hookimpl
@@ -16,22 +16,22 @@ def hetcache_register_backbones() -> list[Registration]:
         ),
         Registration(
             name="wan-vace",
-            target="hetcache_backends.wan_vace:WanVace",
+            target="hetcache_backends.wan.wan_vace:WanVace",
             summary="Wan2.1-VACE video editing (DiffSynth)",
         ),
         Registration(
             name="wan-vace-diffusers",
-            target="hetcache_backends.wan_vace_diffusers:WanVaceDiffusers",
+            target="hetcache_backends.diffusers.wan_vace:WanVaceDiffusers",
             summary="Wan2.1-VACE video editing (diffusers)",
         ),
         Registration(
             name="ltx-video",
-            target="hetcache_backends.ltx_video:LtxVideo",
+            target="hetcache_backends.diffusers.ltx_video:LtxVideo",
             summary="LTX-Video, masked video-to-video (diffusers)",
         ),
         Registration(
             name="onnx-runtime",
-            target="hetcache_backends.onnx_runtime:OnnxRuntime",
+            target="hetcache_backends.onnx.runtime:OnnxRuntime",
             summary="exported Wan-VACE or LTX-Video on ONNX Runtime",
         ),
     ]

@@ -165,7 +165,7 @@ def _ltx(_backbone: Backbone, size: ModelSize, request: LoadRequest) -> Any:
 
     # It warns in every call of how LTXConditionPipeline itself calls the scheduler.
     diffusers.utils.logging.set_verbosity_error()
-    from hetcache_backends.ltx_pipeline import MaskedLTXPipeline
+    from hetcache_backends.diffusers.ltx_pipeline import MaskedLTXPipeline
 
     with _seeded(request.device):
         transformer = ltx_transformer(size)

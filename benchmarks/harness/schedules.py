@@ -14,8 +14,8 @@ from typing import Any, Final
 from attrs import asdict, evolve, field, frozen
 
 from hetcache_core import CachePolicy, ConfigError, Mode
+from hetcache_core.records.trace import write_atomically
 from hetcache_core.testing.scripted import Script
-from hetcache_core.trace import write_atomically
 
 SCHEMA: Final = 1
 LETTERS: Final = {"F": Mode.FULL, "p": Mode.PARTIAL, "s": Mode.REUSE}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from hetcache_core import ConfigError
-from hetcache_core.trace import write_atomically
+from hetcache_core.records.trace import write_atomically
 
 Value = str | int | float | None
 Row = dict[str, Value]

@@ -9,20 +9,20 @@ test policies with and to copy from; ``scripted`` policies do what they are told
 from __future__ import annotations
 
 from hetcache_core.testing.case import BackboneCase
+from hetcache_core.testing.checks.policy import PAIR_CHECKS, POLICY_CHECKS
 from hetcache_core.testing.kit import (
     BACKBONE_CHECKS,
     check_backbone,
     check_policy,
     parametrize_with_checks,
 )
-from hetcache_core.testing.policy_checks import PAIR_CHECKS, POLICY_CHECKS
 from hetcache_core.testing.running import BoundCheck, CheckResult, NotApplicableError, bind
 from hetcache_core.testing.scripted import FULL_STEPS, scripted
 from hetcache_core.testing.subject import PolicySubject
-from hetcache_core.testing.tiny import TinyBackbone
-from hetcache_core.testing.tiny_case import tiny_case, tiny_video
-from hetcache_core.testing.tiny_model import TinyConfig
-from hetcache_core.testing.tiny_pipeline import TinyPipeline
+from hetcache_core.testing.tiny.backbone import TinyBackbone
+from hetcache_core.testing.tiny.case import tiny_case, tiny_video
+from hetcache_core.testing.tiny.model import TinyConfig
+from hetcache_core.testing.tiny.pipeline import TinyPipeline
 
 __all__ = [
     "BACKBONE_CHECKS",

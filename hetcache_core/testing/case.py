@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import Factory, evolve, field, frozen
 
-from hetcache_core.backbone import Backbone, Features
+from hetcache_core.backbone.adapter import Backbone, Features
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

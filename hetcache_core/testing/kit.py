@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from hetcache_core.policy import CachePolicy, PolicyRecipe
-from hetcache_core.testing.backbone_checks import ATTACH_CHECKS
+from hetcache_core.policy.recipe import CachePolicy, PolicyRecipe
 from hetcache_core.testing.case import BackboneCase
-from hetcache_core.testing.partial_checks import PARTIAL_CHECKS
-from hetcache_core.testing.policy_checks import POLICY_CHECKS
+from hetcache_core.testing.checks.backbone import ATTACH_CHECKS
+from hetcache_core.testing.checks.partial import PARTIAL_CHECKS
+from hetcache_core.testing.checks.policy import POLICY_CHECKS
+from hetcache_core.testing.checks.trunk import TRUNK_CHECKS
 from hetcache_core.testing.running import (
     BoundCheck,
     CheckResult,
@@ -18,8 +19,7 @@ from hetcache_core.testing.running import (
     run_checks,
 )
 from hetcache_core.testing.subject import PolicySubject
-from hetcache_core.testing.tiny_case import tiny_case
-from hetcache_core.testing.trunk_checks import TRUNK_CHECKS
+from hetcache_core.testing.tiny.case import tiny_case
 
 if TYPE_CHECKING:
     import pytest

@@ -9,9 +9,12 @@ from typing import final
 from attrs import define, evolve, field
 from torch import Tensor
 
-from hetcache_core.backbone import ModelCall, RunInfo
-from hetcache_core.engine import Engine
-from hetcache_core.policy import CachePolicy, ControlMode, KVMode, PartialSettings
+from hetcache_core.backbone.adapter import ModelCall, RunInfo
+from hetcache_core.backbone.trunk import TrunkCall
+from hetcache_core.engine.loop import Engine
+from hetcache_core.policy.partial import ControlMode, KVMode, PartialSettings
+from hetcache_core.policy.recipe import CachePolicy
+from hetcache_core.records.trace import CallRecord
 from hetcache_core.steps import Mode
 from hetcache_core.testing.case import BackboneCase
 from hetcache_core.testing.comparing import (
@@ -23,8 +26,6 @@ from hetcache_core.testing.comparing import (
 )
 from hetcache_core.testing.running import NotApplicableError
 from hetcache_core.testing.watch import BlockCounter, Seen, WatchedEngine
-from hetcache_core.trace import CallRecord
-from hetcache_core.trunk import TrunkCall
 
 
 @define(eq=False, kw_only=True)

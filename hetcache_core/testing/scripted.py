@@ -8,20 +8,19 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from hetcache_core.backbone import RunInfo
-from hetcache_core.policy import (
+from hetcache_core.backbone.adapter import RunInfo
+from hetcache_core.policy.partial import PartialSettings
+from hetcache_core.policy.pieces import (
     BlockAction,
     BlockDecider,
     BlockPolicy,
-    CachePolicy,
     PartAction,
-    PartialSettings,
-    ReusePoint,
     StepDecider,
     StepPolicy,
     Use,
 )
-from hetcache_core.signals import Signals
+from hetcache_core.policy.recipe import CachePolicy, ReusePoint
+from hetcache_core.policy.signals import Signals
 from hetcache_core.steps import (
     ALL_SUB_LAYERS,
     WHOLE_TRUNK,

@@ -8,7 +8,7 @@ from typing import Any, Final
 from attrs import frozen
 from torch import Tensor
 
-from hetcache_core.policy import CachePolicy, PolicyRecipe
+from hetcache_core.policy.recipe import CachePolicy, PolicyRecipe
 from hetcache_core.testing.case import BackboneCase
 from hetcache_core.testing.running import NotApplicableError
 from hetcache_core.testing.watch import WatchedEngine, watched_run

@@ -9,12 +9,12 @@ from typing import Any, final
 from attrs import define, evolve, field
 from torch import Tensor, nn
 
-from hetcache_core.backbone import ModelCall, RunInfo
-from hetcache_core.engine import Engine
-from hetcache_core.policy import CachePolicy
+from hetcache_core.backbone.adapter import ModelCall, RunInfo
+from hetcache_core.backbone.trunk import TrunkCall
+from hetcache_core.engine.loop import Engine
+from hetcache_core.policy.recipe import CachePolicy
+from hetcache_core.records.trace import Trace
 from hetcache_core.testing.case import BackboneCase
-from hetcache_core.trace import Trace
-from hetcache_core.trunk import TrunkCall
 
 CallKey = tuple[int, str]
 """Step and branch key of a call."""

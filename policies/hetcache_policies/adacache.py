@@ -15,25 +15,31 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal, final
 from attrs import define, evolve, field, frozen
 from torch import Tensor
 
-from hetcache_core.backbone import RunInfo
-from hetcache_core.errors import ConfigError
-from hetcache_core.policy import (
-    RUN_BLOCK,
+from hetcache_core import (
     BlockAction,
     BlockDecider,
+    BlockKey,
     BlockPolicy,
+    BranchRows,
     CachePolicy,
+    ConfigError,
+    Decision,
+    Mode,
+    ModelInfo,
     PolicyRecipe,
+    RunInfo,
+    Signals,
     StepDecider,
+    StepInfo,
     StepPolicy,
+    SubLayer,
     Use,
+    setting,
 )
-from hetcache_core.settings import setting
-from hetcache_core.signals import Signals
-from hetcache_core.steps import BlockKey, BranchRows, Decision, Mode, ModelInfo, StepInfo, SubLayer
-from hetcache_policies.adacache_codebooks import BOOKS, CodeBook
-from hetcache_policies.adacache_meter import Meter, RateRule
-from hetcache_policies.presets import find_preset
+from hetcache_core.policy.pieces import RUN_BLOCK
+from hetcache_policies.fits.adacache_codebooks import BOOKS, CodeBook
+from hetcache_policies.shared.adacache_meter import Meter, RateRule
+from hetcache_policies.shared.presets import find_preset
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -26,22 +26,25 @@ from typing import ClassVar, Final, final
 
 from attrs import define, field, frozen
 
-from hetcache_core.backbone import RunInfo
-from hetcache_core.key_settings import KeySettings
-from hetcache_core.policy import (
+from hetcache_core import (
     CachePolicy,
     ControlMode,
+    Decision,
+    KeySettings,
+    Mode,
+    ModelInfo,
     PartialSettings,
     PolicyRecipe,
+    RunInfo,
+    Signals,
     StepDecider,
+    StepInfo,
     StepPolicy,
+    setting,
 )
-from hetcache_core.settings import setting
-from hetcache_core.signals import Signals
-from hetcache_core.steps import Decision, Mode, ModelInfo, StepInfo
-from hetcache_policies.partition import MaskPartitioner
-from hetcache_policies.predictors import Linear
-from hetcache_policies.presets import find_preset
+from hetcache_policies.shared.partition import MaskPartitioner
+from hetcache_policies.shared.predictors import Linear
+from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["Auto", "SpacedSteps", "positions"]
 

@@ -18,16 +18,25 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
-from hetcache_core.backbone import RunInfo
-from hetcache_core.errors import ConfigError
-from hetcache_core.policy import CachePolicy, PolicyRecipe, StepDecider, StepPolicy
-from hetcache_core.settings import setting
-from hetcache_core.signals import Signals, relative_l1
-from hetcache_core.steps import Decision, Mode, ModelInfo, StepInfo
+from hetcache_core import (
+    CachePolicy,
+    ConfigError,
+    Decision,
+    Mode,
+    ModelInfo,
+    PolicyRecipe,
+    RunInfo,
+    Signals,
+    StepDecider,
+    StepInfo,
+    StepPolicy,
+    relative_l1,
+    setting,
+)
 from hetcache_policies.every_nth import first_part
-from hetcache_policies.predictors import Linear
-from hetcache_policies.presets import find_preset
-from hetcache_policies.probe import ProbeTrail, some_tokens
+from hetcache_policies.shared.predictors import Linear
+from hetcache_policies.shared.presets import find_preset
+from hetcache_policies.shared.probe import ProbeTrail, some_tokens
 from hetcache_policies.teacache import LONGEST_REUSE, longest_run
 
 __all__ = ["DiCache", "OutputSteps"]

@@ -18,13 +18,22 @@ from typing import ClassVar, Final, final
 from attrs import define, field, frozen
 from torch import Tensor
 
-from hetcache_core.backbone import RunInfo
-from hetcache_core.policy import CachePolicy, PolicyRecipe, ReusePoint, StepDecider, StepPolicy
-from hetcache_core.settings import setting
-from hetcache_core.signals import Signals
-from hetcache_core.steps import Decision, Mode, ModelInfo, StepInfo
+from hetcache_core import (
+    CachePolicy,
+    Decision,
+    Mode,
+    ModelInfo,
+    PolicyRecipe,
+    ReusePoint,
+    RunInfo,
+    Signals,
+    StepDecider,
+    StepInfo,
+    StepPolicy,
+    setting,
+)
 from hetcache_policies.every_nth import first_part
-from hetcache_policies.presets import find_preset
+from hetcache_policies.shared.presets import find_preset
 from hetcache_policies.teacache import LONGEST_REUSE, longest_run
 
 __all__ = ["EasyCache", "RateSteps"]

@@ -15,12 +15,20 @@ from typing import ClassVar, Final, final
 
 from attrs import frozen
 
-from hetcache_core.backbone import RunInfo
-from hetcache_core.policy import CachePolicy, PolicyRecipe, StepDecider, StepPolicy
-from hetcache_core.settings import setting
-from hetcache_core.signals import Signals
-from hetcache_core.steps import Decision, Mode, ModelInfo, StepInfo
-from hetcache_policies.presets import find_preset
+from hetcache_core import (
+    CachePolicy,
+    Decision,
+    Mode,
+    ModelInfo,
+    PolicyRecipe,
+    RunInfo,
+    Signals,
+    StepDecider,
+    StepInfo,
+    StepPolicy,
+    setting,
+)
+from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["EveryNth", "UniformSteps", "first_part"]
 

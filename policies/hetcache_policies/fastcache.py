@@ -24,21 +24,24 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
-from hetcache_core.backbone import RunInfo
-from hetcache_core.errors import ConfigError
-from hetcache_core.policy import (
-    RUN_BLOCK,
+from hetcache_core import (
     BlockAction,
     BlockDecider,
+    BlockKey,
     BlockPolicy,
+    BranchRows,
     CachePolicy,
+    ConfigError,
+    ModelInfo,
     PolicyRecipe,
+    RunInfo,
+    Signals,
+    StepInfo,
     Use,
+    setting,
 )
-from hetcache_core.settings import setting
-from hetcache_core.signals import Signals
-from hetcache_core.steps import BlockKey, BranchRows, ModelInfo, StepInfo
-from hetcache_policies.presets import find_preset
+from hetcache_core.policy.pieces import RUN_BLOCK
+from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["FastCache", "SimilarBlocks"]
 

@@ -24,14 +24,22 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
-from hetcache_core.backbone import RunInfo
-from hetcache_core.errors import ConfigError, ContractError
-from hetcache_core.policy import CachePolicy, GuidanceDecider, GuidancePolicy, PolicyRecipe
-from hetcache_core.settings import setting
-from hetcache_core.signals import Signals
-from hetcache_core.steps import Mode, ModelInfo, StepInfo
-from hetcache_core.tokens import Grid
-from hetcache_policies.presets import find_preset
+from hetcache_core import (
+    CachePolicy,
+    ConfigError,
+    ContractError,
+    Grid,
+    GuidanceDecider,
+    GuidancePolicy,
+    Mode,
+    ModelInfo,
+    PolicyRecipe,
+    RunInfo,
+    Signals,
+    StepInfo,
+    setting,
+)
+from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["FasterCacheCFG", "PredictedUncond", "low_frequencies"]
 

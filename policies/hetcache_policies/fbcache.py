@@ -16,13 +16,10 @@ from typing import ClassVar, Final, Literal, final
 
 from attrs import frozen
 
-from hetcache_core.errors import ConfigError
-from hetcache_core.policy import CachePolicy, PolicyRecipe
-from hetcache_core.settings import setting
-from hetcache_core.steps import ModelInfo, Span
-from hetcache_policies.predictors import Taylor
-from hetcache_policies.presets import find_preset
-from hetcache_policies.probe import ProbeSteps
+from hetcache_core import CachePolicy, ConfigError, ModelInfo, PolicyRecipe, Span, setting
+from hetcache_policies.shared.predictors import Taylor
+from hetcache_policies.shared.presets import find_preset
+from hetcache_policies.shared.probe import ProbeSteps
 from hetcache_policies.teacache import LONGEST_REUSE
 
 __all__ = ["DBCache", "FBCache"]

@@ -13,10 +13,8 @@ from typing import ClassVar, Final, final
 
 from attrs import frozen
 
-from hetcache_core.policy import CachePolicy, PolicyRecipe
-from hetcache_core.settings import setting
-from hetcache_core.steps import ModelInfo
-from hetcache_policies.presets import find_preset
+from hetcache_core import CachePolicy, ModelInfo, PolicyRecipe, setting
+from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["FewerSteps"]
 

@@ -14,35 +14,35 @@ from typing import ClassVar, Final, Literal, final
 
 from attrs import frozen
 
-from hetcache_core.errors import ConfigError
-from hetcache_core.key_settings import KeySettings
-from hetcache_core.policy import (
+from hetcache_core import (
     CachePolicy,
+    ConfigError,
+    ContextSelector,
     ControlMode,
+    KeySettings,
     KVMode,
+    ModelInfo,
     PartialSettings,
     PolicyRecipe,
     Predictor,
     StepPolicy,
+    setting,
 )
-from hetcache_core.settings import setting
-from hetcache_core.steps import ModelInfo
-from hetcache_core.tokens import ContextSelector
-from hetcache_policies.drift import DriftSettings, RescaleName
-from hetcache_policies.kmeans import KMeansBackend
-from hetcache_policies.partition import MaskPartitioner
-from hetcache_policies.pattern import PatternSteps, check_pattern
-from hetcache_policies.predictors import Linear, Taylor
-from hetcache_policies.presets import find_preset
-from hetcache_policies.selectors import (
+from hetcache_policies.fits.teacache_fits import find_fit
+from hetcache_policies.shared.drift import DriftSettings, RescaleName
+from hetcache_policies.shared.kmeans import KMeansBackend
+from hetcache_policies.shared.partition import MaskPartitioner
+from hetcache_policies.shared.pattern import PatternSteps, check_pattern
+from hetcache_policies.shared.predictors import Linear, Taylor
+from hetcache_policies.shared.presets import find_preset
+from hetcache_policies.shared.selectors import (
     AttentionSelector,
     ClusterSelector,
     RandomSelector,
     UniformSelector,
 )
+from hetcache_policies.shared.tiers import TieredSteps
 from hetcache_policies.teacache import LONGEST_REUSE, RAW_THRESHOLD
-from hetcache_policies.teacache_fits import find_fit
-from hetcache_policies.tiers import TieredSteps
 
 __all__ = ["HetCache"]
 

@@ -16,17 +16,26 @@ from typing import ClassVar, Final, Literal, final
 
 from attrs import define, field, frozen
 
-from hetcache_core.backbone import RunInfo
-from hetcache_core.calibration import Calibration, Calibrator
-from hetcache_core.errors import ConfigError
-from hetcache_core.policy import CachePolicy, PolicyRecipe, StepDecider, StepPolicy
-from hetcache_core.settings import setting
-from hetcache_core.signals import Signals
-from hetcache_core.steps import Decision, Mode, ModelInfo, StepInfo
-from hetcache_policies.calibrating import MagnitudeCalibrator
+from hetcache_core import (
+    CachePolicy,
+    Calibration,
+    Calibrator,
+    ConfigError,
+    Decision,
+    Mode,
+    ModelInfo,
+    PolicyRecipe,
+    RunInfo,
+    Signals,
+    StepDecider,
+    StepInfo,
+    StepPolicy,
+    setting,
+)
 from hetcache_policies.every_nth import first_part
-from hetcache_policies.magcache_ratios import RATIOS, Ratios, find_ratios, ratios_of
-from hetcache_policies.presets import find_preset
+from hetcache_policies.fits.magcache_ratios import RATIOS, Ratios, find_ratios, ratios_of
+from hetcache_policies.shared.calibrating import MagnitudeCalibrator
+from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["MagCache", "MagnitudeSteps"]
 

@@ -6,8 +6,7 @@ from typing import ClassVar, final
 
 from attrs import frozen
 
-from hetcache_core.policy import CachePolicy, PolicyRecipe
-from hetcache_core.steps import ModelInfo
+from hetcache_core import CachePolicy, ModelInfo, PolicyRecipe
 
 __all__ = ["Uncached"]
 

@@ -14,21 +14,24 @@ from typing import ClassVar, Final, final
 from attrs import define, field, frozen
 from torch import Tensor
 
-from hetcache_core.backbone import RunInfo
-from hetcache_core.errors import ConfigError
-from hetcache_core.policy import (
-    RUN_PART,
+from hetcache_core import (
     BlockAction,
     BlockDecider,
+    BlockKey,
     BlockPolicy,
     CachePolicy,
+    ConfigError,
+    ModelInfo,
     PartAction,
     PolicyRecipe,
+    RunInfo,
+    StepInfo,
+    SubLayer,
     Use,
+    setting,
 )
-from hetcache_core.settings import setting
-from hetcache_core.steps import BlockKey, ModelInfo, StepInfo, SubLayer
-from hetcache_policies.presets import find_preset
+from hetcache_core.policy.pieces import RUN_PART
+from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["Broadcast", "FeedForwardReuse", "PyramidBroadcast"]
 

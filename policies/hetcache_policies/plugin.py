@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hetcache_core.hookspecs import Registration, hookimpl
+from hetcache_core import Registration, hookimpl
 
 __all__ = ["hetcache_register_policies"]
 

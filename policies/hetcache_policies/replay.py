@@ -19,15 +19,20 @@ from typing import ClassVar, final
 
 from attrs import evolve, frozen
 
-from hetcache_core.discovery import discover
-from hetcache_core.errors import ConfigError, PluginWarning
-from hetcache_core.plan import Plan
-from hetcache_core.policy import CachePolicy, PartialSettings, PolicyRecipe
-from hetcache_core.schedule import Schedule
+from hetcache_core import (
+    CachePolicy,
+    ConfigError,
+    ModelInfo,
+    PartialSettings,
+    PolicyRecipe,
+    discover,
+    setting,
+)
+from hetcache_core.errors import PluginWarning
+from hetcache_core.records.plan import Plan
+from hetcache_core.records.schedule import Schedule
 from hetcache_core.session import resolve_policy
-from hetcache_core.settings import setting
-from hetcache_core.steps import ModelInfo
-from hetcache_policies.replayed import (
+from hetcache_policies.shared.replayed import (
     ReplayedBlocks,
     ReplayedGuidance,
     ReplayedRows,

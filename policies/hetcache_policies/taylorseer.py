@@ -19,22 +19,26 @@ from typing import ClassVar, Final, Literal, final
 from attrs import evolve, frozen
 from torch import Tensor
 
-from hetcache_core.backbone import RunInfo
-from hetcache_core.errors import ConfigError
-from hetcache_core.policy import (
+from hetcache_core import (
     BlockAction,
     BlockDecider,
+    BlockKey,
     BlockPolicy,
     CachePolicy,
+    ConfigError,
+    Mode,
+    ModelInfo,
     PartAction,
     PolicyRecipe,
+    RunInfo,
+    StepInfo,
     Use,
+    setting,
 )
-from hetcache_core.settings import setting
-from hetcache_core.steps import ALL_SUB_LAYERS, BlockKey, Mode, ModelInfo, StepInfo
+from hetcache_core.steps import ALL_SUB_LAYERS
 from hetcache_policies.every_nth import UniformSteps
-from hetcache_policies.predictors import Taylor
-from hetcache_policies.presets import find_preset
+from hetcache_policies.shared.predictors import Taylor
+from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["PredictedParts", "TaylorSeer"]
 

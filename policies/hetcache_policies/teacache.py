@@ -15,16 +15,25 @@ from typing import ClassVar, Final, Literal, final
 
 from attrs import define, field, frozen
 
-from hetcache_core.backbone import RunInfo
-from hetcache_core.calibration import Calibration, Calibrator
-from hetcache_core.policy import CachePolicy, PolicyRecipe, StepDecider, StepPolicy
-from hetcache_core.settings import setting
-from hetcache_core.signals import Signals
-from hetcache_core.steps import Decision, Mode, ModelInfo, StepInfo
-from hetcache_policies.calibrating import PolynomialCalibrator
-from hetcache_policies.drift import Drift, DriftSettings
-from hetcache_policies.presets import find_preset
-from hetcache_policies.teacache_fits import FITS, SignalName, find_fit, fit_of
+from hetcache_core import (
+    CachePolicy,
+    Calibration,
+    Calibrator,
+    Decision,
+    Mode,
+    ModelInfo,
+    PolicyRecipe,
+    RunInfo,
+    Signals,
+    StepDecider,
+    StepInfo,
+    StepPolicy,
+    setting,
+)
+from hetcache_policies.fits.teacache_fits import FITS, SignalName, find_fit, fit_of
+from hetcache_policies.shared.calibrating import PolynomialCalibrator
+from hetcache_policies.shared.drift import Drift, DriftSettings
+from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["LONGEST_REUSE", "RAW_THRESHOLD", "DriftSteps", "TeaCache", "longest_run"]
 

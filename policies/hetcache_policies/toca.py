@@ -12,11 +12,9 @@ from typing import ClassVar, Final, final
 
 from attrs import frozen
 
-from hetcache_core.policy import CachePolicy, PolicyRecipe
-from hetcache_core.settings import setting
-from hetcache_core.steps import ModelInfo, SubLayer
-from hetcache_policies.presets import find_preset
-from hetcache_policies.token_cycle import ScoreName, TokenCycle
+from hetcache_core import CachePolicy, ModelInfo, PolicyRecipe, SubLayer, setting
+from hetcache_policies.shared.presets import find_preset
+from hetcache_policies.shared.token_cycle import ScoreName, TokenCycle
 
 __all__ = ["DuCa", "ToCa"]
 

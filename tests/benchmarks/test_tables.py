@@ -9,7 +9,7 @@ from pathlib import Path
 import by_clip
 import pytest
 
-from hetcache_app.comparison.results import Results, Row, RowKey
+from hetcache.comparison.results.folder import Results, Row, RowKey
 
 FULL = 1000
 

@@ -18,7 +18,7 @@ import pytest
 from attrs import fields, frozen
 
 import hetcache_core
-from hetcache_core import hookspecs
+from hetcache_core.plugins import hookspecs
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -94,7 +94,7 @@ def test_the_python_blocks_of_a_page_run_in_order(
     monkeypatch.setitem(sys.modules, script.__name__, script)  # where attrs looks annotations up
     for block in blocks(page, "python"):
         if block.title is None:
-            if "hetcache_app" in block.text:
+            if "hetcache" in block.text:
                 pytest.importorskip("torchmetrics", reason="the extra app is not installed")
             # The empty lines put the page's own line numbers into a traceback.
             source = "\n" * block.line + block.text
@@ -133,7 +133,7 @@ def test_the_python_blocks_of_a_page_pass_a_strict_type_check(
 
 def the_command_line() -> Any:
     typer_main = pytest.importorskip("typer.main")
-    cli = pytest.importorskip("hetcache_app.cli")
+    cli = pytest.importorskip("hetcache.cli.main")
     return typer_main.get_command(cli.app)
 
 
@@ -181,8 +181,8 @@ def test_the_page_on_the_command_line_names_every_command_and_option() -> None:
 
 
 def test_the_page_on_the_command_line_lists_exactly_the_keys_of_the_json_output() -> None:
-    report = pytest.importorskip("hetcache_app.report")
-    metrics = pytest.importorskip("hetcache_app.metrics")
+    report = pytest.importorskip("hetcache.editing.report")
+    metrics = pytest.importorskip("hetcache.quality.regions")
     text = (DOCS / "cli.md").read_text(encoding="utf-8")
     section = text.split("\n### The JSON output\n")[1].split("\n#")[0]
     tables = [table for table in section.split("\n\n") if table.startswith("| key")]
@@ -203,7 +203,7 @@ def test_the_page_on_the_command_line_lists_exactly_the_keys_of_the_json_output(
 def test_the_configuration_file_shown_is_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = pytest.importorskip("hetcache_app.config")
+    config = pytest.importorskip("hetcache.editing.config")
     monkeypatch.chdir(tmp_path)
     write_files(DOCS / "cli.md", tmp_path)
     assert config.make_config({}, "run.yaml").settings == {"context_ratio": 0.3}

@@ -19,8 +19,8 @@ from attrs import frozen
 import hetcache_core
 from hetcache_core import Registry, accelerate, discover
 from hetcache_core.errors import ConfigError
+from hetcache_core.records.trace import Trace
 from hetcache_core.testing import tiny_case
-from hetcache_core.trace import Trace
 
 ROOT = Path(__file__).parents[2]
 CASE = tiny_case()
@@ -142,7 +142,7 @@ def test_installed_its_backbone_is_listed_with_what_it_carries(
     folders: Installer, add: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip(COGVIDEOX.library)
-    main = pytest.importorskip("hetcache_app.cli").main
+    main = pytest.importorskip("hetcache.cli.main").main
     add(folders(COGVIDEOX))
     registry = discover(strict=True)
     (record,) = (r for r in registry.plugins if r.distribution == COGVIDEOX.distribution)
@@ -319,8 +319,8 @@ def test_on_the_command_line_it_is_a_policy_like_any_other(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("diffsynth")
-    main = pytest.importorskip("hetcache_app.cli").main
-    video = pytest.importorskip("hetcache_app.video")
+    main = pytest.importorskip("hetcache.cli.main").main
+    video = pytest.importorskip("hetcache.media.video")
     add(folders(stranger))
 
     assert main(["plugins", "list", "--json"]) == 0

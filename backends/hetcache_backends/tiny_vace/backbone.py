@@ -9,17 +9,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from attrs import frozen
 
-from hetcache_backends import wan_vace
-from hetcache_backends.wan_loading import import_diffsynth
-from hetcache_core.backbone import Backbone, EditRequest, Features, Geometry, LoadRequest
-from hetcache_core.errors import UnsupportedBackboneError
+from hetcache_backends.wan import wan_vace
+from hetcache_backends.wan.loading import import_diffsynth
+from hetcache_core import (
+    Backbone,
+    EditRequest,
+    Features,
+    Geometry,
+    LoadRequest,
+    UnsupportedBackboneError,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from hetcache_core.engine import Engine
-    from hetcache_core.steps import ModelInfo
+    from hetcache_core import Engine, ModelInfo
     from hetcache_core.testing import BackboneCase
 
 RANDOM_WEIGHTS_NOTICE = (
@@ -95,7 +100,7 @@ class TinyVace(Backbone):
         self, pipeline: Any, folder: Path, *, model: str | None = None
     ) -> Mapping[str, object]:
         """Write the DiT and the control branch as ONNX graphs; see ``onnx_parts``."""
-        from hetcache_backends.onnx_wan import export_wan
+        from hetcache_backends.onnx.wan import export_wan
 
         return export_wan(pipeline, folder, backbone=self.name, model=model)
 
@@ -103,7 +108,7 @@ class TinyVace(Backbone):
         """Make the embedded model's shape with random weights."""
         import_diffsynth()
         from hetcache_backends.tiny_vace.config import TINY_VACE
-        from hetcache_backends.wan_case import wan_stand_in
+        from hetcache_backends.wan.case import wan_stand_in
 
         return wan_stand_in(self.name, TINY_VACE, request)
 
@@ -111,7 +116,7 @@ class TinyVace(Backbone):
         """Return the embedded model's shape with seeded weights."""
         import_diffsynth()
         from hetcache_backends.tiny_vace.config import TINY_VACE
-        from hetcache_backends.wan_case import wan_case
+        from hetcache_backends.wan.case import wan_case
 
         return wan_case(self, TINY_VACE)
 

@@ -1,0 +1,211 @@
+"""``hetcache compare``: policies, backbones, clips and seeds are crossed, and every run is a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import asdict, field, frozen
+
+from hetcache.comparison.config import CompareConfig
+from hetcache.comparison.plan.grid import Grid
+from hetcache.comparison.plan.planning import Wanted, grid_of, plan
+from hetcache.comparison.plan.record import (
+    arguments_of,
+    check_grown,
+    check_same,
+    comparison_there,
+    now,
+    software,
+)
+from hetcache.comparison.plan.specs import BackboneSpec
+from hetcache.comparison.results.folder import Results
+from hetcache.comparison.work.bench import BenchSettings
+from hetcache.comparison.work.desk import Desk, Failure, write_clip
+from hetcache.comparison.work.queue import examine, run_units
+from hetcache.comparison.work.tasks import Found
+from hetcache.comparison.work.workers import Crew
+from hetcache.media.files import check_folder
+from hetcache.quality.measure import QualityTools
+from hetcache.running.console import note, one_line
+from hetcache.running.device import choose_device
+from hetcache.running.limits import LimitsConfig, store_settings
+from hetcache.running.progress import row_bar
+from hetcache_core import ConfigError
+
+if TYPE_CHECKING:
+    from hetcache_core import Registry
+
+__all__ = ["Compared", "compare"]
+
+
+@frozen(kw_only=True)
+class Compared:
+    """A finished comparison.
+
+    Attributes:
+        results: Its folder.
+        grid: What was crossed.
+        made: Runs that were made now.
+        kept: Runs that were there already.
+        notices: The backbones' own warnings, by their names.
+    """
+
+    results: Results
+    grid: Grid
+    made: int
+    kept: int
+    notices: Mapping[str, str] = field(factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return values for JSON."""
+        from hetcache.comparison.results.summary import summarize
+
+        return {
+            "output": str(self.results.folder),
+            "runs": {"made": self.made, "kept": self.kept},
+            "grid": self.grid.to_dict(),
+            "notices": dict(self.notices),
+            **summarize(self.results).to_dict(),
+        }
+
+
+def compare(config: CompareConfig, registry: Registry) -> Compared:
+    """Make the runs of a comparison that are not there yet.
+
+    Args:
+        config: What is asked for.
+        registry: Where backbones, policies and clip sets are looked up.
+
+    Raises:
+        HetCacheError: Something is wrong with what was asked for, and nothing was run; or it turned
+            out later, and finished runs are kept.
+        KeyboardInterrupt: The user has had enough; finished runs are kept.
+    """
+    results = Results(folder=Path(config.output))
+    check_folder(results.folder, option="--output")
+    before = comparison_there(results, resume=config.resume)
+    settings = _bench_settings(config)
+    wanted = plan(config, registry)
+    arguments = arguments_of(config, wanted)
+    if before is not None:
+        check_same(arguments, before)
+    with _crew(config, settings) as crew:
+        found, first = examine(wanted.backbones, crew)
+        models = [info.model for info in found.values()]
+        grid = grid_of(wanted, config, models, registry)
+        notices = {str(spec): info.notice for spec, info in found.items() if info.notice}
+        for text in dict.fromkeys(notices.values()):
+            note(text, kind="notice")
+        with results.alone():
+            kept = _prepare(results, config, wanted, grid, found, before)
+            desk = Desk(results, finished=kept)
+            already = len(kept & {key.id for key in grid.all_keys()})
+            try:
+                with row_bar(len(grid.all_keys()), already) as progress:
+                    desk.on_row = lambda row: progress(
+                        f"{row.key.backbone} {row.key.clip} {row.key.label}"
+                    )
+                    run_units(grid.units(), crew, desk, first)
+            except KeyboardInterrupt:
+                note(f"{len(desk.finished)} finished runs are kept; the same with --resume goes on")
+                raise
+    if desk.failures:
+        raise _failed(desk.failures)
+    return Compared(
+        results=results,
+        grid=grid,
+        made=len(grid.all_keys()) - already,
+        kept=already,
+        notices=notices,
+    )
+
+
+def _crew(config: CompareConfig, settings: BenchSettings) -> Crew:
+    if config.engine == "ray":
+        from hetcache.comparison.work.ray import RayCrew
+
+        return RayCrew(settings, config.workers, config.ray_address)
+    from hetcache.comparison.work.processes import Processes, devices_for
+
+    return Processes(settings, devices_for(config.device, config.workers))
+
+
+def _bench_settings(config: CompareConfig) -> BenchSettings:
+    """Collect what all runs have in common, and check it."""
+    limits = LimitsConfig(
+        max_cache_bytes=config.max_cache_bytes,
+        cache_dtype=config.cache_dtype,
+        cache_device=config.cache_device,
+    )
+    store_settings(limits)
+    choose_device(config.device)
+    return BenchSettings(
+        device=config.device,
+        dtype=config.dtype,
+        limits=limits,
+        tools=QualityTools(
+            lpips=_there(config.lpips, "--lpips"),
+            video_features=_there(config.video_features, "--video-features"),
+            clip=_there(config.clip, "--clip"),
+        ),
+        composite=config.composite,
+        cfg_scale=config.cfg_scale,
+        options=dict(config.options),
+    )
+
+
+def _there(text: str | None, option: str) -> Path | None:
+    if text is None:
+        return None
+    path = Path(text).absolute()
+    if not path.exists():
+        raise ConfigError(f"there is no {text}", where=option)
+    return path
+
+
+def _prepare(
+    results: Results,
+    config: CompareConfig,
+    wanted: Wanted,
+    grid: Grid,
+    found: Mapping[BackboneSpec, Found],
+    before: Mapping[str, Any] | None,
+) -> set[str]:
+    """Write what is asked for and the clips; return the ids of the runs that are there."""
+    crossed = grid.to_dict()
+    if before is not None:
+        check_grown(crossed, before)
+    kept = {row.key.id for row in results.rows()}
+    results.folder.mkdir(parents=True, exist_ok=True)
+    results.write_plan(
+        {
+            "arguments": arguments_of(config, wanted),
+            "grid": crossed,
+            "runs": len(grid.all_keys()),
+            "models": {
+                str(spec): asdict(info, filter=lambda attribute, _: attribute.name != "notice")
+                for spec, info in found.items()
+            },
+            "notices": {str(spec): info.notice for spec, info in found.items() if info.notice},
+            "software": software(),
+            "started": (before or {}).get("started") or now(),
+            "resumed": [*(before or {}).get("resumed", []), *([now()] if before else [])],
+        }
+    )
+    for clip in grid.clips:
+        if not (results.clip_folder(clip.name) / "clip.json").exists():
+            write_clip(results, clip.read())
+    return kept
+
+
+def _failed(failures: list[Failure]) -> ConfigError:
+    first = failures[0]
+    last_line = one_line(first.traceback.strip().splitlines()[-1])
+    return ConfigError(
+        f"{len(failures)} runs failed; the first was {first.key.label} on {first.key.backbone}, clip "
+        f"{first.key.clip}: {last_line}",
+        where="hetcache compare",
+        remedy="What is finished is kept, and --resume tries them again.",
+    )

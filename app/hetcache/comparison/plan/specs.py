@@ -1,0 +1,265 @@
+"""What is compared, as short texts on the command line: policies, backbones and numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeVar
+
+from attrs import evolve, field, frozen
+
+from hetcache.comparison.results.folder import UNCACHED
+from hetcache_core import ConfigError, Registry
+from hetcache_core.engine.flop_budget import check_target
+from hetcache_core.errors import nearest_name
+from hetcache_core.settings.declare import build, describe, parse_assignments
+
+__all__ = [
+    "ALL",
+    "STAND_IN",
+    "BackboneSpec",
+    "PolicySpec",
+    "check_policy_spec",
+    "parse_backbones",
+    "parse_numbers",
+    "parse_policies",
+    "split_list",
+]
+
+T = TypeVar("T")
+Number = TypeVar("Number", int, float)
+
+ALL: Final = "all"
+"""Stands for every policy that runs on the backbones without a calibration."""
+
+STAND_IN: Final = "stand-in"
+"""Stands for a backbone's small random model, instead of a checkpoint."""
+
+PRESETS: Final = ("quality", "balanced", "fast")
+TARGET: Final = re.compile(r"(?P<number>\d+(\.\d+)?)x")
+OPENING, CLOSING = "[{(", "]})"
+
+
+@frozen(kw_only=True)
+class BackboneSpec:
+    """A backbone and its model.
+
+    Attributes:
+        name: Name of the backbone.
+        model: Checkpoint, ``STAND_IN``, or "" for the backbone's own.
+    """
+
+    name: str
+    model: str = ""
+
+    def __str__(self) -> str:
+        """Write it as it is given."""
+        return f"{self.name}={self.model}" if self.model else self.name
+
+
+@frozen(kw_only=True)
+class PolicySpec:
+    """A policy as a comparison runs it.
+
+    Attributes:
+        name: Its name, or several joined by "+".
+        preset: Settings that its own go on top of, or None.
+        target_speedup: How many times fewer FLOPs are asked for, or None.
+        settings: Its settings by name.
+    """
+
+    name: str
+    preset: str | None = None
+    target_speedup: float | None = None
+    settings: Mapping[str, object] = field(factory=dict)
+
+    @property
+    def variant(self) -> str:
+        """What sets it apart from the same policy as it comes: "fast", "3x", "threshold=0.1"."""
+        words = [self.preset] if self.preset else []
+        words += [f"{self.target_speedup:g}x"] if self.target_speedup is not None else []
+        words += [f"{name}={_shown(value)}" for name, value in self.settings.items()]
+        return " ".join(words)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the single policies."""
+        return tuple(self.name.split("+"))
+
+    def __str__(self) -> str:
+        """Write it as tables do."""
+        return f"{self.name} {self.variant}".strip()
+
+    def at(self, speedup: float) -> PolicySpec:
+        """Return the same policy, asked for a speed-up."""
+        return evolve(self, target_speedup=check_target(speedup))
+
+
+def split_list(text: str, *, at: str = ",") -> list[str]:
+    """Split a text at commas that are outside of brackets and quotes; empty parts are left out.
+
+    Args:
+        text: Such as ``pab,fastcache:blocks=[0.1,0.9]``.
+        at: What separates the parts.
+    """
+    parts, depth, quoted = [""], 0, False
+    for letter in text:
+        quoted ^= letter == '"'
+        depth += 0 if quoted else (letter in OPENING) - (letter in CLOSING)
+        if letter == at and depth <= 0 and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
+
+
+def parse_policies(text: str, *, option: str = "--policies") -> tuple[PolicySpec, ...]:
+    """Read ``NAME[+NAME…][@PRESET|@3x][:setting=value[;setting=value…]]``, separated by commas.
+
+    Args:
+        text: The texts; the word "all" is left as a policy of that name.
+        option: The option, for messages.
+
+    Raises:
+        ConfigError: A text cannot be read, or two mean the same.
+    """
+    specs = tuple(_policy(part, option) for part in split_list(text))
+    if not specs:
+        raise ConfigError("no policy is named", where=option, given=text)
+    return _each_once(specs, option)
+
+
+def _policy(text: str, option: str) -> PolicySpec:
+    head, colon, tail = text.partition(":")
+    name, at, how = (part.strip() for part in head.partition("@"))
+    names = [part.strip() for part in name.split("+")]
+    if not all(names) or (at and not how) or (colon and not tail.strip()):
+        raise ConfigError(
+            f"cannot read {text!r}",
+            where=option,
+            given=text,
+            remedy="Write NAME, NAME@fast, NAME@3x or NAME:setting=value;setting=value.",
+        )
+    target, preset = TARGET.fullmatch(how), how if how in PRESETS else None
+    if how and target is None and preset is None:
+        raise ConfigError(
+            f"{how!r} in {text!r} is neither a preset nor a speed-up",
+            where=option,
+            given=how,
+            allowed=PRESETS,
+            nearest=nearest_name(how, PRESETS),
+            remedy=f"Take {', '.join(PRESETS)}, or a number with an x, such as 3x.",
+        )
+    try:
+        settings = parse_assignments(split_list(tail, at=";"))
+        spec = PolicySpec(name="+".join(names), preset=preset, settings=settings)
+        return spec if target is None else spec.at(float(target["number"]))
+    except ConfigError as error:
+        error.where = option
+        raise
+
+
+def parse_backbones(text: str, *, option: str = "--backbones") -> tuple[BackboneSpec, ...]:
+    """Read ``NAME[=MODEL]``, separated by commas.
+
+    Args:
+        text: The texts.
+        option: The option, for messages.
+
+    Raises:
+        ConfigError: A text cannot be read, or two mean the same.
+    """
+    specs = []
+    for part in split_list(text):
+        name, equals, model = (word.strip() for word in part.partition("="))
+        if not name or (equals and not model):
+            raise ConfigError(
+                f"cannot read {part!r}",
+                where=option,
+                given=part,
+                remedy=f"Write NAME, NAME=CHECKPOINT or NAME={STAND_IN}.",
+            )
+        specs.append(BackboneSpec(name=name, model=model))
+    if not specs:
+        raise ConfigError("no backbone is named", where=option, given=text)
+    return _each_once(tuple(specs), option)
+
+
+def parse_numbers(
+    text: str, kind: Callable[[str], Number], *, option: str, least: Number, what: str = "numbers"
+) -> tuple[Number, ...]:
+    """Read numbers, separated by commas.
+
+    Args:
+        text: The texts.
+        kind: ``int`` or ``float``.
+        option: The option, for messages.
+        least: The smallest that is allowed.
+        what: What they are called in messages.
+
+    Raises:
+        ConfigError: A text is no such number, is given twice, or there is none.
+    """
+    try:
+        numbers = tuple(kind(part) for part in split_list(text))
+        right = bool(numbers) and all(least <= number < float("inf") for number in numbers)
+    except ValueError:
+        right = False
+    if not right:
+        raise ConfigError(
+            f"cannot read {text!r}",
+            where=option,
+            given=text,
+            remedy=f"Write {what} from {least} on, separated by commas.",
+        )
+    return _each_once(numbers, option)
+
+
+def check_policy_spec(spec: PolicySpec, registry: Registry, *, option: str = "--policies") -> None:
+    """Find mistakes in names and settings, before any model is loaded.
+
+    Args:
+        spec: The policy.
+        registry: Where it is looked up.
+        option: The option, for messages.
+
+    Raises:
+        HetCacheError: There is no such policy, or it has no such setting.
+    """
+    kinds = {name: registry.policy(name) for name in spec.names}
+    if UNCACHED in kinds and (len(kinds) > 1 or spec.variant):
+        raise ConfigError(f"{spec} cannot be: {UNCACHED} caches nothing", where=option)
+    if len(kinds) == 1:
+        build(kinds[spec.name], spec.settings, where=f"policy {spec.name}")
+        return
+    known = [f"{name}.{info.name}" for name, kind in kinds.items() for info in describe(kind)]
+    stray = [name for name in spec.settings if name not in known]
+    if stray:
+        nearest = nearest_name(stray[0], known)
+        raise ConfigError(
+            f"unknown setting {stray[0]!r}" + (f", did you mean {nearest!r}?" if nearest else ""),
+            where=f"policy {spec.name}",
+            setting=stray[0],
+            allowed=known,
+            nearest=nearest,
+            remedy=f"Write it after the policy's name, such as {known[0]}." if known else "",
+        )
+    for name, kind in kinds.items():
+        own = {
+            setting.partition(".")[2]: value
+            for setting, value in spec.settings.items()
+            if setting.startswith(f"{name}.")
+        }
+        build(kind, own, where=f"policy {name}")
+
+
+def _each_once(values: Sequence[T], option: str) -> tuple[T, ...]:
+    twice = next((value for index, value in enumerate(values) if value in values[:index]), None)
+    if twice is not None:
+        raise ConfigError(f"{twice} is given twice", where=option, given=str(twice))
+    return tuple(values)
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,327 @@
+"""The folder that a comparison fills: what is in it, and how it is written and read.
+
+::
+
+    comparison.json             what was asked for, and where it ran
+    rows.lock                   held while a comparison writes into the folder
+    rows.csv                    one line for every finished run, appended when it is finished
+    clips/CLIP/source.mp4       the frames that were edited
+    clips/CLIP/truth.mp4        the right answer, where it is known
+    clips/CLIP/mask.png         (F*H, W) 8-bit, the mask of every frame below the one before
+    clips/CLIP/clip.json        name, prompt, frames, height, width
+    runs/ID/video.mp4           what a run made, before compositing
+    runs/ID/trace.json          what it decided and computed
+    runs/ID/features.npy        (D,) features of the video for VFID, where an extractor was given
+    runs/ID/frame_psnr.npy      (F,) dB to the uncached run in the mask, frame by frame
+    references/ID.npz           frames of an uncached run, exactly; ``ID`` without its repeat
+    table.md, pareto.png, …     what is drawn from the rows, made anew by every comparison
+
+A line that a killed process left half written is dropped when the file is read, so its run counts
+as not done. Videos are small copies to look at: all figures come from the exact frames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from attrs import Attribute, asdict, field, fields, frozen
+
+from hetcache.media.files import write_text
+from hetcache_core import ConfigError
+
+if TYPE_CHECKING:
+    from hetcache_core import Trace
+
+__all__ = ["COLUMNS", "UNCACHED", "Results", "Row", "RowKey"]
+
+SCHEMA_VERSION: Final = 1
+"""Raised whenever a reader of older folders would misread a newer one."""
+
+UNCACHED: Final = "none"
+"""Policy of the runs that all others are held against."""
+
+ID_DIGITS: Final = 10
+
+
+@frozen(kw_only=True)
+class RowKey:
+    """What distinguishes one run of a comparison from all others.
+
+    Attributes:
+        backbone: Name of the backbone.
+        model: Checkpoint, or "" for the backbone's own.
+        clip: Name of the clip.
+        seed: Seed of the noise.
+        policy: Name of the policy, or several joined by "+".
+        variant: What sets apart two runs of one policy, such as "fast", "3x" or "threshold=0.1".
+        steps: Steps of the sampler that were asked for.
+        frames: Frames of the clip.
+        height: Height that the model worked at.
+        width: Width that the model worked at.
+        repeat: Number of the repetition, from 0.
+    """
+
+    backbone: str
+    model: str = ""
+    clip: str
+    seed: int
+    policy: str
+    variant: str = ""
+    steps: int
+    frames: int
+    height: int
+    width: int
+    repeat: int = 0
+
+    @property
+    def label(self) -> str:
+        """Policy and variant, as tables show them: "teacache 3x"."""
+        return f"{self.policy} {self.variant}".strip()
+
+    @property
+    def id(self) -> str:
+        """A name for files: readable, and different for every key."""
+        return f"{self.case_id}-r{self.repeat}"
+
+    @property
+    def case_id(self) -> str:
+        """The same without the repetition."""
+        values = asdict(self, filter=lambda attribute, _: attribute.name != "repeat")
+        digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:ID_DIGITS]
+        words = re.sub(r"[^a-z0-9]+", "-", f"{self.backbone} {self.clip} {self.label}".lower())
+        return f"{words.strip('-')[:60]}-{digest}"
+
+    def uncached(self) -> RowKey:
+        """The run that this one is held against: same clip, seed, steps and repetition."""
+        return RowKey(
+            **{**asdict(self, recurse=False), "policy": UNCACHED, "variant": ""},
+        )
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+@frozen(kw_only=True)
+class Row:
+    """One finished run.
+
+    Attributes:
+        key: Which run it is.
+        status: "ok", or "refused" where the backbone cannot carry the policy.
+        note: Why it was refused, or what a reader should know.
+        settings: The policy's settings.
+        target_speedup: How many times fewer FLOPs were asked for, or None.
+        modes: One letter a step: f full, p partial, r reused.
+        flops: FLOPs of the model's calls.
+        flops_full: FLOPs of the same run without caching.
+        denoise_seconds: From the first call of the model to the end of the last step.
+        total_seconds: The whole call, encoding and decoding included.
+        peak_cache_bytes: Most bytes stored at once.
+        metrics: Values by the names of ``hetcache.quality.measure.METRICS``; None where there is none.
+        metric_notes: Why a value is missing, by the same names: "identical", "needs --lpips FILE".
+    """
+
+    key: RowKey
+    status: Literal["ok", "refused"] = "ok"
+    note: str = ""
+    settings: Mapping[str, Any] = field(factory=dict)
+    target_speedup: float | None = None
+    modes: str = ""
+    flops: int = 0
+    flops_full: int = 0
+    denoise_seconds: float = 0.0
+    total_seconds: float = 0.0
+    peak_cache_bytes: int = 0
+    metrics: Mapping[str, float | None] = field(factory=dict)
+    metric_notes: Mapping[str, str] = field(factory=dict)
+
+    def to_record(self) -> dict[str, str]:
+        """Return the columns of ``rows.csv``."""
+        record = {"id": self.key.id}
+        for part, skipped in ((self.key, set()), (self, {"key"})):
+            for attribute in fields(type(part)):
+                if attribute.name not in skipped:
+                    record[attribute.name] = _cell(getattr(part, attribute.name))
+        return record
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, str]) -> Row:
+        """Read the columns of ``rows.csv``.
+
+        Raises:
+            ValueError: A column is missing or holds something else.
+        """
+        try:
+            key = {a.name: _read(a, record[a.name]) for a in fields(RowKey)}
+            own = {a.name: _read(a, record[a.name]) for a in fields(cls) if a.name != "key"}
+        except KeyError as error:
+            raise ValueError(f"column {error} is missing") from error
+        return cls(key=RowKey(**key), **own)
+
+
+COLUMNS: Final = (
+    "id",
+    *(a.name for a in fields(RowKey)),
+    *(a.name for a in fields(Row) if a.name != "key"),
+)
+"""Columns of ``rows.csv``."""
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, Mapping):
+        return json.dumps(dict(value), sort_keys=True, default=str)
+    return repr(value) if isinstance(value, float) else " ".join(str(value).split())
+
+
+def _read(attribute: Attribute[Any], text: str) -> Any:
+    kind = str(attribute.type)
+    if "Mapping" in kind:
+        return json.loads(text)
+    if "float" in kind:
+        return _number(text)
+    return int(text) if "int" in kind else text
+
+
+@frozen(kw_only=True)
+class Results:
+    """A comparison's folder.
+
+    Attributes:
+        folder: Where it is.
+    """
+
+    folder: Path = field(converter=Path)
+
+    @property
+    def rows_path(self) -> Path:
+        """The file with a line for every finished run."""
+        return self.folder / "rows.csv"
+
+    def run_folder(self, key: RowKey) -> Path:
+        """Where the video and the trace of a run are."""
+        return self.folder / "runs" / key.id
+
+    def clip_folder(self, clip: str) -> Path:
+        """Where the frames of a clip are."""
+        return self.folder / "clips" / re.sub(r"[^\w.-]+", "_", clip)
+
+    def reference_path(self, key: RowKey) -> Path:
+        """Where the exact frames of the uncached run are that belongs to a run."""
+        return self.folder / "references" / f"{key.uncached().case_id}.npz"
+
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        """Write what was asked for.
+
+        Args:
+            plan: Values for JSON; the key "schema_version" is added.
+        """
+        text = json.dumps({"schema_version": SCHEMA_VERSION, **plan}, indent=2)
+        write_text(self.folder / "comparison.json", text + "\n")
+
+    def read_plan(self) -> dict[str, Any]:
+        """Read what was asked for.
+
+        Raises:
+            ConfigError: The folder holds no comparison, or one of another version.
+        """
+        path = self.folder / "comparison.json"
+        try:
+            plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self.folder} holds no comparison: {path.name} cannot be read",
+                remedy="Name the --output of a `hetcache compare`.",
+            ) from error
+        if plan.get("schema_version") != SCHEMA_VERSION:
+            raise ConfigError(
+                f"{path} is of version {plan.get('schema_version')}, this release reads "
+                f"{SCHEMA_VERSION}",
+                remedy="Run the comparison again with this release.",
+            )
+        return plan
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Make the folder, and keep other processes from writing into it while the context lasts.
+
+        Raises:
+            ConfigError: Another comparison is writing into it.
+        """
+        import fcntl
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "rows.lock").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed when the process ends
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"another comparison is writing into {self.folder}",
+                    where="--output",
+                    remedy="Wait for it, or name another folder.",
+                ) from error
+            yield
+
+    def rows(self) -> list[Row]:
+        """Read the finished runs, in the order in which they finished.
+
+        Raises:
+            ConfigError: A whole line cannot be understood.
+        """
+        rows = []
+        for number, record in enumerate(self._records(), start=2):
+            try:
+                rows.append(Row.from_record(record))
+            except ValueError as error:
+                raise ConfigError(f"{self.rows_path}, line {number}: {error}") from error
+        return rows
+
+    def append(self, row: Row) -> None:
+        """Add a finished run, on disk when this returns.
+
+        One process writes; a half-written last line of a killed one is cut off first.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.rows_path.open("r+b" if self.rows_path.exists() else "x+b") as file:
+            whole = _whole_lines(file.read())
+            file.truncate(whole)
+            file.seek(whole)
+            text = io.StringIO()
+            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+            if not whole:
+                writer.writeheader()
+            writer.writerow(row.to_record())
+            file.write(text.getvalue().encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def trace(self, key: RowKey) -> Trace:
+        """Read the trace of a run."""
+        from hetcache_core import Trace
+
+        return Trace.load(self.run_folder(key) / "trace.json")
+
+    def _records(self) -> Iterator[dict[str, str]]:
+        with contextlib.suppress(FileNotFoundError):
+            data = self.rows_path.read_bytes()
+            text = data[: _whole_lines(data)].decode()
+            yield from csv.DictReader(io.StringIO(text))
+
+
+def _whole_lines(data: bytes) -> int:
+    """Length of everything up to the last line that is whole.
+
+    No cell holds a line break: JSON escapes it, and `_cell` makes a space of it.
+    """
+    return data.rfind(b"\n") + 1

@@ -1,0 +1,1 @@
+"""Workers, what they are sent, and where their results arrive."""

@@ -1,0 +1,141 @@
+"""``hetcache demo``: a backbone's embedded clip, without and with caching, side by side."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from attrs import evolve
+
+from hetcache.editing.config import DemoConfig
+from hetcache.editing.edit import comment, held_against, run_both, said_of, save_trace
+from hetcache.editing.report import Report, measure
+from hetcache.editing.strip import outlined, side_by_side, strip
+from hetcache.media.files import check_folder, replacing, write_text
+from hetcache.media.video import write_video
+from hetcache.running.console import note
+from hetcache.running.device import choose_device, choose_dtype
+from hetcache.running.limits import guards, store_settings
+from hetcache.running.progress import step_bars
+from hetcache.running.run import PolicyChoice, RunResult, check_policy, load
+from hetcache_core import ConfigError, LoadRequest
+
+if TYPE_CHECKING:
+    from hetcache_core import EditRequest, Registry
+
+__all__ = ["demo"]
+
+FPS: Final = Fraction(16)
+"""Rate of the demonstration's videos. Source: what Wan2.1 was trained at."""
+
+
+def demo(config: DemoConfig, registry: Registry) -> Report:
+    """Edit a backbone's embedded clip without and with caching, and write both.
+
+    The videos show what the model made, without compositing: so they show as well what caching
+    does to the surroundings of the edit.
+
+    Args:
+        config: What is asked for.
+        registry: Where the backbone and the policy are looked up.
+
+    Raises:
+        HetCacheError: Something is wrong with what was asked for, or the backbone has no clip.
+    """
+    folder = Path(config.output)
+    check_folder(folder, option="--output")
+    policy = PolicyChoice(
+        name=config.policy,
+        target_speedup=config.target_speedup,
+        guards=guards(config, config.steps),
+        store=store_settings(config),
+    )
+    check_policy(policy, registry)
+    backbone = registry.backbone(config.backbone)()
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    sample = backbone.sample()
+    if sample is None:
+        raise ConfigError(
+            f"the backbone {backbone.name} has no embedded clip",
+            where="--backbone",
+            remedy="Take --backbone tiny-vace, or `hetcache edit --compare` with a clip of yours.",
+        )
+    request = evolve(sample, steps=config.steps, seed=config.seed)
+    loaded = LoadRequest(model=config.model, device=device, dtype=dtype)
+    runner = load(backbone, loaded, registry, compiles=config.compile)
+    notice = backbone.notice(runner.pipeline)
+    if notice:
+        note(notice, kind="notice")
+    with step_bars() as steps:
+        reference, result = run_both(runner, request, policy, steps)
+    frames, height, width, _ = request.video.shape
+    report = Report(
+        backbone=backbone.name,
+        model=config.model,
+        device=device,
+        dtype=dtype,
+        seed=config.seed,
+        frames=frames,
+        height=height,
+        width=width,
+        fps=FPS,
+        load_seconds=runner.load_seconds,
+        run=measure(result),
+        comparison=held_against(result, reference, runner, request),
+        files=_write(folder, request, reference, result, notice),
+        notes=said_of(result.trace, notice),
+        notice=notice,
+    )
+    write_text(folder / "summary.json", json.dumps(report.to_dict(), indent=2) + "\n")
+    return report
+
+
+def _write(
+    folder: Path,
+    request: EditRequest,
+    reference: RunResult,
+    result: RunResult,
+    notice: str | None,
+) -> dict[str, str]:
+    """Write everything but the summary, and list all of it by role."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made: {error.strerror}", where="--output") from error
+    policy = result.trace.policy
+    marked = outlined(request.video, request.mask)
+    columns = {
+        "source, and outline of the mask": marked,
+        "uncached": reference.frames,
+        policy: result.frames,
+    }
+    videos = {
+        "source": request.video,
+        "uncached": reference.frames,
+        policy: result.frames,
+        "side_by_side": side_by_side(columns),
+    }
+    about = comment(result.trace, notice)
+    files = {}
+    for name, frames in videos.items():
+        files[name] = folder / f"{name}.mp4"
+        write_video(files[name], frames, FPS, comment=about)
+    files["strip"] = folder / "strip.png"
+    picture = strip(
+        request.video,
+        request.mask,
+        reference.frames,
+        result.frames,
+        policy=policy,
+        footer=notice or "",
+    )
+    with replacing(files["strip"]) as part:
+        picture.save(part)
+    for name, trace in (("trace", result.trace), ("trace-uncached", reference.trace)):
+        files[name] = folder / f"{name}.json"
+        save_trace(trace, files[name])
+    files["summary"] = folder / "summary.json"
+    return {name: str(path) for name, path in files.items()}

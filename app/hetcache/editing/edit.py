@@ -1,0 +1,165 @@
+"""``hetcache edit``: a video, a mask and a prompt go in, an edited video comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hetcache.editing.config import EditConfig
+from hetcache.editing.job import Job, check_outputs, prepare
+from hetcache.editing.report import Comparison, Report, measure, speedup
+from hetcache.media.files import replacing
+from hetcache.media.video import write_video
+from hetcache.quality.regions import compare
+from hetcache.running.console import note
+from hetcache.running.device import choose_device, choose_dtype
+from hetcache.running.limits import guards, store_settings
+from hetcache.running.progress import Steps, step_bars
+from hetcache.running.run import REFERENCE, PolicyChoice, Runner, RunResult, check_policy, load
+from hetcache_core import LoadRequest
+
+if TYPE_CHECKING:
+    from hetcache_core import EditRequest, Registry, Trace
+
+__all__ = ["comment", "edit", "held_against", "run_both", "said_of", "save_trace"]
+
+
+def edit(config: EditConfig, registry: Registry) -> Report:
+    """Edit a video. Everything that can be wrong is checked before the model is loaded.
+
+    Args:
+        config: What is asked for.
+        registry: Where the backbone and the policy are looked up.
+
+    Raises:
+        HetCacheError: Something is wrong with what was asked for; nothing was written.
+    """
+    check_outputs(config)
+    policy = PolicyChoice(
+        name=config.policy,
+        settings=config.settings,
+        preset=config.preset,
+        target_speedup=config.target_speedup,
+        guards=guards(config, config.steps),
+        store=store_settings(config),
+    )
+    check_policy(policy, registry)
+    backbone = registry.backbone(config.backbone)().for_model(config.model)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    job = prepare(config, backbone)
+    for text in job.notes:
+        note(text)
+    loaded = LoadRequest(model=config.model, device=device, dtype=dtype)
+    runner = load(backbone, loaded, registry, compiles=config.compile)
+    notice = backbone.notice(runner.pipeline)
+    if notice:
+        note(notice, kind="notice")
+    with step_bars() as steps:
+        if config.compare:
+            reference, result = run_both(runner, job.request, policy, steps)
+        else:
+            reference, result = None, runner.run(job.request, policy, steps.track(policy.name))
+    of_run = said_of(result.trace, notice)
+    files = _write(config, job, result, notice)
+    _, height, width, _ = job.request.video.shape
+    return Report(
+        backbone=backbone.name,
+        model=config.model,
+        device=device,
+        dtype=dtype,
+        seed=config.seed,
+        frames=len(job.request.video),
+        height=height,
+        width=width,
+        fps=Fraction(job.clip.fps),
+        load_seconds=runner.load_seconds,
+        run=measure(result),
+        comparison=held_against(result, reference, runner, job.request) if reference else None,
+        files=files,
+        notes=(*job.notes, *of_run),
+        notice=notice,
+    )
+
+
+def run_both(
+    runner: Runner, request: EditRequest, policy: PolicyChoice, steps: Steps
+) -> tuple[RunResult, RunResult]:
+    """Run an edit without and with caching, after one step that is not measured.
+
+    The uncached run comes first. What a first call costs (allocations, kernels, plans) falls into
+    the unmeasured step, so that it does not count against the uncached run.
+
+    Args:
+        runner: The loaded pipeline.
+        request: The edit.
+        policy: The policy of the second run.
+        steps: Where progress is shown.
+
+    Returns:
+        The uncached and the cached run.
+    """
+    runner.warm_up(request, policy)
+    reference = runner.run(request, PolicyChoice(name=REFERENCE), steps.track("uncached"))
+    return reference, runner.run(request, policy, steps.track(policy.name))
+
+
+def held_against(
+    result: RunResult, reference: RunResult, runner: Runner, request: EditRequest
+) -> Comparison:
+    """Compare a run with the uncached one, on the frames as the model made them."""
+    cost = measure(reference)
+    return Comparison(
+        reference=cost,
+        speedup=speedup(measure(result), cost),
+        psnr=compare(
+            result.frames,
+            reference.frames,
+            request.mask,
+            runner.backbone.geometry.size_multiple,
+        ),
+    )
+
+
+def said_of(trace: Trace, notice: str | None) -> tuple[str, ...]:
+    """Say on stderr what a trace notes, and return it; the backbone's own notice is left out."""
+    notes = tuple(text for text in trace.notes if text != notice)
+    for text in notes:
+        note(text)
+    return notes
+
+
+def save_trace(trace: Trace, path: Path) -> None:
+    """Write a trace as JSON.
+
+    Args:
+        trace: The trace.
+        path: The file.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    with replacing(path) as part:
+        trace.save(part)
+
+
+def comment(trace: Trace, notice: str | None) -> str:
+    """Say in a video's metadata how it was made."""
+    made = f"Edited by hetcache {version('hetcache')}: {trace.backbone}, policy {trace.policy}."
+    return f"{made} {notice}" if notice else made
+
+
+def _write(
+    config: EditConfig, job: Job, result: RunResult, notice: str | None
+) -> Mapping[str, str]:
+    frames = job.finish(result.frames, composite=config.composite)
+    about = comment(result.trace, notice)
+    write_video(Path(config.output), frames, job.clip.fps, comment=about)
+    files = {"output": config.output}
+    if config.trace is not None:
+        save_trace(result.trace, Path(config.trace))
+        files["trace"] = config.trace
+    return files

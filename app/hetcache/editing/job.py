@@ -1,0 +1,163 @@
+"""From files to a request that a backbone can run, and back to the frames of the video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import field, frozen
+
+from hetcache.editing.config import EditConfig
+from hetcache.media.files import check_writable
+from hetcache.media.fit import Fit, plan_frames, plan_size
+from hetcache.media.masks import read_mask
+from hetcache.media.video import VideoClip, check_suffix, is_odd, read_video
+from hetcache_core import ConfigError, EditRequest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from hetcache_core import Backbone, Geometry
+
+__all__ = ["Job", "check_outputs", "prepare"]
+
+
+@frozen(eq=False, kw_only=True)
+class Job:
+    """One edit, ready to run.
+
+    Attributes:
+        clip: The video, cut to the frames that are edited.
+        mask: (F, H, W) bool at the video's size.
+        fit: How the video and the model's size go together.
+        request: What the backbone is asked.
+        notes: What a person should know about it.
+    """
+
+    clip: VideoClip
+    mask: NDArray[np.bool_] = field(repr=False)
+    fit: Fit
+    request: EditRequest
+    notes: tuple[str, ...]
+
+    def finish(self, edited: NDArray[np.uint8], *, composite: bool) -> NDArray[np.uint8]:
+        """Bring a model's frames to the size of the video.
+
+        Args:
+            edited: (F, h, w, 3) uint8, as the model made them.
+            composite: Take the video's own pixels outside of the mask.
+
+        Returns:
+            (F, H, W, 3) uint8.
+        """
+        result = self.fit.to_source(edited, self.clip.frames)  # (F, H, W, 3)
+        if composite:
+            result = np.where(self.mask[..., None], result, self.clip.frames)
+        return result
+
+
+def check_outputs(config: EditConfig) -> None:
+    """Make sure that everything can be written, and that nothing given is overwritten.
+
+    Args:
+        config: What is asked for.
+
+    Raises:
+        ConfigError: An output cannot be written, or is an input as well.
+    """
+    output = Path(config.output)
+    check_suffix(output, option="--output")
+    check_writable(output, option="--output")
+    if config.trace is not None:
+        check_writable(Path(config.trace), option="--trace")
+    for name, given in (("video", config.video), ("mask", config.mask)):
+        if output.exists() and Path(given).exists() and output.samefile(given):
+            raise ConfigError(f"{output} would overwrite the {name}", where="--output")
+
+
+def prepare(config: EditConfig, backbone: Backbone) -> Job:
+    """Read the video and the mask, and fit both to a model.
+
+    Args:
+        config: What is asked for.
+        backbone: The model; its sizes, lengths and guidance are taken.
+
+    Raises:
+        ConfigError: A file cannot be used, or does not go with the options.
+    """
+    geometry = backbone.geometry
+    wanted = geometry.default_frames if config.frames is None else config.frames
+    clip = read_video(Path(config.video), option="--video", max_frames=wanted)
+    count = plan_frames(geometry, len(clip.frames), config.frames)
+    notes = list(_notes_on_frames(config, geometry, clip, count))
+    clip = VideoClip(
+        frames=clip.frames[:count], fps=clip.fps, total=clip.total, has_audio=clip.has_audio
+    )
+    _, height, width, _ = clip.frames.shape
+    fit = plan_size(geometry, (height, width), config.height, config.width)
+    mask = read_mask(
+        Path(config.mask), frames=count, height=height, width=width, invert=config.invert_mask
+    )
+    notes += _notes_on_pictures(clip, mask, fit)
+    model_mask = fit.mask_to_model(mask)
+    if not model_mask.any():
+        raise ConfigError(
+            "all of the mask lies in the border that the model does not see",
+            where="--mask",
+            remedy="Choose --height and --width with the proportions of the video.",
+        )
+    request = EditRequest(
+        video=fit.video_to_model(clip.frames),
+        mask=model_mask,
+        prompt=config.prompt,
+        negative_prompt=config.negative_prompt,
+        steps=config.steps,
+        seed=config.seed,
+        guidance_scale=(backbone.guidance_scale if config.cfg_scale is None else config.cfg_scale),
+        merge_guidance=config.cfg_merge,
+        options=dict(config.options),
+    )
+    return Job(clip=clip, mask=mask, fit=fit, request=request, notes=tuple(notes))
+
+
+def _notes_on_frames(
+    config: EditConfig, geometry: Geometry, clip: VideoClip, count: int
+) -> list[str]:
+    available = len(clip.frames)
+    if count == (clip.total if config.frames is None else config.frames):
+        return []
+    reasons = []
+    if config.frames is None and available == geometry.default_frames:
+        reasons.append(f"{config.backbone} takes {available} unless --frames asks for more")
+    if config.frames is not None and available < config.frames:
+        reasons.append(f"there are no {config.frames}")
+    if count < available:
+        reasons.append(f"the model takes {geometry.frame_stride}k+{geometry.frame_offset}")
+    whole = "" if clip.total is None else f" of {clip.total}"
+    return [f"the first {count}{whole} frames are edited and written: {', and '.join(reasons)}"]
+
+
+def _notes_on_pictures(clip: VideoClip, mask: NDArray[np.bool_], fit: Fit) -> list[str]:
+    (height, width), (_, _, seen_height, seen_width) = fit.source, fit.box
+    notes = []
+    if fit.resizes:
+        notes.append(
+            f"the model works at {fit.size[0]}x{fit.size[1]} (height x width), and the result is "
+            f"resized to the video's {height}x{width}"
+        )
+    if fit.crops:
+        notes.append(
+            f"the model sees the middle {seen_height}x{seen_width} of {height}x{width}; the "
+            "border stays as it is"
+        )
+    outside = fit.masked_outside(mask)
+    if outside:
+        notes.append(f"{outside} masked pixels lie in that border and are not edited")
+    if mask.all():
+        notes.append("the mask covers everything: there is no context to cache")
+    if is_odd(height, width):
+        notes.append("the odd size is kept by writing 4:4:4 colour, which some players cannot show")
+    if clip.has_audio:
+        notes.append("the sound of the video is not written")
+    return notes

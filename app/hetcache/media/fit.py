@@ -1,0 +1,173 @@
+"""Fitting a video to the sizes and lengths that a model takes, and the result back to the video."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from attrs import frozen
+from PIL import Image
+
+from hetcache_core import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from hetcache_core import Geometry
+
+__all__ = ["Fit", "plan_frames", "plan_size"]
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+@frozen(kw_only=True)
+class Fit:
+    """How the pictures of a video and of a model go together.
+
+    Attributes:
+        source: (H, W) of the video.
+        box: (top, left, height, width) of the part of the video that the model sees.
+        size: (h, w) that the model works at.
+    """
+
+    source: tuple[int, int]
+    box: tuple[int, int, int, int]
+    size: tuple[int, int]
+
+    @property
+    def crops(self) -> bool:
+        """Whether a part of the video is left out."""
+        return self.box[2:] != self.source
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the model works at another resolution."""
+        return self.box[2:] != self.size
+
+    def video_to_model(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Crop and resize (F, H, W, 3) frames to (F, h, w, 3)."""
+        return _resized(self._cropped(frames), self.size)
+
+    def mask_to_model(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Crop and resize a (F, H, W) mask to (F, h, w), so that no masked pixel is missed."""
+        cropped = self._cropped(mask)
+        if not self.resizes:
+            return cropped
+        height, width = self.size
+        # Mean coverage; float, because a single pixel of a large area rounds to nothing in uint8.
+        covered = [
+            np.asarray(
+                Image.fromarray(frame.astype(np.float32)).resize(
+                    (width, height), Image.Resampling.BOX
+                )
+            )
+            for frame in cropped
+        ]
+        return np.stack(covered) > 0  # (F, h, w)
+
+    def to_source(self, edited: NDArray[np.uint8], source: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Put a model's (F, h, w, 3) frames back into the (F, H, W, 3) frames of the video."""
+        top, left, height, width = self.box
+        result: NDArray[np.uint8] = source.copy()
+        result[:, top : top + height, left : left + width] = _resized(edited, (height, width))
+        return result
+
+    def masked_outside(self, mask: NDArray[np.bool_]) -> int:
+        """Count the masked pixels of a (F, H, W) mask that the model does not see."""
+        return int(mask.sum()) - int(self._cropped(mask).sum())
+
+    def _cropped(self, frames: NDArray[Scalar]) -> NDArray[Scalar]:
+        top, left, height, width = self.box
+        return frames[:, top : top + height, left : left + width]
+
+
+def plan_frames(geometry: Geometry, available: int, asked: int | None) -> int:
+    """Find how many frames of a video are edited.
+
+    Args:
+        geometry: What the model takes.
+        available: Frames of the video.
+        asked: ``--frames``, or None for the model's default.
+
+    Raises:
+        ConfigError: There are not enough for the model.
+    """
+    wanted = min(available, geometry.default_frames if asked is None else asked)
+    stride, offset = geometry.frame_stride, geometry.frame_offset
+    if wanted < offset:
+        raise ConfigError(
+            f"the model takes at least {offset} frames, and there are {wanted}", where="--frames"
+        )
+    return (wanted - offset) // stride * stride + offset
+
+
+def plan_size(
+    geometry: Geometry, source: tuple[int, int], height: int | None, width: int | None
+) -> Fit:
+    """Find the size that a model works at, and the part of the video that it sees.
+
+    Without a wish, the video keeps its size up to the number of pixels of the model's default
+    size; larger ones are scaled down to that. Of the multiples around, those are taken that cut
+    off least.
+
+    Args:
+        geometry: What the model takes.
+        source: (H, W) of the video.
+        height: ``--height``, or None.
+        width: ``--width``, or None.
+
+    Raises:
+        ConfigError: An asked size is no multiple that the model takes.
+    """
+    multiple = geometry.size_multiple
+    for option, side in (("--height", height), ("--width", width)):
+        if side is not None and side % multiple:
+            below, above = side // multiple * multiple, (side // multiple + 1) * multiple
+            near = f"{below} or {above}" if below else f"{above}"
+            raise ConfigError(
+                f"{side} is no multiple of {multiple}, which the model needs",
+                where=option,
+                given=side,
+                remedy=f"Take {near}.",
+            )
+    rows, columns = source
+    if height is None and width is None:
+        area = geometry.default_size[0] * geometry.default_size[1]
+        scale = min(1.0, (area / (rows * columns)) ** 0.5)
+        heights = _around(rows * scale, multiple)
+        widths = _around(columns * scale, multiple)
+        limit = max(area, heights[0] * widths[0])
+    else:
+        heights = [height] if height else _around(rows * (width or 0) / columns, multiple)
+        widths = [width] if width else _around(columns * (height or 0) / rows, multiple)
+        limit = max(heights) * max(widths)
+    sizes = [(h, w) for h in heights for w in widths if h * w <= limit]
+    boxes = {size: _box(source, size) for size in sizes}
+    best = max(sizes, key=lambda size: (boxes[size][2] * boxes[size][3], -size[0] * size[1]))
+    return Fit(source=source, box=boxes[best], size=best)
+
+
+def _around(side: float, multiple: int) -> list[int]:
+    """List the multiples next to a length, the lower one first."""
+    below = max(multiple, int(side) // multiple * multiple)
+    return [below] if below >= side else [below, below + multiple]
+
+
+def _box(source: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Find the largest part of a picture, around its centre, with the proportions of a size."""
+    rows, columns = source
+    height = min(rows, max(1, round(columns * size[0] / size[1])))
+    width = min(columns, max(1, round(rows * size[1] / size[0])))
+    return (rows - height) // 2, (columns - width) // 2, height, width
+
+
+def _resized(frames: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    if frames.shape[1:3] == size:
+        return frames
+    height, width = size
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
+            for frame in frames
+        ]
+    )  # (F, height, width, 3)

@@ -1,0 +1,223 @@
+"""What there is to choose from: ``hetcache policies`` and ``hetcache backbones``."""
+
+from __future__ import annotations
+
+import json
+import re
+from enum import Enum
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import asdict
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from hetcache_core import ConfigError, HetCacheError, ModelInfo
+from hetcache_core.errors import NOT_GIVEN
+from hetcache_core.settings.declare import SettingInfo, describe
+
+if TYPE_CHECKING:
+    from hetcache_core import PolicyRecipe, Registry
+
+__all__ = [
+    "backbones_as_json",
+    "installed_version",
+    "policies_as_json",
+    "print_backbones",
+    "print_policies",
+    "supported_versions",
+]
+
+REQUIREMENT: Final = re.compile(
+    r"(?P<name>[A-Za-z0-9._-]+)\s*(?:\[[^\]]*\])?\s*\(?(?P<versions>[^;)]*)"
+)
+"""Start of a requirement in a distribution's metadata. Source: PEP 508."""
+
+PRESETS: Final = ("quality", "balanced", "fast")
+
+SHOWN_MODEL: Final = ModelInfo(
+    backbone="wan-vace",
+    variant="wan2.1-1.3b",
+    layers=30,
+    width=1536,
+    heads=12,
+    control_layers=tuple(range(0, 30, 2)),
+)
+"""The model that presets are shown for. Source: the configuration of Wan-AI/Wan2.1-VACE-1.3B."""
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def supported_versions(distribution: str, library: str) -> str | None:
+    """Return the versions of a library that a distribution asks for (">=0.36"), or None.
+
+    Args:
+        distribution: The distribution that provides a backbone.
+        library: The distribution of the library that the backbone runs on.
+    """
+    try:
+        lines = metadata.requires(distribution) or ()
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+    for line in lines:
+        found = REQUIREMENT.match(line)
+        if found and _normalized(found["name"]) == _normalized(library):
+            return found["versions"].strip() or "any"
+    return None
+
+
+def _normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def policies_as_json(registry: Registry) -> list[dict[str, Any]]:
+    """List the policies with their settings and presets.
+
+    Args:
+        registry: What was discovered.
+
+    Returns:
+        One value for each; one that cannot be loaded has an "error" and no settings.
+    """
+    listed = []
+    for name, summary in registry.policy_summaries.items():
+        entry: dict[str, Any] = {"name": name, "summary": summary, "source": None}
+        try:
+            kind = registry.policy(name)
+            settings = [_setting(info) for info in describe(kind)]
+            entry |= {"source": kind.source, "settings": settings, "presets": _presets(kind)}
+            entry |= {"preset_shares": dict(kind.preset_shares), "error": None}
+        except HetCacheError as error:
+            entry |= {"settings": [], "presets": {}, "preset_shares": {}, "error": str(error)}
+        listed.append(entry)
+    return listed
+
+
+def backbones_as_json(registry: Registry) -> list[dict[str, Any]]:
+    """List the backbones with what they can carry and the sizes that they take.
+
+    Args:
+        registry: What was discovered.
+
+    Returns:
+        One value for each; one that cannot be loaded has an "error" and nothing but a name and a
+        summary.
+    """
+    listed = []
+    providers = {
+        name: plugin.distribution for plugin in registry.plugins for name in plugin.backbones
+    }
+    for name, summary in registry.backbone_summaries.items():
+        entry: dict[str, Any] = {"name": name, "summary": summary}
+        try:
+            kind = registry.backbone(name)
+            features = asdict(kind.features)
+            guidance = sorted(features.pop("guidance"))
+            entry |= {
+                "library": kind.library,
+                "library_version": installed_version(kind.library),
+                "library_supported": supported_versions(providers.get(name, ""), kind.library),
+                "features": features,
+                "guidance": guidance,
+                "geometry": asdict(kind.geometry),
+                "error": None,
+            }
+        except HetCacheError as error:
+            unknown = ("library", "library_version", "library_supported", "features", "geometry")
+            entry |= {**dict.fromkeys(unknown), "guidance": [], "error": str(error)}
+        listed.append(entry)
+    return listed
+
+
+def print_policies(registry: Registry) -> None:
+    """Print the policies for people."""
+    parts: list[Text | Table] = []
+    for policy in policies_as_json(registry):
+        parts += _heading(policy)
+        table = Table.grid(padding=(0, 2))
+        for info in policy["settings"]:
+            allowed = ", ".join(info["allowed"]) or info["type"]
+            table.add_row(
+                Text(f"  {info['name']}={'…' if info['required'] else _shown(info['default'])}"),
+                Text.assemble(
+                    info["doc"], (f" ({allowed}{', required' * info['required']})", "dim")
+                ),
+            )
+        parts.append(table)
+        for preset, values in policy["presets"].items():
+            shown = " ".join(f"{name}={_shown(value)}" for name, value in values.items())
+            share = policy["preset_shares"].get(preset)
+            computes = "" if share is None else f" ({share:.0%} of the FLOPs)"
+            parts.append(Text(f"  --preset {preset}: {shown or 'the defaults'}{computes}"))
+        parts.append(Text())
+    Console().print(Group(*parts))
+
+
+def print_backbones(registry: Registry) -> None:
+    """Print the backbones for people."""
+    parts: list[Text | Table] = []
+    for backbone in backbones_as_json(registry):
+        parts += _heading(backbone)
+        if backbone["error"] is None:
+            features, geometry = backbone["features"], backbone["geometry"]
+            version = backbone["library_version"] or "not installed"
+            height, width = geometry["default_size"]
+            control = "a branch of its own" if features.pop("control") else "none"
+            carried = ", ".join(name for name, has in features.items() if has)
+            lacking = ", ".join(name for name, has in features.items() if not has)
+            supported = backbone["library_supported"] or "not said"
+            side, stride = geometry["token_size"], geometry["frame_stride"]
+            parts += [
+                Text(f"  library   {backbone['library']} {version} (supported: {supported})"),
+                Text(f"  tokens    one for {side}x{side} pixels and {stride} frames"),
+                Text(f"  guidance  {', '.join(backbone['guidance'])}"),
+                Text(f"  control   {control}"),
+                Text(f"  carries   {carried}" + (f"; not {lacking}" if lacking else "")),
+                Text(
+                    f"  sizes     multiples of {geometry['size_multiple']}, up to {height}x{width} "
+                    f"unless asked; {geometry['frame_stride']}k+{geometry['frame_offset']} frames, "
+                    f"{geometry['default_frames']} unless asked"
+                ),
+            ]
+        parts.append(Text())
+    Console().print(Group(*parts))
+
+
+def _heading(entry: dict[str, Any]) -> list[Text | Table]:
+    lines: list[Text | Table] = [Text.assemble((entry["name"], "bold"), f"  {entry['summary']}")]
+    if entry["error"] is not None:
+        lines.append(Text(f"  cannot be used: {entry['error']}", style="red"))
+    return lines
+
+
+def _setting(info: SettingInfo) -> dict[str, Any]:
+    required = info.default is NOT_GIVEN
+    default = None if required else info.default
+    plain = {**asdict(info), "allowed": list(info.allowed), "default": default}
+    return {**plain, "required": required}
+
+
+def _presets(kind: type[PolicyRecipe]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for preset in PRESETS:
+        try:
+            found[preset] = dict(kind.preset(preset, SHOWN_MODEL))
+        except ConfigError:  # a policy may have some of them, or none
+            continue
+    return found
+
+
+def _shown(value: object) -> str:
+    """Write a value as ``--set`` takes it."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)

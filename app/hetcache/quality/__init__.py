@@ -1,0 +1,1 @@
+"""How near a video is to another, and how good it is."""

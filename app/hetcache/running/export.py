@@ -1,0 +1,131 @@
+"""``hetcache export``: a model's parts are written as ONNX graphs into a folder."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import asdict, frozen
+from rich.console import Console
+from rich.text import Text
+
+from hetcache.media.files import check_folder
+from hetcache.running.export_config import ExportConfig
+from hetcache.running.run import load
+from hetcache_core import (
+    Backbone,
+    ConfigError,
+    LoadRequest,
+    PluginError,
+    Registry,
+    UnsupportedBackboneError,
+)
+
+__all__ = ["Exported", "export", "print_export"]
+
+EXPORTERS: Final = ("onnx", "onnxscript")
+"""Libraries that torch exports with, looked for before a model is loaded."""
+
+MEBIBYTE: Final = 2**20
+
+
+@frozen(kw_only=True)
+class Exported:
+    """A finished export.
+
+    Attributes:
+        output: The folder.
+        backbone: The backbone that was exported.
+        runs_with: The backbone that runs the folder.
+        graphs: How many graphs there are.
+        files: How many files there are.
+        bytes: Size of all files.
+        notice: The backbone's own warning, or None.
+    """
+
+    output: str
+    backbone: str
+    runs_with: str
+    graphs: int
+    files: int
+    bytes: int
+    notice: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        return asdict(self)
+
+
+def export(config: ExportConfig, registry: Registry) -> Exported:
+    """Load a model and write its graphs.
+
+    Args:
+        config: What is asked for.
+        registry: Where the backbone is looked up.
+
+    Raises:
+        HetCacheError: Something is wrong with what was asked for; nothing was written.
+    """
+    output = Path(config.output).expanduser()
+    kind = registry.backbone(config.backbone)
+    if not _exports(kind):
+        others = ", ".join(_exporting(registry)) or "none"
+        raise UnsupportedBackboneError(
+            f"{config.backbone} cannot be exported to ONNX", remedy=f"These can: {others}."
+        )
+    check_folder(output, option="--output")
+    if output.exists() and any(output.iterdir()):
+        raise ConfigError(
+            f"{output} is not empty",
+            where="--output",
+            remedy="Name a folder that does not exist yet.",
+        )
+    missing = [name for name in EXPORTERS if find_spec(name) is None]
+    if missing:
+        raise UnsupportedBackboneError(
+            f"Exporting needs {' and '.join(missing)}", remedy="Run: pip install 'hetcache[onnx]'"
+        )
+    runner = load(kind(), LoadRequest(model=config.model, device="cpu", dtype="float32"), registry)
+    manifest = runner.backbone.export(runner.pipeline, output, model=config.model)
+    files = [path for path in output.rglob("*") if path.is_file()]
+    return Exported(
+        output=str(output),
+        backbone=config.backbone,
+        runs_with=str(manifest["runs_with"]),
+        graphs=sum(path.suffix == ".onnx" for path in files),
+        files=len(files),
+        bytes=sum(path.stat().st_size for path in files),
+        notice=runner.backbone.notice(runner.pipeline),
+    )
+
+
+def print_export(made: Exported) -> None:
+    """Print for people what was written, and how to run it."""
+    console = Console()
+    size = f"{made.bytes / MEBIBYTE:.1f} MiB"
+    title = f"{made.backbone}: {made.graphs} graphs, {size}"
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    if made.notice:
+        console.print(Text(f"notice: {made.notice}"), soft_wrap=True)
+    console.print(Text(f"output: {made.output}"), soft_wrap=True)
+    console.print(
+        Text(f"use: hetcache edit --backbone {made.runs_with} --model {made.output}"),
+        soft_wrap=True,
+    )
+
+
+def _exports(kind: type[Backbone]) -> bool:
+    return kind.export is not Backbone.export
+
+
+def _exporting(registry: Registry) -> list[str]:
+    """Names of the backbones that can be exported; those that cannot be loaded are left out."""
+    names = []
+    for name in registry.backbone_names:
+        try:
+            if _exports(registry.backbone(name)):
+                names.append(name)
+        except PluginError:
+            continue
+    return names

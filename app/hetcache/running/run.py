@@ -1,0 +1,194 @@
+"""Running a backbone with a policy, and measuring it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import evolve, field, frozen
+
+from hetcache_core import ConfigError, ContractError, LoadRequest, accelerate
+from hetcache_core.session import StepCallback
+from hetcache_core.settings.declare import build
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hetcache_core import (
+        Backbone,
+        CachePolicy,
+        EditRequest,
+        Guards,
+        Registry,
+        StoreSettings,
+        Trace,
+    )
+
+__all__ = ["REFERENCE", "PolicyChoice", "RunResult", "Runner", "check_policy", "load"]
+
+REFERENCE: Final = "none"
+"""The policy that runs everything in full."""
+
+
+@frozen(kw_only=True)
+class PolicyChoice:
+    """A policy as it is asked for.
+
+    Attributes:
+        name: Its name, or several joined by "+".
+        settings: Its settings by name.
+        preset: The preset that the settings go on top of.
+        target_speedup: How many times fewer FLOPs are asked for, or None.
+        guards: Steps that run in full in any case, or None.
+        store: How the cache is kept, or None for the model's own way.
+        watch: What runs instead of the named policy, to look on, or None.
+    """
+
+    name: str
+    settings: Mapping[str, object] = field(factory=dict)
+    preset: str | None = None
+    target_speedup: float | None = None
+    guards: Guards | None = None
+    store: StoreSettings | None = None
+    watch: CachePolicy | None = None
+
+
+@frozen(eq=False, kw_only=True)
+class RunResult:
+    """What came out of one run.
+
+    Attributes:
+        frames: (F, h, w, 3) uint8, as the model made them.
+        trace: What was decided and computed.
+        total_seconds: Duration of the whole call, from the frames to the frames.
+    """
+
+    frames: NDArray[np.uint8] = field(repr=False)
+    trace: Trace
+    total_seconds: float
+
+
+@frozen(eq=False, kw_only=True)
+class Runner:
+    """A loaded pipeline.
+
+    Attributes:
+        backbone: Its adapter.
+        pipeline: The library's own pipeline.
+        registry: Where policies are looked up.
+        load_seconds: How long loading took.
+        compiles: Whether the model's blocks are run with ``torch.compile``.
+    """
+
+    backbone: Backbone
+    pipeline: Any
+    registry: Registry
+    load_seconds: float
+    compiles: bool = False
+
+    def run(
+        self, request: EditRequest, policy: PolicyChoice, on_step: StepCallback | None = None
+    ) -> RunResult:
+        """Run one edit; what the library prints goes to stderr.
+
+        Args:
+            request: The edit.
+            policy: The policy that it runs with.
+            on_step: Called after every step.
+
+        Raises:
+            HetCacheError: The policy or the request does not go with the backbone.
+        """
+        import torch
+
+        session = accelerate(
+            self.pipeline,
+            policy.watch or policy.name,
+            settings=policy.settings,
+            preset=policy.preset,
+            target_speedup=policy.target_speedup,
+            guards=policy.guards,
+            store=policy.store,
+            compile=self.compiles,
+            backbone=self.backbone,
+            registry=self.registry,
+            on_step=on_step,
+        )
+        begun = time.perf_counter()
+        try:
+            with redirect_stdout(sys.stderr), session:
+                frames = self.backbone.edit(self.pipeline, request)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                "the memory of the device is too small for this edit",
+                remedy="Take fewer --frames, or a smaller --height and --width.",
+            ) from error
+        total_seconds = time.perf_counter() - begun
+        if frames.shape != request.video.shape:
+            raise ContractError(
+                f"{request.video.shape} frames became {frames.shape}",
+                subject=f"backbone {self.backbone.name}",
+            )
+        return RunResult(frames=frames, trace=session.trace, total_seconds=total_seconds)
+
+    def warm_up(self, request: EditRequest, policy: PolicyChoice | None = None) -> None:
+        """Run a single step that is not measured, so that the first run pays for no first call.
+
+        Where blocks are compiled, the policy is run once as well: which graphs it needs shows only
+        then.
+
+        Args:
+            request: The edit.
+            policy: The policy that is measured, or None.
+        """
+        self.run(evolve(request, steps=1), PolicyChoice(name=REFERENCE))
+        if self.compiles and policy is not None:
+            self.run(request, policy)
+
+
+def check_policy(policy: PolicyChoice, registry: Registry) -> None:
+    """Find mistakes in a policy's name and settings before a model is loaded.
+
+    What depends on the model, such as presets, is checked when the run begins.
+
+    Args:
+        policy: The policy.
+        registry: Where it is looked up.
+
+    Raises:
+        HetCacheError: There is no such policy, or it has no such setting.
+    """
+    names = [name.strip() for name in policy.name.split("+")]
+    kinds = [registry.policy(name) for name in names]
+    if len(kinds) == 1 and policy.preset is None:
+        build(kinds[0], policy.settings, where=f"policy {names[0]}")
+
+
+def load(
+    backbone: Backbone, request: LoadRequest, registry: Registry, *, compiles: bool = False
+) -> Runner:
+    """Load a backbone's pipeline; what the library prints goes to stderr.
+
+    Args:
+        backbone: The adapter.
+        request: Checkpoint, device and precision.
+        registry: Where policies are looked up.
+        compiles: Whether the model's blocks are to be run with ``torch.compile``.
+
+    Raises:
+        UnsupportedBackboneError: A library or a file is missing.
+    """
+    begun = time.perf_counter()
+    with redirect_stdout(sys.stderr):
+        pipeline = backbone.load(request)
+    return Runner(
+        backbone=backbone,
+        pipeline=pipeline,
+        registry=registry,
+        load_seconds=time.perf_counter() - begun,
+        compiles=compiles,
+    )

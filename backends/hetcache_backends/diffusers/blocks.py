@@ -1,0 +1,176 @@
+"""Running blocks of diffusers' transformers with something inside them seen or replaced.
+
+A block's own ``forward`` runs with a stand-in for ``self`` whose sub-layers ask the hooks. Inside
+self-attention the library's processor runs from its own code, in which only the name of the attention
+function means ours, so norms, rotary embedding and projections stay the library's in every version.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from hetcache_core import BlockHooks, StandIn, SubLayer, UnsupportedBackboneError
+from hetcache_core.backbone.compiling import BlockCompiler
+
+ATTENTION_FUNCTION: Final = "dispatch_attention_fn"
+"""What diffusers' processors call with q, k and v, each (B, n, heads, d). Since diffusers 0.35."""
+
+
+def run_block(
+    block: Any,
+    hooks: BlockHooks | None,
+    parts: Mapping[str, SubLayer],
+    *args: Any,
+    compiler: BlockCompiler | None,
+    **kwargs: Any,
+) -> Any:
+    """Run a block with its own arguments.
+
+    Args:
+        block: the library's block.
+        hooks: what to see or replace; None calls the block as it is.
+        parts: sub-layer that each attribute of the block is.
+        *args: of the block's ``forward``.
+        compiler: what blocks that nothing looks into are run with, or None to run them as they are.
+        **kwargs: of the block's ``forward``.
+    """
+    if hooks is None:
+        if compiler is not None and compiler.takes(block, None):
+            return compiler.run_plain(block, *args, **kwargs)
+        return block(*args, **kwargs)
+    # Not the class's forward: guidance by perturbation gives single blocks another one.
+    code = getattr(block.forward, "__func__", None)
+    if code is None:
+        raise UnsupportedBackboneError(
+            f"Something has wrapped forward() of a {type(block).__name__}, so a policy cannot look "
+            "into it",
+            remedy="Remove the wrapper, or use a policy that runs whole blocks, such as teacache.",
+        )
+    replaced = {
+        name: functools.partial(_sub_layer, part, getattr(block, name), hooks)
+        for name, part in parts.items()
+    }
+    return code(StandIn(block, **replaced), *args, **kwargs)
+
+
+def _sub_layer(
+    part: SubLayer,
+    layer: Any,
+    hooks: BlockHooks,
+    hidden_states: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """Stand in for one sub-layer of a block; its first argument is (B, n, D)."""
+
+    def compute(rows: Tensor | None = None) -> Tensor:
+        x = hidden_states
+        if part is SubLayer.SELF_ATTENTION:
+            if rows is not None or hooks.attends:
+                return _self_attention(layer, hooks, rows, x, *args, **kwargs)
+        elif rows is not None:
+            x = x.index_select(1, rows)
+        out: Tensor = layer(x, *args, **kwargs)
+        return out
+
+    return hooks.sub_layer(part, compute) if part in hooks.parts else compute()
+
+
+def _self_attention(
+    layer: Any, hooks: BlockHooks, rows: Tensor | None, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Run a self-attention's processor with its product of q, k and v ours.
+
+    Args:
+        layer: the attention module.
+        hooks: asked for the product where they attend.
+        rows: (k,) rows whose queries attend, to all keys; None for all rows.
+        *args: of the processor, after the module.
+        **kwargs: of the processor.
+
+    Returns:
+        (B, n, D), or (B, k, D).
+    """
+    code = processor_code(layer.processor)
+    library = code.__globals__[ATTENTION_FUNCTION]
+
+    def dispatch(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        heads = query.shape[2]
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            split = (t.unflatten(2, (heads, -1)) for t in (q, k, v))  # (B, n, heads, d)
+            out: Tensor = library(*split, **options).flatten(2)
+            return out  # (B, n, D)
+
+        queries = query.flatten(2) if rows is None else query.flatten(2).index_select(1, rows)
+        keys, values = key.flatten(2), value.flatten(2)  # (B, n, D)
+        if hooks.attends:
+            attended = hooks.attend(queries, keys, values, attend)
+        else:
+            attended = attend(queries, keys, values)
+        out: Tensor = attended.unflatten(2, (heads, -1))  # (B, n, heads, d)
+        return out
+
+    run = types.FunctionType(
+        code.__code__,
+        {**code.__globals__, ATTENTION_FUNCTION: dispatch},
+        code.__name__,
+        code.__defaults__,
+        code.__closure__,
+    )
+    run.__kwdefaults__ = code.__kwdefaults__
+    attended: Tensor = run(layer.processor, layer, *args, **kwargs)
+    return attended
+
+
+def processor_code(processor: Any) -> types.FunctionType:
+    """Return the code of an attention processor.
+
+    Raises:
+        UnsupportedBackboneError: it does not call diffusers' attention function by its name.
+    """
+    code: Any = getattr(processor.__call__, "__func__", None)
+    if ATTENTION_FUNCTION not in getattr(getattr(code, "__code__", None), "co_names", ()):
+        raise UnsupportedBackboneError(
+            f"This policy looks into self-attention, which the attention processor "
+            f"{type(processor).__name__} does not allow",
+            remedy="Use diffusers' own processor (set_attention_backend() chooses the kernel), or a "
+            "policy that runs whole blocks, such as teacache.",
+        )
+    function: types.FunctionType = code
+    return function
+
+
+def apply_fp32(layers: Iterable[Any], x: Tensor) -> Tensor:
+    """Run an embedding's layers in fp32 whatever the dtype of their weights."""
+    for layer in layers:
+        plain = getattr(layer, "base_layer", layer)  # what a LoRA is wrapped around
+        if isinstance(plain, torch.nn.Linear):
+            weight = plain.weight.to(x.device, torch.float32)
+            x = torch.nn.functional.linear(x, weight, plain.bias.to(x.device, torch.float32))
+        else:
+            x = layer(x)
+    return x
+
+
+def linear_macs(*modules: torch.nn.Module) -> int:
+    """Multiply-accumulates of all linear layers in some modules, for one row."""
+    return sum(
+        int(layer.in_features) * int(layer.out_features)
+        for module in modules
+        for layer in module.modules()
+        if isinstance(layer, torch.nn.Linear)
+    )
+
+
+def conv_macs(conv: Any) -> int:
+    """Multiply-accumulates of a patch embedding for one token."""
+    macs = int(conv.in_channels) * int(conv.out_channels) * math.prod(conv.kernel_size)
+    return int(macs)

@@ -1,0 +1,105 @@
+"""What the backbones on diffusers share: recognising and refusing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from hetcache_core import UnsupportedBackboneError
+
+COND: Final = "cond"
+UNCOND: Final = "uncond"
+
+
+def is_pipeline(pipeline: object, model_kind: str) -> bool:
+    """Whether this is a diffusers pipeline around a kind of model, without importing diffusers."""
+    if not _has_base(pipeline, "DiffusionPipeline"):
+        return False
+    models = (getattr(pipeline, "transformer", None), getattr(pipeline, "transformer_2", None))
+    return any(_has_base(_unwrapped(model), model_kind) for model in models)
+
+
+def _unwrapped(model: Any) -> Any:
+    """Return the model inside what ``torch.compile`` makes of it."""
+    return getattr(model, "_orig_mod", model)
+
+
+def _has_base(value: object, name: str) -> bool:
+    return any(
+        kind.__name__ == name and kind.__module__.startswith("diffusers.")
+        for kind in type(value).__mro__
+    )
+
+
+def refuse_options(model: Any, blocks: Sequence[Any]) -> None:
+    """Refuse a model with an option that a session cannot carry.
+
+    Raises:
+        UnsupportedBackboneError: names the option and how to turn it off.
+    """
+    for option, what, active, remedy in (
+        (
+            "enable_cache",
+            "diffusers' own cache",
+            model.is_cache_enabled,
+            "Call disable_cache() on the model; a session does the caching.",
+        ),
+        (
+            "enable_gradient_checkpointing",
+            "gradient checkpointing",
+            model.gradient_checkpointing,
+            "Call disable_gradient_checkpointing() on the model.",
+        ),
+        (
+            "enable_parallelism",
+            "context or tensor parallelism",
+            getattr(model, "_parallel_config", None) is not None,
+            "Load the model without it.",
+        ),
+        (
+            "torch.compile",
+            "a model that is compiled as a whole",
+            model._compiled_call_impl is not None or _unwrapped(model) is not model,  # noqa: SLF001 - torch offers no other sign
+            "Call compile_repeated_blocks() on the model instead: blocks may be compiled.",
+        ),
+        (
+            "enable_sequential_cpu_offload, device_map",
+            "offloading or placing single blocks",
+            any("_hf_hook" in vars(block) for block in blocks),
+            "Use enable_model_cpu_offload() on the pipeline, which moves whole models.",
+        ),
+    ):
+        if active:
+            raise UnsupportedBackboneError(
+                f"A session cannot carry {what} ({option})", option=option, remedy=remedy
+            )
+    for module in (model, *blocks):
+        hooks = getattr(vars(module).get("_diffusers_hook"), "hooks", {})
+        if hooks:
+            raise UnsupportedBackboneError(
+                f"A session cannot carry diffusers' hook {', '.join(hooks)!r} on a "
+                f"{type(module).__name__}",
+                option=", ".join(hooks),
+                remedy="Load the pipeline without it (group offloading: use "
+                "enable_model_cpu_offload() instead).",
+            )
+
+
+def refuse_processors(blocks: Sequence[Any]) -> None:
+    """Refuse self-attention that cannot be looked into, for policies that need to.
+
+    Raises:
+        UnsupportedBackboneError: names the processor.
+    """
+    from hetcache_backends.diffusers.blocks import processor_code
+
+    for block in blocks:
+        processor_code(block.attn1.processor)
+
+
+def missing_library(error: ImportError) -> UnsupportedBackboneError:
+    """Make the error for a library that is not installed."""
+    return UnsupportedBackboneError(
+        f"diffusers cannot be imported: {str(error).splitlines()[0].rstrip('.')}",
+        pip="pip install 'hetcache[diffusers]'",
+    )

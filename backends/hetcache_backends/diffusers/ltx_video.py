@@ -1,0 +1,224 @@
+"""LTX-Video on diffusers' pipelines; masked editing through ``MaskedLTXPipeline``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, final
+
+from attrs import define, frozen
+
+from hetcache_backends.diffusers.common import (
+    COND,
+    UNCOND,
+    is_pipeline,
+    missing_library,
+)
+from hetcache_backends.diffusers.routing import DiffusersCalls
+from hetcache_core import (
+    Backbone,
+    BranchRows,
+    EditRequest,
+    Features,
+    Geometry,
+    Grid,
+    LoadRequest,
+    ModelInfo,
+    StandIn,
+    UnsupportedBackboneError,
+    attached,
+    load_pipeline,
+    run_edit,
+)
+from hetcache_core.backbone.routing import RunTrunk
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from hetcache_core import Engine, TrunkCall
+    from hetcache_core.testing.case import BackboneCase
+
+MODEL: Final = "LTXVideoTransformer3DModel"
+
+CHECKPOINT: Final = "Lightricks/LTX-Video-0.9.5"
+"""A published checkpoint in diffusers' layout."""
+
+VARIANTS: Final = {(2048, 28): "ltx-video-2b"}
+"""Published models by (width, blocks). Source: transformer/config.json of Lightricks/LTX-Video."""
+
+PERTURBED: Final = "perturbed"
+
+WINDOWED: Final = "LTXI2VLongMultiPromptPipeline"
+"""Samples overlapping windows of one video in turn, so its model calls are not one run."""
+
+
+@final
+@frozen
+class LtxVideo(Backbone):
+    """Adapter for diffusers' pipelines around ``LTXVideoTransformer3DModel``."""
+
+    name: ClassVar[str] = "ltx-video"
+    summary: ClassVar[str] = "LTX-Video, masked video-to-video (diffusers)"
+    library: ClassVar[str] = "diffusers"
+    features: ClassVar[Features] = Features(compiled=True, guidance=frozenset({"merged", "none"}))
+    geometry: ClassVar[Geometry] = Geometry(
+        size_multiple=32, frame_stride=8, default_size=(512, 704), default_frames=121
+    )
+
+    def accepts(self, pipeline: object) -> bool:
+        """Whether this is a diffusers pipeline around an LTX-Video transformer."""
+        return is_pipeline(pipeline, MODEL) and type(pipeline).__name__ != WINDOWED
+
+    def describe(self, pipeline: Any) -> ModelInfo:
+        """Describe the pipeline's transformer."""
+        model = pipeline.transformer
+        heads, layers = int(model.config.num_attention_heads), len(model.transformer_blocks)
+        width = heads * int(model.config.attention_head_dim)
+        return ModelInfo(
+            backbone=self.name,
+            variant=VARIANTS.get((width, layers), ""),
+            layers=layers,
+            width=width,
+            heads=heads,
+        )
+
+    @contextmanager
+    def attach(self, pipeline: Any, engine: Engine) -> Iterator[None]:
+        """Route the transformer's calls; see ``hetcache_core.backbone.routing``."""
+        if not self.accepts(pipeline):
+            raise UnsupportedBackboneError(
+                f"{self.name} carries diffusers' pipelines around a {MODEL}, not a "
+                f"{type(pipeline).__name__}"
+            )
+        calls = LtxCalls(pipeline, engine.compiler)
+        with attached(self, engine, calls, [pipeline.transformer]):
+            yield
+
+    def load(self, request: LoadRequest) -> Any:
+        """Load a folder or hub id in diffusers' layout as a ``MaskedLTXPipeline``."""
+        try:
+            from hetcache_backends.diffusers.ltx_pipeline import MaskedLTXPipeline
+        except ImportError as error:
+            raise missing_library(error) from error
+        return load_pipeline(MaskedLTXPipeline, request, accepts=self.accepts, example=CHECKPOINT)
+
+    def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
+        """Run one masked edit through ``MaskedLTXPipeline.__call__``.
+
+        Raises:
+            UnsupportedBackboneError: the pipeline is another one, or it cannot read the prompt.
+        """
+        from PIL import Image
+
+        from hetcache_backends.diffusers.ltx_pipeline import MaskedLTXPipeline
+
+        if not isinstance(pipeline, MaskedLTXPipeline):
+            raise UnsupportedBackboneError(
+                f"A {type(pipeline).__name__} takes no mask",
+                remedy="Use MaskedLTXPipeline(**pipeline.components), of "
+                "hetcache_backends.diffusers.ltx_pipeline.",
+            )
+        frames = [Image.fromarray(frame) for frame in request.video]
+        arguments = {"source_video": frames, "edit_mask": request.mask, "num_frames": len(frames)}
+        return run_edit(pipeline, arguments, request)
+
+    def export(
+        self, pipeline: Any, folder: Path, *, model: str | None = None
+    ) -> Mapping[str, object]:
+        """Write the transformer as ONNX graphs, for the backbone ``onnx-runtime``."""
+        from hetcache_backends.onnx.ltx import export_ltx
+
+        return export_ltx(pipeline, folder, backbone=self.name, model=model)
+
+    def stand_in(self, request: LoadRequest) -> Any:
+        """Make a small random ``MaskedLTXPipeline`` that reads prompts."""
+        from hetcache_backends.diffusers.stand_ins import ltx_stand_in
+
+        return ltx_stand_in(self.name, request)
+
+    def contract_case(self) -> BackboneCase:
+        """Return a small seeded pipeline for the contract kit."""
+        from hetcache_backends.diffusers.cases import ltx_case
+
+        return ltx_case(self)
+
+
+@define(eq=False)
+class LtxCalls(DiffusersCalls):
+    """What the calls of an LTX-Video transformer mean."""
+
+    def trunk(self, **given: Any) -> TrunkCall:
+        """Make a call of the trunk of what its first block was given; see ``LtxCall``."""
+        from hetcache_backends.diffusers.ltx_trunk import LtxTrunk
+
+        return LtxTrunk(**given, compiler=self.compiler)
+
+    def blocks(self, model: Any) -> Sequence[Any]:
+        """All blocks."""
+        blocks: Sequence[Any] = model.transformer_blocks
+        return blocks
+
+    def grid(self, model: Any, arguments: Mapping[str, Any]) -> Grid:
+        """Lay out the tokens; only here are coordinates read from the device."""
+        tokens = arguments["hidden_states"].shape[1]
+        coordinates = arguments.get("video_coords")
+        if coordinates is None:
+            frames, height, width = (int(arguments[n]) for n in ("num_frames", "height", "width"))
+        else:
+            # Conditions at later frames come first; the video begins at the one origin.
+            first = int((coordinates[0] == 0).all(dim=0).nonzero()[-1])
+            rows, columns = coordinates[0, 1:, first:]
+            height, width = rows.unique().numel(), columns.unique().numel()
+            frames = (tokens - first) // (height * width)
+        side = self.pipeline.vae_spatial_compression_ratio
+        side *= self.pipeline.transformer_spatial_patch_size
+        stride = self.pipeline.vae_temporal_compression_ratio
+        stride *= self.pipeline.transformer_temporal_patch_size
+        return Grid(
+            frames=frames,
+            height=height,
+            width=width,
+            prefix=tokens - frames * height * width,
+            pixel_height=side,
+            pixel_width=side,
+            frame_stride=stride,
+        )
+
+    def branches(
+        self, arguments: Mapping[str, Any], context: str | None, call: int
+    ) -> tuple[BranchRows, ...]:
+        """Name the batch rows; the conditional ones decide, so they are named first."""
+        names = [COND]
+        if self.pipeline.do_classifier_free_guidance:
+            names = [UNCOND, COND]
+            if getattr(self.pipeline, "do_spatio_temporal_guidance", False):
+                names.append(PERTURBED)
+        return BranchRows.split(arguments["hidden_states"].shape[0], *names)
+
+    def stand_in(
+        self, model: Any, arguments: Mapping[str, Any], run: RunTrunk
+    ) -> tuple[Any, dict[str, Any]]:
+        """Give the library's forward one block, the trunk."""
+
+        def trunk(
+            hidden_states: Tensor,
+            encoder_hidden_states: Tensor,
+            temb: Tensor,
+            image_rotary_emb: tuple[Tensor, Tensor],
+            encoder_attention_mask: Tensor | None,
+        ) -> Tensor:
+            return run(
+                self.trunk(
+                    model=model,
+                    inputs=hidden_states,
+                    context=encoder_hidden_states,
+                    context_bias=encoder_attention_mask,
+                    modulation=temb,
+                    rotary=image_rotary_emb,
+                )
+            )
+
+        return StandIn(model, transformer_blocks=[trunk]), {}

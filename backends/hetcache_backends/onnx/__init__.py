@@ -1,0 +1,1 @@
+"""ONNX: writing a model as graphs, and running them."""

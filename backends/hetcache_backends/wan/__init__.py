@@ -1,0 +1,1 @@
+"""Wan in DiffSynth."""

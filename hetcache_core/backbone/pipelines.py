@@ -1,0 +1,146 @@
+"""Loading and calling pipelines that are made as diffusers makes them, for adapters.
+
+No library is imported here: the pipeline's class and the pipeline are handed in.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from hetcache_core.backbone.adapter import EditRequest, LoadRequest
+from hetcache_core.errors import UnsupportedBackboneError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+TEXT_PARTS: Final = ("text_encoder", "tokenizer")
+"""Parts that a saved pipeline may lack; prompts then come as embeddings."""
+
+
+def load_pipeline(
+    kind: Any,
+    request: LoadRequest,
+    *,
+    accepts: Callable[[Any], bool],
+    example: str,
+    dtype: Any = None,
+    without: Sequence[str] = (),
+) -> Any:
+    """Load a folder or hub id through a pipeline class's own ``from_pretrained``.
+
+    Args:
+        kind: the pipeline class.
+        request: what to load.
+        accepts: whether what was loaded is what the backbone carries.
+        example: hub id of a published checkpoint, for the messages.
+        dtype: ``torch_dtype`` of ``from_pretrained``; by default the one that is asked for.
+        without: parts that are not to be loaded; the pipeline has None in their place.
+
+    Raises:
+        UnsupportedBackboneError: nothing was named, files are missing, or the hub is out of reach.
+    """
+    if request.model is None:
+        raise UnsupportedBackboneError(
+            "This backbone needs a checkpoint",
+            remedy="Pass --model with a folder that save_pretrained() wrote, or a hub id such as "
+            f"{example}.",
+        )
+    try:
+        index = kind.load_config(request.model)
+        absent = {name: None for name in TEXT_PARTS if not any(index.get(name) or ())}
+        absent |= dict.fromkeys(without)
+        if dtype is None:
+            import torch
+
+            dtype = getattr(torch, request.dtype)
+        with warnings.catch_warnings():
+            # diffusers 0.42 would call it dtype; older ones would ignore that name.
+            warnings.simplefilter("ignore", FutureWarning)
+            loaded = kind.from_pretrained(request.model, torch_dtype=dtype, **absent)
+        if not accepts(loaded):
+            raise TypeError(f"its transformer is a {type(loaded.transformer).__name__}")  # noqa: TRY301 - reported like all that can be wrong with a folder
+        return loaded.to(request.device)
+    except Exception as error:  # the hub client and the loaders raise dozens of unrelated types
+        raise UnsupportedBackboneError(
+            f"{kind.__name__} could not be loaded from {request.model!r}: {_first_line(error)}",
+            remedy=f"Pass --model with a complete folder of such a pipeline ({example}), or a hub "
+            "id while the hub can be reached.",
+        ) from error
+
+
+def _text_arguments(pipeline: Any, request: EditRequest) -> dict[str, Any]:
+    """Arguments that carry the prompts; embeddings in ``options`` take their place.
+
+    Raises:
+        UnsupportedBackboneError: the pipeline has no text encoder and no embeddings were given.
+    """
+    if request.options.get("prompt_embeds") is not None:
+        return {}
+    if pipeline.text_encoder is None or pipeline.tokenizer is None:
+        raise UnsupportedBackboneError(
+            "This pipeline has no text encoder, so it cannot read a prompt",
+            remedy="Load a checkpoint that has one, or pass prompt_embeds and "
+            "negative_prompt_embeds in the request's options.",
+        )
+    return {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+
+
+def run_edit(
+    pipeline: Any, arguments: Mapping[str, Any], request: EditRequest
+) -> NDArray[np.uint8]:
+    """Call a pipeline for one edit, by the names that such pipelines give their arguments.
+
+    Size, steps, guidance, seed and prompts come from the request; its options go on top.
+
+    Args:
+        pipeline: the pipeline.
+        arguments: what else it is called with, such as video, mask and number of frames.
+        request: the edit.
+
+    Returns:
+        (F, H, W, 3) uint8 frames.
+
+    Raises:
+        UnsupportedBackboneError: the pipeline cannot read the prompt.
+    """
+    import numpy as np
+    import torch
+
+    _, height, width, _ = request.video.shape
+    given = {
+        "height": height,
+        "width": width,
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "generator": torch.Generator().manual_seed(request.seed),
+        **_text_arguments(pipeline, request),
+        **arguments,
+        **request.options,
+        "output_type": "np",
+    }
+    with _quiet(pipeline):
+        result = pipeline(**given).frames[0]  # (F, H, W, 3) in 0..1
+    made: NDArray[np.uint8] = np.rint(np.asarray(result) * 255).clip(0, 255).astype(np.uint8)
+    return made
+
+
+@contextmanager
+def _quiet(pipeline: Any) -> Iterator[None]:
+    """Keep the library's progress bar off the terminal, unless the user has set it up."""
+    if "_progress_bar_config" in vars(pipeline):
+        yield
+        return
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        yield
+    finally:
+        del pipeline._progress_bar_config  # noqa: SLF001 - as it was
+
+
+def _first_line(error: BaseException) -> str:
+    """First line of an error's message, without its full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,384 @@
+"""Following the loop of a library's pipeline, for adapters: runs, steps and model calls.
+
+It fits pipelines that are made as diffusers makes them: ``pipeline.scheduler`` has ``set_timesteps``,
+``timesteps`` and ``step``, and each step calls a model with a timestep. For the length of a session
+the scheduler is a stand-in that tells of runs and steps, and the model's ``forward`` is routed on the
+instance: the pipeline may wrap it (offloading moves the weights there), so the place inside the
+wrapper is taken. The library's own ``forward`` still runs, with a stand-in for ``self`` whose blocks
+are one object, the trunk. What the calls mean is said by a ``ModelCalls``, and that is the adapter.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Final, final
+
+from attrs import define, field
+
+from hetcache_core.backbone.adapter import Backbone, ModelCall, RunInfo
+from hetcache_core.errors import CacheStateError, UnsupportedBackboneError
+from hetcache_core.steps import BranchRows
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from hetcache_core.backbone.trunk import TrunkCall
+    from hetcache_core.engine.loop import Engine
+    from hetcache_core.tokens import Grid
+
+LISTS: Final = ("timesteps", "sigmas")
+"""Arguments of ``set_timesteps`` with which a pipeline brings its own schedule."""
+
+RunTrunk = Callable[["TrunkCall"], "Tensor"]
+
+# A model's forward is called twice a step, and its signature is made of its code each time it is asked for.
+_signature = functools.cache(inspect.signature)
+
+
+@final
+class StandIn:
+    """An object with some of its attributes replaced; everything else is the object's own."""
+
+    def __init__(self, target: Any, **replaced: Any) -> None:
+        self.__dict__.update(replaced)
+        self.__dict__["_target"] = target
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+
+@define(eq=False)
+class ModelCalls(ABC):
+    """What the calls of one kind of model mean. One object serves one session.
+
+    Attributes:
+        pipeline: the pipeline that makes them.
+    """
+
+    pipeline: Any
+
+    latents: ClassVar[str] = "hidden_states"
+    """Argument of the model's ``forward`` that holds the noisy latents."""
+    timestep: ClassVar[str] = "timestep"
+    """Argument that holds the timestep, one or (B,), or (B, N) where each token has its own."""
+
+    @abstractmethod
+    def grid(self, model: Any, arguments: Mapping[str, Any]) -> Grid:
+        """Lay out the tokens of a run.
+
+        Args:
+            model: the model that its first call is for.
+            arguments: of that call's ``forward``, by name.
+        """
+
+    @abstractmethod
+    def branches(
+        self, arguments: Mapping[str, Any], context: str | None, call: int
+    ) -> tuple[BranchRows, ...]:
+        """Name the branches in one call.
+
+        Args:
+            arguments: of the model's ``forward``.
+            context: name that the pipeline gave to ``cache_context``, or None.
+            call: calls of the same step before this one.
+        """
+
+    @abstractmethod
+    def stand_in(
+        self, model: Any, arguments: Mapping[str, Any], run: RunTrunk
+    ) -> tuple[Any, dict[str, Any]]:
+        """Make what ``forward`` gets in place of the model.
+
+        Args:
+            model: the model that is called.
+            arguments: of its ``forward``.
+            run: answers a ``TrunkCall`` with the trunk's output (B, N, D).
+
+        Returns:
+            What ``forward`` is called with for ``self``, such as a ``StandIn`` whose blocks are one
+            function that calls ``run``, and the arguments that change.
+        """
+
+    def run_branches(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """Name all branches of a run in the order of their first call; those of that call."""
+        return tuple(branch.name for branch in self.branches(arguments, None, 0))
+
+    def mask(self) -> Tensor | None:
+        """Return the (F, H, W) bool edit mask of the pipeline call that is under way, or None.
+
+        By default it is the pipeline's attribute ``edit_mask``, where it has one.
+        """
+        mask: Tensor | None = getattr(self.pipeline, "edit_mask", None)
+        return mask
+
+    def refuse(self, model: Any, engine: Engine) -> None:
+        """Refuse a model with an option that a session cannot carry; called before every run.
+
+        By default that is a cache of the library's own.
+
+        Raises:
+            UnsupportedBackboneError: names the option and how to turn it off.
+        """
+        if getattr(model, "is_cache_enabled", False):
+            raise UnsupportedBackboneError(
+                "A session cannot carry the library's own cache (enable_cache)",
+                option="enable_cache",
+                remedy="Call disable_cache() on the model; a session does the caching.",
+            )
+
+    def result(self, output: Tensor) -> Any:
+        """Wrap a model's output as ``forward`` does where it is not asked for a tuple."""
+        return (output,)
+
+    def expert(self, model: Any) -> str:
+        """Name the expert that a model is, "" where there is one model."""
+        return ""
+
+    def reset(self) -> None:
+        """Forget the run; the pipeline begins a new one."""
+
+    @contextmanager
+    def routed(self) -> Iterator[None]:
+        """Put further stand-ins on the pipeline while the context lasts."""
+        yield
+
+
+@final
+class SchedulerStandIn:
+    """The pipeline's scheduler, which also tells the router about runs and steps."""
+
+    def __init__(self, target: Any, router: Router) -> None:
+        @functools.wraps(target.set_timesteps)  # pipelines look at its signature
+        def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+            given = inspect.signature(target.set_timesteps).bind(*args, **kwargs)
+            lists = {k: given.arguments[k] for k in LISTS if given.arguments.get(k) is not None}
+            asked = given.arguments.get("num_inference_steps")
+            asked = len(next(iter(lists.values()))) if asked is None else asked
+            steps = router.engine.sampler_steps(asked)
+            if steps != asked:
+                given.arguments |= {k: _resampled(v, steps) for k, v in lists.items()}
+                if given.arguments.get("num_inference_steps") is not None:
+                    given.arguments["num_inference_steps"] = steps
+            result = target.set_timesteps(*given.args, **given.kwargs)
+            router.sampler_reset(asked)
+            return result
+
+        @functools.wraps(target.step)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            result = target.step(*args, **kwargs)
+            router.sampler_stepped()
+            return result
+
+        self.__dict__.update(_target=target, set_timesteps=set_timesteps, step=step)
+
+    @property  # type: ignore[misc]  # pipelines ask which scheduler they have before they step
+    def __class__(self) -> type:
+        return type(self._target)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._target, name, value)
+
+
+@define(eq=False)
+class Router:
+    """Stands between the pipeline's loop and the model's ``forward`` for one session."""
+
+    backbone: Backbone
+    engine: Engine
+    calls: ModelCalls
+    scheduler: Any
+    context: str | None = field(default=None, init=False)
+    _step: int = field(default=0, init=False)
+    _calls: int = field(default=0, init=False)
+    _asked: int = field(default=0, init=False)
+    _sampling: bool = field(default=False, init=False)
+
+    def sampler_reset(self, asked: int) -> None:
+        """A pipeline call of so many steps begins; whatever ran before was not finished."""
+        self.engine.abort_run()
+        self.calls.reset()
+        self._step = self._calls = 0
+        self._asked = asked
+        self._sampling = True
+
+    def sampler_stepped(self) -> None:
+        """The scheduler has taken a step."""
+        if self.engine.running:
+            self.engine.end_step()
+            self._sampling = self.engine.running
+        self._step += 1
+        self._calls = 0
+
+    def forward(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """Answer one call of a model; outside the pipeline's loop the library answers itself."""
+        library = type(model).forward
+        if not self._sampling:
+            return library(model, *args, **kwargs)
+        arguments = dict(_signature(library).bind(model, *args, **kwargs).arguments)
+        del arguments["self"]
+        total = len(self.scheduler.timesteps)
+        count = getattr(self.calls.pipeline, "num_timesteps", total)
+        self._check_timestep(arguments[self.calls.timestep], total - count)
+        if not self.engine.running:
+            self.calls.refuse(model, self.engine)
+            if count < total:  # the pipeline leaves out the first steps (denoise_strength)
+                self.engine.sampler_steps(round(self._asked * count / total))
+            self.engine.begin_run(self._run_info(model, arguments, total - count, count))
+        call = ModelCall(
+            step=self._step,
+            branches=self.calls.branches(arguments, self.context, self._calls),
+            latents=arguments[self.calls.latents],
+            expert=self.calls.expert(model),
+        )
+        self._calls += 1
+        stand_in, changed = self.calls.stand_in(model, arguments, self.engine.run_trunk)
+        given = {**arguments, **changed, "return_dict": False}
+        output = self.engine.model_call(call, lambda: library(stand_in, **given)[0])
+        if not arguments.get("return_dict", True):
+            return (output,)
+        return self.calls.result(output)
+
+    def _run_info(
+        self, model: Any, arguments: Mapping[str, Any], offset: int, count: int
+    ) -> RunInfo:
+        timesteps, sigmas = _steps(self.scheduler, offset, count)
+        device, mask = arguments[self.calls.latents].device, self.calls.mask()
+        return RunInfo(
+            model=self.backbone.describe(self.calls.pipeline),
+            timesteps=timesteps,
+            sigmas=sigmas,
+            grid=self.calls.grid(model, arguments),
+            mask=None if mask is None else mask.to(device),
+            branches=self.calls.run_branches(arguments),
+            device=str(device),
+        )
+
+    def _check_timestep(self, given: Tensor, offset: int) -> None:
+        """The model must be called with the timestep that the scheduler is at."""
+        if given.device.type != "cpu" and self._step > 0:
+            return  # looking would wait for the device in every call
+        if offset + self._step < len(self.scheduler.timesteps):
+            own = float(self.scheduler.timesteps[offset + self._step])
+            top = float(given.max())
+            # Conditioned tokens have lower timesteps of their own.
+            if top == own or (top < own and given.dim() > 1 and given.shape[1] > 1):
+                return
+        raise CacheStateError(
+            f"The model is called with timestep {float(given.max())} while the scheduler is at step "
+            f"{self._step} of {len(self.scheduler.timesteps) - offset}. A session needs the pipeline's "
+            "own loop."
+        )
+
+
+def _resampled(values: Any, count: int) -> NDArray[np.float32]:
+    """Take ``count`` values of a schedule, evenly spread over its steps from the first on."""
+    import numpy as np
+
+    given = np.asarray(values, dtype=np.float32)
+    places = np.arange(count) * (len(given) / count)
+    taken: NDArray[np.float32] = np.interp(places, np.arange(len(given)), given).astype(np.float32)
+    return taken
+
+
+def _steps(scheduler: Any, offset: int, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Read unrounded timesteps and noise levels of the last ``count`` steps."""
+    timesteps = scheduler.timesteps[offset:]
+    times = tuple(float(t) for t in timesteps)
+    if getattr(scheduler, "sigmas", None) is None:
+        # Signal and noise are shares of one variance: sigma^2 = 1 - (product of alphas).
+        levels = (1 - scheduler.alphas_cumprod[timesteps.cpu().long()]).sqrt()
+        return times, tuple(levels.tolist())
+    sigmas = tuple(float(s) for s in scheduler.sigmas[offset : offset + count])
+    if not timesteps.is_floating_point():
+        whole = float(scheduler.config.num_train_timesteps)
+        # Some schedulers round their timesteps to integers. Where sigma is a share of the whole
+        # (flow matching), it still holds the fraction.
+        times = tuple(
+            s * whole if abs(s * whole - t) <= 1 else t for s, t in zip(sigmas, times, strict=True)
+        )
+    return times, sigmas
+
+
+@contextmanager
+def attached(
+    backbone: Backbone, engine: Engine, calls: ModelCalls, models: Sequence[Any]
+) -> Iterator[None]:
+    """Route a pipeline's model calls through an engine while the context lasts.
+
+    Args:
+        backbone: describes the pipeline.
+        engine: what answers the calls.
+        calls: what they mean; the scheduler of their pipeline is replaced on the instance.
+        models: the models that the pipeline calls, one or two experts.
+
+    Raises:
+        UnsupportedBackboneError: the pipeline or a model is already in a session, or ``calls``
+            refuses a model.
+    """
+    for model in models:
+        calls.refuse(model, engine)
+    pipeline = calls.pipeline
+    if isinstance(pipeline.scheduler, SchedulerStandIn):
+        raise UnsupportedBackboneError(
+            "This pipeline is already in a session",
+            remedy="Leave that one before starting another.",
+        )
+    scheduler = pipeline.scheduler
+    router = Router(backbone, engine, calls, scheduler)
+    with ExitStack() as stack:
+        # Past the pipeline's own __setattr__, which would write the stand-in into its config.
+        stack.callback(object.__setattr__, pipeline, "scheduler", scheduler)
+        object.__setattr__(pipeline, "scheduler", SchedulerStandIn(scheduler, router))
+        for model in models:
+            stack.enter_context(_routed_model(model, router))
+        stack.enter_context(calls.routed())
+        yield
+
+
+@contextmanager
+def _routed_model(model: Any, router: Router) -> Iterator[None]:
+    own, held = vars(model), "_old_forward" if "_old_forward" in vars(model) else "forward"
+    before = own.get(held)
+    if before is not None and getattr(before, "__func__", None) is not type(model).forward:
+        raise UnsupportedBackboneError(
+            f"Something else has replaced forward() of this {type(model).__name__}, perhaps another "
+            "session that shares the model",
+            remedy="Undo that first.",
+        )
+
+    @functools.wraps(type(model).forward)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return router.forward(model, *args, **kwargs)
+
+    @contextmanager
+    def cache_context(name: str, **kwargs: Any) -> Iterator[None]:
+        router.context = name
+        try:
+            with type(model).cache_context(model, name, **kwargs):
+                yield
+        finally:
+            router.context = None
+
+    own[held] = forward
+    if hasattr(type(model), "cache_context"):
+        own["cache_context"] = cache_context
+    try:
+        yield
+    finally:
+        own.pop("cache_context", None)
+        # Offloading hooks may have been put around `forward`, or taken off, in the meantime.
+        for place in ("forward", "_old_forward"):
+            if own.get(place) is forward:
+                own[place] = before or types.MethodType(type(model).forward, model)
+        if before is None and own.get("forward") == types.MethodType(type(model).forward, model):
+            del own["forward"]

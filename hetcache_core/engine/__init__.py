@@ -1,0 +1,1 @@
+"""The one loop that asks, computes and stores; nobody outside core imports it."""

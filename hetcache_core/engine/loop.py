@@ -1,0 +1,424 @@
+"""The one loop: asks the policy, runs what it decided, stores what will be needed, records it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, evolve, field
+
+from hetcache_core.backbone.compiling import BlockCompiler
+from hetcache_core.engine.block_pass import full_flops, partial_flops
+from hetcache_core.engine.byte_limit import fit_to_limit
+from hetcache_core.engine.clock import Clock
+from hetcache_core.engine.flop_budget import Budget, Costs
+from hetcache_core.engine.run_state import RunState, make_active
+from hetcache_core.engine.trunk_run import HOLD, TrunkExecution
+from hetcache_core.errors import CacheStateError, ContractError
+from hetcache_core.policy.guards import Guards
+from hetcache_core.policy.partial import ControlMode
+from hetcache_core.policy.recipe import CachePolicy, ReusePoint
+from hetcache_core.policy.signals import Signals
+from hetcache_core.records.trace import CallRecord, Trace
+from hetcache_core.steps import WHOLE_TRUNK, Decision, Mode, StepInfo
+from hetcache_core.store import CacheStore, Kind, Slot, StoreSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hetcache_core.backbone.adapter import ModelCall, RunInfo
+    from hetcache_core.backbone.trunk import TrunkCall
+
+_log = logging.getLogger(__name__)
+
+
+@define(eq=False, kw_only=True)
+class Engine:
+    """Runs one policy; a backbone calls it for every run, model call, trunk call and step.
+
+    Attributes:
+        policy: what to do.
+        settings: the policy's settings, for the trace.
+        store_settings: how tensors are kept.
+        guards: steps that run in full whatever the policy says.
+        target_speedup: FLOPs without caching over FLOPs with it, or None to leave it to the policy.
+        compiler: what the backbone's blocks are run with, or None to run them as they are.
+        on_step: called after every step with its records, or None.
+        on_run: called with the trace of every finished run, or None.
+    """
+
+    policy: CachePolicy
+    settings: Mapping[str, Any] = field(factory=dict)
+    store_settings: StoreSettings = field(factory=StoreSettings)
+    guards: Guards = field(factory=Guards)
+    target_speedup: float | None = None
+    compiler: BlockCompiler | None = None
+    on_step: Callable[[StepInfo, Sequence[CallRecord]], None] | None = None
+    on_run: Callable[[Trace], None] | None = None
+    _run: RunState | None = field(default=None, init=False)
+    _call: ModelCall | None = field(default=None, init=False)
+    _record: CallRecord | None = field(default=None, init=False)
+    _requested: int = field(default=0, init=False)
+
+    # Runs and steps
+
+    def sampler_steps(self, requested: int) -> int:
+        """Say how many steps the sampler should take; called before its timesteps are set.
+
+        A backbone that learns only later how many were really asked for (a schedule cut short) calls
+        again before the run begins.
+        """
+        self._requested = requested
+        return max(1, round(requested * self.policy.sampler_share))
+
+    @property
+    def running(self) -> bool:
+        """Whether a run has begun and not ended."""
+        return self._run is not None
+
+    def begin_run(self, info: RunInfo) -> None:
+        """Start a run; an unfinished one before it is ended first.
+
+        Raises:
+            ConfigError: the policy needs a mask and the run has none.
+        """
+        self.end_run()
+        trace = Trace(
+            policy=self.policy.name,
+            settings=dict(self.settings),
+            backbone=info.model.backbone,
+            variant=info.model.variant,
+            steps=info.steps,
+            requested_steps=self._requested or info.steps,
+            tokens=info.grid.tokens,
+            target_speedup=self.target_speedup,
+            notes=list(self.policy.notes),
+        )
+        self._run = RunState(
+            info=info,
+            policy=self.policy,
+            store=CacheStore(self.store_settings),
+            trace=trace,
+            clock=Clock(info.device),
+            active=make_active(self.policy, info, trace),
+            budget=None,
+        )
+        self._run.budget = self._budget(self._run)
+        _log.info("%d steps with %s on %s", info.steps, self.policy.name, info.model.backbone)
+
+    def end_step(self) -> None:
+        """Close the step; the run ends with its last one."""
+        run = self._need_run()
+        records = run.leave()
+        step = run.step_info(run.index)
+        if self.on_step is not None:
+            self.on_step(step, records)
+        if step.is_last:
+            run.trace.complete = True
+            self.end_run()
+
+    def end_run(self) -> None:
+        """End the run, free everything kept and hand out the trace; no run, no effect."""
+        run, self._run, self._call = self._run, None, None
+        if run is None:
+            return
+        trace = run.finish()
+        if self.on_run is not None:
+            self.on_run(trace)
+
+    def abort_run(self) -> None:
+        """Forget the run without a trace, after an exception."""
+        run, self._run, self._call = self._run, None, None
+        if run is not None:
+            run.store.clear()
+
+    # Calls
+
+    def model_call(self, call: ModelCall, forward: Callable[[], Tensor]) -> Tensor:
+        """Answer one DiT call of the pipeline.
+
+        Args:
+            call: what is called.
+            forward: runs the library's own call, whose trunk comes back to ``run_trunk``.
+
+        Returns:
+            The model output, in the library's layout.
+
+        Raises:
+            CacheStateError: the step index does not follow on.
+        """
+        run = self._need_run()
+        self._fit(run, call)
+        step = run.enter(call)
+        record = CallRecord(
+            step=step.index,
+            timestep=step.timestep,
+            sigma=step.sigma,
+            branch=call.key,
+            expert=call.expert,
+            tokens=run.info.grid.tokens,
+        )
+        self._call, self._record = call, record
+        run.recorder.call(call.key)
+        run.clock.start()
+        output = self._answer(run, step, call, record, forward)
+        run.clock.stop()
+        if run.guidance is not None:
+            run.step.outputs[call.key] = output
+        if run.step_decider is not None and run.step.deciding == call.key:
+            self._show_output(run, step, call, record, output)
+        record.cache_bytes = run.store.bytes
+        if record.flops_full == 0:  # the trunk was not entered: what it would have cost is known
+            earlier = (r.flops_full for r in reversed(run.trace.records) if r.flops_full)
+            record.flops_full = next(earlier, 0)
+        run.trace.records.append(record)
+        self._call = self._record = None
+        _log.debug("step %d %s: %s (%s)", step.index, call.key, record.mode, record.reason)
+        return output
+
+    def _fit(self, run: RunState, call: ModelCall) -> None:
+        """Before anything is kept, change what is kept so that it stays under the byte limit."""
+        if run.index >= 0 or run.store.settings.max_bytes is None:
+            return
+        latents = call.latents
+        fitted = fit_to_limit(
+            run.policy,
+            run.store.settings,
+            run.info,
+            latents=latents.numel() // latents.shape[0],
+            dtype=latents.dtype,
+        )
+        if fitted.note:
+            run.keep(fitted.policy, fitted.store, fitted.note)
+
+    def _answer(
+        self,
+        run: RunState,
+        step: StepInfo,
+        call: ModelCall,
+        record: CallRecord,
+        forward: Callable[[], Tensor],
+    ) -> Tensor:
+        if run.guidance is not None and run.step.signals is None:
+            run.step.signals = self._signals(run, step, call, None, None)
+        if run.guidance is not None and run.step.outputs and self.guards.computes(step) is None:
+            reason = run.guidance.predicts(step, call.key, run.step.mode or Mode.FULL)
+            if reason is not None:
+                record.mode, record.reason, run.step.predicted = Mode.PREDICT, reason, True
+                run.recorder.predicted(step.index, call.key)
+                signals = run.step.signals or self._signals(run, step, call, None, None)
+                return run.guidance.predict(step, call.key, run.step.outputs, signals)
+        if run.policy.reuse_point is ReusePoint.TRUNK:
+            return forward()
+        predictor, slot = run.policy.predictor or HOLD, Slot(Kind.OUTPUT)
+        decision = self._decide(run, step, call, None)
+        if decision.mode is Mode.REUSE and run.store.has(call.key, slot):
+            self._settle(run, record, decision)
+            values = run.store.get(call.key, slot, like=call.latents)
+            return call.latents + predictor.predict(values, step=step.index, gain=decision.gain)
+        output = forward()
+        if not step.is_last:
+            run.store.put_difference(
+                call.key, slot, output, call.latents, step=step.index, history=predictor.history
+            )
+        return output
+
+    def run_trunk(self, trunk: TrunkCall) -> Tensor:
+        """Answer the trunk of the call that is under way.
+
+        Args:
+            trunk: the call, its input (B, N, D).
+
+        Returns:
+            (B, N, D) trunk output.
+
+        Raises:
+            ContractError: the backbone did not announce this call, or another grid.
+        """
+        run, call, record = self._need_run(), self._call, self._record
+        if call is None or record is None:
+            raise ContractError(
+                "run_trunk was called outside model_call", remedy="The backbone must wrap the call"
+            )
+        if trunk.x.shape[1] != run.info.grid.tokens:
+            raise ContractError(
+                f"the trunk has {trunk.x.shape[1]} tokens, the announced grid {run.info.grid.tokens}",
+                where=f"backbone {run.info.model.backbone}",
+            )
+        step = run.step_info(call.step)
+        execution = TrunkExecution(
+            run=run,
+            step=step,
+            call=call,
+            trunk=trunk,
+            record=record,
+            computes_all=self.guards.computes(step) is not None,
+        )
+        record.flops = trunk.flops.outside()
+        record.flops_full = full_flops(trunk) + record.flops
+        decision = self._decide(run, step, call, trunk, execution.probe)
+        decision = self._possible(run, call, decision)
+        self._settle(run, record, decision)
+        if run.block_decider is not None and decision.mode is Mode.FULL:
+            run.block_decider.enter_call(step, call.branches)
+        if run.block_decider is not None and decision.mode is Mode.FULL and not run.step.prepared:
+            run.step.prepared = True
+            signals = self._signals(run, step, call, trunk, execution.probe)
+            run.block_decider.prepare(step, signals)
+            record.host_reads += signals.reads
+        if decision.mode is Mode.REUSE:
+            output = execution.reuse(decision)
+        elif decision.mode is Mode.PARTIAL:
+            output = execution.partial()
+        else:
+            output = execution.full()
+        execution.close()
+        return output
+
+    # Deciding
+
+    def _decide(
+        self,
+        run: RunState,
+        step: StepInfo,
+        call: ModelCall,
+        trunk: TrunkCall | None,
+        probe: Callable[[int], Tensor] | None = None,
+    ) -> Decision:
+        """Decide the step, once; its other calls get the same answer."""
+        if run.step.decision is not None:
+            return run.step.decision
+        run.step.deciding = call.key
+        if run.step_decider is None:
+            run.step.decision = Decision(Mode.FULL, "every step is computed")
+            run.recorder.decided(step.index, run.step.decision)
+            return run.step.decision
+        costs = None
+        if run.budget is not None and self._record is not None:
+            costs = self._costs(run, trunk, self._record)
+            if step.index == 0 and run.policy.step is not None and run.policy.step.schedule_only:
+                self._solve(run, call, trunk, run.budget, costs)
+        signals = self._signals(run, step, call, trunk, probe)
+        decision = run.step_decider.decide(step, signals)
+        if run.budget is not None and costs is not None:
+            decision = run.budget.apply(step, decision, costs)
+        run.step.decision = self.guards.apply(step, decision, run.reused_in_row)
+        run.recorder.decided(step.index, run.step.decision)
+        if self._record is not None:
+            self._record.host_reads += signals.reads
+        return run.step.decision
+
+    def _signals(
+        self,
+        run: RunState,
+        step: StepInfo,
+        call: ModelCall,
+        trunk: TrunkCall | None,
+        probe: Callable[[int], Tensor] | None,
+        threshold_factor: float | None = None,
+    ) -> Signals:
+        if threshold_factor is None:
+            threshold_factor = run.budget.factor if run.budget is not None else 1.0
+        return Signals(
+            step, run.info.timesteps, call, trunk, probe, run.ahead, run.store, threshold_factor
+        )
+
+    def _possible(self, run: RunState, call: ModelCall, wanted: Decision) -> Decision:
+        """Fall back to FULL, with the reason, where the decision cannot be carried out."""
+        if wanted.mode is Mode.FULL:
+            return wanted
+        span = wanted.span if wanted.mode is Mode.REUSE else WHOLE_TRUNK
+        if span not in run.policy.spans and run.policy.reuse_point is ReusePoint.TRUNK:
+            raise ContractError(
+                f"the decision reuses {span}, which is not among its spans",
+                where=f"policy {run.policy.name}",
+                remedy="Name it in CachePolicy.spans, so that computed steps keep its residual",
+            )
+        if not run.store.has(call.key, Slot(Kind.RESIDUAL, span)):
+            return evolve(wanted, mode=Mode.FULL, reason="no cache yet")
+        if wanted.mode is Mode.PARTIAL and run.active is not None and run.active.too_many:
+            limit = run.active.settings.max_active_share
+            reason = f"{run.active.share:.0%} of the tokens active, over {limit:.0%}"
+            return evolve(wanted, mode=Mode.FULL, reason=reason)
+        settings = run.policy.partial
+        if (
+            wanted.mode is Mode.PARTIAL
+            and settings is not None
+            and settings.control_mode is ControlMode.REUSE
+            and run.info.model.control_layers
+            and not run.store.has(call.key, Slot(Kind.HINT, 0))
+        ):
+            return evolve(wanted, mode=Mode.FULL, reason="no control hints of these tokens yet")
+        return wanted
+
+    def _settle(self, run: RunState, record: CallRecord, decision: Decision) -> None:
+        record.mode, record.reason, record.signal = decision.mode, decision.reason, decision.signal
+        run.step.mode = run.step.mode or decision.mode
+
+    def _show_output(
+        self, run: RunState, step: StepInfo, call: ModelCall, record: CallRecord, output: Tensor
+    ) -> None:
+        if run.step_decider is None or record.mode not in {Mode.FULL, Mode.PARTIAL}:
+            return
+        rows = call.branches[0].rows
+        latents = call.latents[rows] if call.latents.shape[0] > 1 else call.latents
+        run.step_decider.output(step, latents, output[rows])
+
+    # Budget
+
+    def _budget(self, run: RunState) -> Budget | None:
+        """Make the budget, or None where none was asked for or nothing could keep it."""
+        policy, steps = run.policy, range(run.info.steps)
+        if self.target_speedup is None or (policy.step is None and policy.blocks is None):
+            return None
+        return Budget(
+            self.target_speedup,
+            run.info.steps,
+            forced=frozenset(i for i in steps if self.guards.computes(run.step_info(i))),
+            steady=policy.blocks is None and policy.guidance is None,
+        )
+
+    def _costs(self, run: RunState, trunk: TrunkCall | None, record: CallRecord) -> Costs:
+        """Costs of the modes, counted where the trunk is at hand."""
+        if trunk is None:  # whole calls are left out: nothing of them is run
+            return Costs(partial=1.0, reuse=0.0)
+        partial, settings = 1.0, run.policy.partial
+        if run.active is not None and settings is not None and not run.active.too_many:
+            rows = partial_flops(trunk, run.active.count, settings)
+            partial = (rows + record.flops) / record.flops_full
+        return Costs(partial=partial, reuse=record.flops / record.flops_full)
+
+    def _solve(
+        self,
+        run: RunState,
+        call: ModelCall,
+        trunk: TrunkCall | None,
+        budget: Budget,
+        costs: Costs,
+    ) -> None:
+        """Play the whole schedule ahead with fresh deciders until its cost fits the budget."""
+
+        def cost_at(factor: float) -> float:
+            policy, spent, reused = run.policy.step, 0.0, 0
+            if policy is None:
+                return spent
+            decider = policy.begin(run.info)
+            for index in range(run.info.steps):
+                step = run.step_info(index)
+                signals = self._signals(run, step, call, trunk, None, factor)
+                decision = self.guards.apply(step, decider.decide(step, signals), reused)
+                mode = Mode.FULL if index == 0 else decision.mode
+                decider.settle(step, mode)
+                reused = reused + 1 if mode is Mode.REUSE else 0
+                spent += costs.of(mode)
+            return spent
+
+        budget.solve(cost_at)
+
+    def _need_run(self) -> RunState:
+        if self._run is None:
+            raise CacheStateError(
+                "a model call arrived outside a run", remedy="The backbone must begin a run first"
+            )
+        return self._run

@@ -1,0 +1,190 @@
+"""The hooks that a hetcache plugin may implement.
+
+A plugin is a module that an installed distribution names in its entry-point group ``hetcache``::
+
+    [project.entry-points.hetcache]
+    nth-step = "hetcache_nth_step.plugin"
+
+and that marks one or more of the hooks below with ``@hookimpl``::
+
+    from hetcache_core.plugins.hookspecs import Registration, hookimpl
+
+    @hookimpl
+    def hetcache_register_policies():
+        return [
+            Registration(
+                name="nth-step",
+                target="hetcache_nth_step.policy:NthStep",
+                summary="run every n-th step, reuse in between",
+            )
+        ]
+
+A hook implementation may take fewer arguments than its specification. Wrappers are refused, and
+all hooks run outside of the step loop. A plugin that raises or answers wrongly is reported with its
+name and distribution and provides nothing; the others go on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+import pluggy
+from attrs import Attribute, field, frozen
+
+from hetcache_core.errors import ContractError
+
+if TYPE_CHECKING:
+    from hetcache_core.records.trace import Trace
+
+__all__ = [
+    "PROJECT_NAME",
+    "Registration",
+    "hetcache_observe_run",
+    "hetcache_register_backbones",
+    "hetcache_register_clip_sets",
+    "hetcache_register_policies",
+    "hookimpl",
+    "hookspec",
+]
+
+PROJECT_NAME: Final = "hetcache"
+"""Name of the pluggy project and of the entry-point group."""
+
+hookspec = pluggy.HookspecMarker(PROJECT_NAME)
+"""Marks the functions below as hooks."""
+
+hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
+"""Marks a plugin's function as the implementation of the hook of the same name."""
+
+# No "+", which composes policies, and no ".", which sets off a composed policy's settings.
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_TARGET: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def _check_name(_registration: Registration, _: Attribute[str], name: object) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ContractError(
+            f"the name {name!r} is malformed",
+            subject="Registration",
+            remedy="Use lower-case letters, digits, '_' and '-', such as 'nth-step'.",
+        )
+
+
+def _check_target(registration: Registration, _: Attribute[str | type], target: object) -> None:
+    if isinstance(target, type):
+        return
+    if not isinstance(target, str) or not _TARGET.fullmatch(target):
+        raise ContractError(
+            f"the target {target!r} is neither a class nor 'package.module:Class'",
+            subject=f"Registration {registration.name!r}",
+            remedy="Name the class, such as 'hetcache_nth_step.policy:NthStep'.",
+        )
+
+
+def _check_summary(registration: Registration, _: Attribute[str], summary: object) -> None:
+    if not isinstance(summary, str) or not summary.strip() or len(summary.splitlines()) > 1:
+        raise ContractError(
+            f"the summary {summary!r} is not one line of text",
+            subject=f"Registration {registration.name!r}",
+            remedy="Say on one line what it does; 'hetcache policies' shows it.",
+        )
+
+
+@frozen(kw_only=True)
+class Registration:
+    """One policy, backbone or clip set that a plugin provides.
+
+    Args:
+        name: The name people choose it by; equal to the class's own ``name``.
+        target: ``"package.module:Class"``, loaded when it is first asked for, or the class
+            itself. Prefer the text: listing plugins then imports neither the module nor torch.
+        summary: What it does, on one line.
+
+    Raises:
+        ContractError: If one of the three is malformed.
+    """
+
+    name: str = field(validator=_check_name)
+    target: str | type = field(validator=_check_target)
+    summary: str = field(validator=_check_summary)
+
+
+@hookspec
+def hetcache_register_policies() -> Iterable[Registration]:
+    """Provide caching policies.
+
+    Called once by each ``discover()``, before any pipeline exists. Import nothing heavy here: name
+    the classes as text.
+
+    Returns:
+        The policies, each with a name that no other plugin provides. The targets are subclasses
+        of ``hetcache_core.policy.pieces.PolicyRecipe``.
+
+    Raises:
+        Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides
+            nothing, and the others are not affected.
+
+    .. versionadded:: 0.1
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def hetcache_register_backbones() -> Iterable[Registration]:
+    """Provide backbones, which map a library's diffusion transformer onto the hooks of the engine.
+
+    Called once by each ``discover()``, before any pipeline exists. Import nothing heavy here: name
+    the classes as text.
+
+    Returns:
+        The backbones, each with a name that no other plugin provides. The targets are subclasses
+        of ``hetcache_core.backbone.adapter.Backbone``.
+
+    Raises:
+        Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides
+            nothing, and the others are not affected.
+
+    .. versionadded:: 0.1
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def hetcache_register_clip_sets() -> Iterable[Registration]:
+    """Provide sets of clips that policies are compared on (``hetcache compare --clips NAME``).
+
+    Called once by each ``discover()``, before any pipeline exists. Import nothing heavy here: name
+    the classes as text.
+
+    Returns:
+        The clip sets, each with a name that no other plugin provides. The targets are subclasses
+        of ``hetcache_core.plugins.clips.ClipSet``.
+
+    Raises:
+        Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides
+            nothing, and the others are not affected.
+
+    .. versionadded:: 0.1
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def hetcache_observe_run(trace: Trace) -> None:
+    """Observe a finished run, for instance to log it or to save its trace.
+
+    Called once for every run, when its last step has been computed. A run that is given up earlier
+    is not observed. Nothing that the observer does changes the run's result.
+
+    Args:
+        trace: What was decided and computed. Treat it as read-only: all observers get the same.
+
+    Raises:
+        Exception: Whatever is raised is logged with the plugin's name; the run and the other
+            observers go on.
+
+    .. versionadded:: 0.1
+    """
+    raise NotImplementedError

@@ -1,0 +1,1 @@
+"""What policies are composed of: pieces, recipes, partial steps, guards and signals."""

@@ -1,0 +1,211 @@
+"""The composition of pieces that is a policy, and the recipe that a plugin registers for it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from attrs import NOTHING, evolve, fields, frozen
+
+from hetcache_core.errors import ConfigError
+from hetcache_core.policy.partial import KVMode, PartialSettings
+from hetcache_core.policy.pieces import BlockPolicy, GuidancePolicy, Predictor, StepPolicy
+from hetcache_core.steps import WHOLE_TRUNK, ModelInfo, Span
+
+if TYPE_CHECKING:
+    from attrs import AttrsInstance
+    from typing_extensions import Self
+
+    from hetcache_core.records.calibration import Calibrator
+    from hetcache_core.tokens import ContextSelector, TokenPartitioner
+
+
+class ReusePoint(str, Enum):
+    """What a REUSE step leaves out."""
+
+    TRUNK = "trunk"
+    """The blocks; embedding and head run with the current timestep."""
+    OUTPUT = "output"
+    """The whole model call; the decision can look at latents and timestep only."""
+
+
+@frozen(kw_only=True)
+class CachePolicy:
+    """The composition: one piece for each question, None where it is not asked.
+
+    Attributes:
+        name: the name in traces and tables, pieces joined by "+".
+        step: FULL, PARTIAL or REUSE; None runs every step in full.
+        blocks: what happens inside computed steps.
+        guidance: which branches are predicted.
+        predictor: what stands in for what is not computed; None holds the last value.
+        partitioner: roles of tokens; needed for PARTIAL.
+        selector: which context tokens stay active; needed for PARTIAL with ``context_ratio > 0``.
+        partial: how PARTIAL steps run; None where the step policy never asks for one.
+        reuse_point: what a REUSE step leaves out.
+        spans: the spans whose residuals computed steps keep for REUSE.
+        sampler_share: share of the sampler steps asked for that is taken, in (0, 1].
+        features: names of ``Features`` fields that the pieces need beyond those implied here.
+        notes: sentences about how it was made that belong into every trace.
+    """
+
+    name: str
+    step: StepPolicy | None = None
+    blocks: BlockPolicy | None = None
+    guidance: GuidancePolicy | None = None
+    predictor: Predictor | None = None
+    partitioner: TokenPartitioner | None = None
+    selector: ContextSelector | None = None
+    partial: PartialSettings | None = None
+    reuse_point: ReusePoint = ReusePoint.TRUNK
+    spans: tuple[Span, ...] = (WHOLE_TRUNK,)
+    sampler_share: float = 1.0
+    features: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse combinations that could not run.
+
+        Raises:
+            ConfigError: pieces are missing or in each other's way.
+        """
+        if not 0 < self.sampler_share <= 1:
+            raise ConfigError(
+                f"Policy {self.name!r} takes {self.sampler_share} of the steps; give a share in (0, 1]."
+            )
+        if self.partial is not None and self.partitioner is None:
+            raise ConfigError(f"Policy {self.name!r} has partial steps but no TokenPartitioner.")
+        if self.partial is not None and self.partial.context_ratio > 0 and self.selector is None:
+            raise ConfigError(
+                f"Policy {self.name!r} keeps {self.partial.context_ratio:.0%} of the context but has "
+                "no ContextSelector to choose it."
+            )
+        if self.partial is not None and self.blocks is not None:
+            raise ConfigError(
+                f"Policy {self.name!r} mixes partial steps with block-level reuse: blocks store all "
+                "tokens, partial steps run some. Use one of the two."
+            )
+
+    def needs(self) -> frozenset[str]:
+        """Names of the ``Features`` that a backbone must have to carry this policy."""
+        needed = set(self.features)
+        if self.partial is not None:
+            needed |= {"mask", "rows"}
+            if self.partial.kv_mode is KVMode.CACHED:
+                needed.add("attention")
+        if self.selector is not None and self.selector.needs_scores:
+            needed.add("attention")
+        if self.blocks is not None and self.blocks.needs_sub_layers:
+            needed.add("sub_layers")
+        if self.reuse_point is ReusePoint.OUTPUT or self.guidance is not None:
+            needed.add("output")
+        if self.sampler_share < 1:
+            needed.add("sampler")
+        return frozenset(needed)
+
+
+_PIECES = ("step", "blocks", "guidance", "predictor", "partitioner", "selector", "partial")
+
+
+def combine(first: CachePolicy, second: CachePolicy) -> CachePolicy:
+    """Compose two policies that answer different questions.
+
+    Raises:
+        ConfigError: both answer the same question.
+    """
+    defaults = {f.name: f.default for f in fields(CachePolicy)}
+    merged: dict[str, Any] = {"name": f"{first.name}+{second.name}"}
+    for piece in (*_PIECES, "reuse_point", "spans", "sampler_share"):
+        mine, other = getattr(first, piece), getattr(second, piece)
+        both = mine != defaults[piece] and other != defaults[piece]
+        if both and (piece in _PIECES or mine != other):
+            raise ConfigError(
+                f"Policies {first.name!r} and {second.name!r} both bring a {piece} piece "
+                f"({type(mine).__name__} and {type(other).__name__}); only one can decide it. "
+                "Drop one of them."
+            )
+        merged[piece] = mine if mine != defaults[piece] else other
+    merged["features"] = first.features | second.features
+    merged["notes"] = first.notes + second.notes
+    return evolve(first, **merged)
+
+
+class PolicyRecipe(ABC):
+    """A named policy with its settings: what a plugin registers.
+
+    Subclasses are final ``attrs.frozen(kw_only=True)`` classes whose fields are the settings that
+    ``--set``, YAML files and keyword arguments may give (declare them with ``settings.setting``).
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    anywhere: ClassVar[Mapping[str, object]] = {}
+    """Settings with which it runs on every model, for those that try every policy on one."""
+    expected_failures: ClassVar[Mapping[str, str]] = {}
+    """Checks of the contract kit that it has to fail on ``TinyBackbone``, each with its reason."""
+    decides_on: ClassVar[str] = ""
+    """What its decisions look at, in a few words for tables."""
+    preset_shares: ClassVar[Mapping[str, float]] = {}
+    """Share of the FLOPs that each preset computes: a run with the preset is asked for it.
+
+    Where the policy decides steps, its thresholds follow as they do for ``target_speedup``; elsewhere
+    the settings have to reach it.
+    """
+
+    @abstractmethod
+    def compose(self, model: ModelInfo) -> CachePolicy:
+        """Make the policy for a model.
+
+        Raises:
+            ConfigError: these settings don't fit the model; the message says which would.
+        """
+
+    @classmethod
+    def needs_settings(cls) -> tuple[str, ...]:
+        """Name the settings without which it runs on no model, those in ``anywhere`` left out."""
+        settings = cast("type[AttrsInstance]", cls)
+        return tuple(
+            f.alias or f.name
+            for f in fields(settings)
+            if f.default is NOTHING and (f.alias or f.name) not in cls.anywhere
+        )
+
+    def beside(self, others: Sequence[CachePolicy]) -> Self:
+        """Return the recipe to use when composed with others ("adacache+teacache").
+
+        A recipe that can answer another question when its usual one is already answered, or that
+        can give up a piece, does so here.
+
+        Args:
+            others: what the other recipes compose on their own.
+        """
+        return self
+
+    @classmethod
+    def calibrator(cls) -> Calibrator | None:
+        """Return a calibrator for this policy, or None where it needs no calibration."""
+        return None
+
+    @classmethod
+    def at_speedup(cls, speedup: float) -> Mapping[str, object]:
+        """Return settings that alone leave out all but ``1 / speedup`` of the FLOPs.
+
+        For policies that no budget can steer because they decide no steps; the others return nothing,
+        and their thresholds follow.
+
+        Args:
+            speedup: how many times fewer FLOPs are asked for, at least 1.
+        """
+        return {}
+
+    @classmethod
+    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
+        """Return the settings of "quality", "balanced" or "fast" on a model.
+
+        Raises:
+            ConfigError: this policy has no such preset; the default has none at all.
+        """
+        raise ConfigError(f"Policy {cls.name!r} has no preset {preset!r}.")

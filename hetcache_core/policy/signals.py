@@ -1,0 +1,177 @@
+"""What a step policy may look at, computed on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from attrs import define, field
+
+from hetcache_core.errors import ContractError
+from hetcache_core.steps import WHOLE_TRUNK, Span, StepInfo
+from hetcache_core.store import CacheStore, Kind, Slot
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hetcache_core.backbone.adapter import ModelCall
+    from hetcache_core.backbone.trunk import TrunkCall
+
+
+SIGNALS: Final = ""
+"""Name under which the store keeps what belongs to the decision and to no branch."""
+
+
+def relative_l1(new: Tensor, old: Tensor) -> Tensor:
+    """Return ``mean|new - old| / mean|old|`` as an fp32 scalar tensor; no wait for the device."""
+    old = old.float()
+    return (new.float() - old).abs().mean() / old.abs().mean().clamp_min(1e-12)
+
+
+@define(eq=False)
+class ScheduleSignals:
+    """Signals of the whole schedule, shared by the steps of a run.
+
+    Attributes:
+        tables: fp32 (S, k) by name, on the trunk's device.
+        numbers: what was read of them.
+    """
+
+    tables: dict[str, Tensor] = field(factory=dict)
+    numbers: dict[str, list[float]] = field(factory=dict)
+
+
+@define(eq=False)
+class Signals:
+    """Signals of one step, taken from the branch that is run first.
+
+    Where one call holds several branches, only the rows of the first are looked at, so merged and
+    separate guidance decide alike. A signal that was not asked for costs nothing.
+
+    Attributes:
+        step: the step.
+        timesteps: unrounded timesteps of the whole run.
+        threshold_factor: multiply thresholds with it; how an asked speed-up is reached.
+        reads: numbers brought to the host so far.
+    """
+
+    step: StepInfo
+    timesteps: tuple[float, ...]
+    _call: ModelCall
+    _trunk: TrunkCall | None
+    _probe: Callable[[int], Tensor] | None
+    _ahead: ScheduleSignals
+    _store: CacheStore
+    threshold_factor: float = 1.0
+    _modulated: Tensor | None = field(default=None, init=False)
+    reads: int = field(default=0, init=False)
+
+    def timestep_embedding(self, index: int | None = None) -> Tensor:
+        """Embedding of a step's unrounded timestep: (D,) fp32.
+
+        Args:
+            index: the step, which may lie ahead; None for the current one.
+        """
+        trunk = self._need_trunk("timestep_embedding")
+        return self._row("embedding", trunk.timestep_embeddings, index)
+
+    def timestep_modulation(self, index: int | None = None) -> Tensor:
+        """Block modulation of a step's unrounded timestep: (6 * D,) fp32; ``index`` as above."""
+        trunk = self._need_trunk("timestep_modulation")
+        return self._row("modulation", trunk.timestep_modulations, index)
+
+    def modulated_input(self) -> Tensor:
+        """First block's modulated input (b, N, D) in fp32, rows of the deciding branch."""
+        if self._modulated is None:
+            trunk = self._need_trunk("modulated_input")
+            self._modulated = trunk.modulated_input(self.timestep_modulation())[self._rows]
+        return self._modulated
+
+    def hidden(self) -> Tensor:
+        """Trunk input (b, N, D), rows of the deciding branch."""
+        return self._need_trunk("hidden").x[self._rows]
+
+    def latent(self) -> Tensor:
+        """Noisy latents that the model was called with; shape as in the library, b rows or 1."""
+        latents = self._call.latents
+        return latents[self._rows] if latents.shape[0] > 1 else latents
+
+    def probe(self, blocks: int = 1) -> Tensor:
+        """Output (b, N, D) of the first blocks; a step that then runs does not run them again.
+
+        Args:
+            blocks: how many, at least 1.
+        """
+        self._need_trunk("probe")
+        if self._probe is None:
+            raise ContractError(
+                "a policy whose decisions depend on the schedule alone asks for a probe",
+                remedy="Return False from schedule_only",
+            )
+        return self._probe(blocks)[self._rows]
+
+    def read(self, value: Tensor) -> float:
+        """Bring one number to the host. Only here and below does a decision wait for the device."""
+        self.reads += 1
+        return float(value.item())
+
+    def read_many(self, values: Tensor) -> list[float]:
+        """Bring several numbers (k,) to the host at once; counts as one read."""
+        self.reads += 1
+        return [float(v) for v in values.tolist()]
+
+    def read_ahead(self, name: str, compute: Callable[[], Tensor]) -> list[float]:
+        """Bring numbers (k,) that depend on the schedule alone to the host, once a run.
+
+        Args:
+            name: what they are; later calls of the run with this name get the same list.
+            compute: makes them, on the first call.
+        """
+        numbers = self._ahead.numbers
+        if name not in numbers:
+            numbers[name] = self.read_many(compute())
+        return numbers[name]
+
+    def residual(self, span: Span = WHOLE_TRUNK) -> Tensor | None:
+        """Newest kept residual (b, N, D) of a span, rows of the deciding branch, or None.
+
+        It must not be written to, and the next full step overwrites it: keep a clone.
+        """
+        slot = Slot(Kind.RESIDUAL, span)
+        if not self._store.has(self._call.key, slot):
+            return None
+        return self._store.get(self._call.key, slot, like=self._call.latents)[-1].value[self._rows]
+
+    def keep(self, name: str, value: Tensor) -> None:
+        """Keep a tensor for later steps of the run, within the cache's byte budget."""
+        # In its own dtype, whatever the cache's: decisions are taken in fp32.
+        self._store.put(SIGNALS, Slot(Kind.SIGNAL, name), value, step=self.step.index, exact=True)
+
+    def kept(self, name: str) -> Tensor | None:
+        """Return what ``keep`` was last given under this name, or None."""
+        slot = Slot(Kind.SIGNAL, name)
+        if not self._store.has(SIGNALS, slot):
+            return None
+        return self._store.newest(SIGNALS, slot).to(self._call.latents.device)
+
+    @property
+    def _rows(self) -> slice:
+        return self._call.branches[0].rows
+
+    def _row(
+        self, name: str, compute: Callable[[Sequence[float]], Tensor], index: int | None
+    ) -> Tensor:
+        # All steps at once, once a run: fp32 copies of the weights live only for this call.
+        tables = self._ahead.tables
+        if name not in tables:
+            tables[name] = compute(self.timesteps)
+        return tables[name][self.step.index if index is None else index]
+
+    def _need_trunk(self, name: str) -> TrunkCall:
+        if self._trunk is None:
+            raise ContractError(
+                f"The signal {name!r} needs the model's embedding, but this policy reuses whole model "
+                "outputs and decides before the embedding runs. Use signals.latent(), or set "
+                "reuse_point to TRUNK."
+            )
+        return self._trunk

@@ -1,0 +1,1 @@
+"""What was decided and measured: traces, plans, schedules and calibrations."""

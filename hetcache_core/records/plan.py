@@ -1,0 +1,300 @@
+"""What a run did, in as many words as it takes to do the same again without deciding anything.
+
+It is recorded with every trace and kept short: an action is a few letters and stands in a table once,
+the blocks of a call are runs of places in that table, and token rows are compressed bits.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from attrs import asdict, evolve, frozen
+
+from hetcache_core.policy.partial import ControlMode, KVMode
+from hetcache_core.policy.pieces import BlockAction, PartAction, Use
+from hetcache_core.steps import WHOLE_TRUNK, Mode, ModelInfo, Span, SubLayer
+from hetcache_core.tokens import Grid
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+RUN: Final = "run"
+"""A block of which nothing is kept or reused."""
+
+NEVER_ASKED: Final = "-"
+LISTED: Final = "="
+"""Marks rows that are written one by one, since they do not ascend."""
+
+
+@frozen(kw_only=True)
+class PlannedStep:
+    """One step.
+
+    Attributes:
+        mode: what was decided; a branch of which nothing was kept ran in full all the same.
+        span: the blocks that were reused.
+        gain: the factor that the predictor got, or None.
+        probe: first blocks that a decision looked at and that kept something on the way.
+        predicted: branches whose output was predicted.
+    """
+
+    mode: Mode
+    span: Span = WHOLE_TRUNK
+    gain: float | None = None
+    probe: int = 0
+    predicted: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class PlannedCall:
+    """The blocks of one call.
+
+    Attributes:
+        step: index of the step.
+        branch: key of the call, its branches joined by "+".
+        main: actions of the main blocks, as ``pack_places`` writes them.
+        control: actions of the control blocks.
+    """
+
+    step: int
+    branch: str
+    main: str
+    control: str
+
+
+@frozen(kw_only=True)
+class Plan:
+    """What a run did.
+
+    Attributes:
+        model: the model.
+        grid: its tokens.
+        sigmas: noise levels of the steps.
+        steps: one for each step.
+        branches: keys of the calls, in the order in which they came first.
+        actions: what blocks did, as ``action_text`` writes it; empty if all simply ran.
+        calls: one for each call that asked about its blocks.
+        rows: token rows, as ``pack_rows`` writes them.
+        roles: fingerprint of the roles of the tokens, or "" without partial steps.
+        selections: the rows of partial steps, as places in ``rows``, in the order of their choice.
+        kv_mode: which keys the active queries of partial steps saw, None without partial steps.
+        control_mode: where their control hints came from, None without partial steps.
+        kv_dtype: dtype that keys and values were kept in for partial steps, None for the cache's own.
+    """
+
+    model: ModelInfo
+    grid: Grid
+    sigmas: tuple[float, ...]
+    steps: tuple[PlannedStep, ...]
+    branches: tuple[str, ...]
+    actions: tuple[str, ...] = ()
+    calls: tuple[PlannedCall, ...] = ()
+    rows: tuple[str, ...] = ()
+    roles: str = ""
+    selections: tuple[int, ...] = ()
+    kv_mode: KVMode | None = None
+    control_mode: ControlMode | None = None
+    kv_dtype: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**asdict(self), "steps": [_step_to_dict(step) for step in self.steps]}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Plan:
+        """Build a plan from the values of ``to_dict``.
+
+        Raises:
+            KeyError, TypeError, ValueError: they are not those of a whole plan.
+        """
+        lists = ("sigmas", "branches", "actions", "rows", "selections")
+        model = {**plain["model"], "control_layers": tuple(plain["model"]["control_layers"])}
+        made = cls(
+            model=ModelInfo(**model),
+            grid=Grid(**plain["grid"]),
+            steps=tuple(_step_from_dict(step) for step in plain["steps"]),
+            calls=tuple(PlannedCall(**call) for call in plain["calls"]),
+            roles=str(plain["roles"]),
+            kv_mode=None if plain["kv_mode"] is None else KVMode(plain["kv_mode"]),
+            control_mode=None
+            if plain["control_mode"] is None
+            else ControlMode(plain["control_mode"]),
+            kv_dtype=plain.get("kv_dtype"),  # plans of earlier versions do not have it
+            **{name: tuple(plain[name]) for name in lists},
+        )
+        made.check()
+        return made
+
+    def check(self) -> None:
+        """Read everything that is packed.
+
+        Raises:
+            ValueError: something cannot be read, or is not there.
+        """
+        if not self.steps or len(self.steps) != len(self.sigmas):
+            raise ValueError(f"{len(self.steps)} steps and {len(self.sigmas)} noise levels")
+        for text in self.actions:
+            _, at = read_action(text)
+            _check_places(at.values(), len(self.rows))
+        for call in self.calls:
+            for packed in (call.main, call.control):
+                asked = (place for place in unpack_places(packed) if place is not None)
+                _check_places(asked, len(self.actions))
+        for text in self.rows:
+            unpack_rows(text, self.grid.tokens)
+        _check_places(self.selections, len(self.rows))
+
+
+def _check_places(places: Iterable[int], size: int) -> None:
+    for place in places:
+        if not 0 <= place < size:
+            raise ValueError(f"there is no place {place} in a table of {size}")
+
+
+def _step_to_dict(step: PlannedStep) -> dict[str, Any]:
+    plain: dict[str, Any] = {"mode": step.mode.value}
+    if step.span != WHOLE_TRUNK:
+        plain["span"] = [step.span.front, step.span.back]
+    if step.gain is not None:
+        plain["gain"] = step.gain
+    if step.probe:
+        plain["probe"] = step.probe
+    if step.predicted:
+        plain["predicted"] = list(step.predicted)
+    return plain
+
+
+def _step_from_dict(plain: Mapping[str, Any]) -> PlannedStep:
+    return PlannedStep(
+        mode=Mode(plain["mode"]),
+        span=Span(*plain.get("span", ())),
+        gain=plain.get("gain"),
+        probe=int(plain.get("probe", 0)),
+        predicted=tuple(plain.get("predicted", ())),
+    )
+
+
+# Actions
+
+
+def action_text(action: BlockAction, places: Mapping[SubLayer, int]) -> str:
+    """Write what a block does: ``run+store``, ``run feed_forward=reuse+store@3``.
+
+    Args:
+        action: what it does; what it shows to the policy is left out.
+        places: where the rows are that a sub-layer recomputes.
+    """
+    words = [_use_text(action.use, store=action.store)]
+    for part in SubLayer:
+        if part not in action.parts:
+            continue
+        act = action.parts[part]
+        at = f"@{places[part]}" if part in places else ""
+        if act != PartAction() or at:
+            words.append(f"{part.value}={_use_text(act.use, store=act.store)}{at}")
+    return " ".join(words)
+
+
+def read_action(text: str) -> tuple[BlockAction, dict[SubLayer, int]]:
+    """Read what ``action_text`` has written: the action without rows, and where its rows are.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    first, *rest = text.split()
+    parts, places = {}, {}
+    for word in rest:
+        name, _, what = word.partition("=")
+        what, at, place = what.partition("@")
+        use, store = _read_use(what)
+        parts[SubLayer(name)] = PartAction(use, store=store)
+        if at:
+            places[SubLayer(name)] = int(place)
+    use, store = _read_use(first)
+    return BlockAction(use=use, store=store, parts=parts), places
+
+
+def with_rows(action: BlockAction, rows: Mapping[SubLayer, torch.Tensor]) -> BlockAction:
+    """Return an action whose sub-layers recompute rows (k,)."""
+    parts = {part: evolve(act, rows=rows.get(part)) for part, act in action.parts.items()}
+    return evolve(action, parts=parts)
+
+
+def _use_text(use: Use, *, store: bool) -> str:
+    return use.value + ("+store" if store else "")
+
+
+def _read_use(text: str) -> tuple[Use, bool]:
+    use, plus, store = text.partition("+")
+    if plus and store != "store":
+        raise ValueError(f"{text!r} is no use of a block")
+    return Use(use), bool(plus)
+
+
+def pack_places(places: Sequence[int | None]) -> str:
+    """Write places as runs, ``0*10 1 -*3``; None, which is ``-``, stands for "was not asked"."""
+    runs = [(place, len(list(same))) for place, same in groupby(places)]
+    words = [(NEVER_ASKED if place is None else str(place), count) for place, count in runs]
+    return " ".join(word if count == 1 else f"{word}*{count}" for word, count in words)
+
+
+def unpack_places(text: str) -> list[int | None]:
+    """Read what ``pack_places`` has written.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    places: list[int | None] = []
+    for run in text.split():
+        word, star, count = run.partition("*")
+        places += [None if word == NEVER_ASKED else int(word)] * (int(count) if star else 1)
+    return places
+
+
+# Rows
+
+
+def pack_rows(rows: NDArray[np.integer[Any]], tokens: int) -> str:
+    """Write token rows (k,) as the compressed bits of all tokens, in base 64.
+
+    Rows that do not ascend are written one by one: their order matters to what comes out.
+    """
+    if (np.diff(rows) <= 0).any():
+        return LISTED + ",".join(str(row) for row in rows.tolist())
+    flags = np.zeros(tokens, bool)
+    flags[rows] = True
+    return base64.b64encode(zlib.compress(np.packbits(flags).tobytes(), 9)).decode("ascii")
+
+
+def unpack_rows(text: str, tokens: int) -> NDArray[np.int64]:
+    """Read what ``pack_rows`` has written: (k,) token rows.
+
+    Raises:
+        ValueError: it cannot be read, or names tokens that are not there.
+    """
+    if text.startswith(LISTED):
+        rows = np.array([int(row) for row in text[1:].split(",")], np.int64)
+    else:
+        try:
+            packed = zlib.decompress(base64.b64decode(text, validate=True))
+        except zlib.error as error:
+            raise ValueError(f"rows cannot be unpacked: {error}") from error
+        flags = np.unpackbits(np.frombuffer(packed, np.uint8))
+        if len(flags) != -(-tokens // 8) * 8:  # packed by eights
+            raise ValueError(f"{len(flags)} bits of rows do not stand for {tokens} tokens")
+        rows = flags.nonzero()[0].astype(np.int64)
+    if len(rows) and not 0 <= rows.min() <= rows.max() < tokens:
+        raise ValueError(f"rows reach beyond the {tokens} tokens")
+    return rows
+
+
+def fingerprint(roles: torch.Tensor) -> str:
+    """Return a short text that only the same roles (N,) have; waits for the device."""
+    return hashlib.sha256(roles.cpu().numpy().tobytes()).hexdigest()[:32]

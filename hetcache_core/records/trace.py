@@ -1,0 +1,247 @@
+"""What was decided and what it cost: one record a DiT call, written and read as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import asdict, define, field, fields, frozen
+
+from hetcache_core.errors import ConfigError
+from hetcache_core.records.plan import Plan
+from hetcache_core.steps import Mode
+
+SCHEMA_VERSION: Final = 2
+"""Raised whenever a reader of older traces would misread a newer one, or miss something in an older one.
+
+2: with a plan."""
+
+READABLE: Final = (1, SCHEMA_VERSION)
+
+
+@define(eq=True, kw_only=True)
+class CallRecord:
+    """One DiT call.
+
+    Attributes:
+        step: index of the step.
+        timestep: unrounded timestep.
+        sigma: noise level.
+        branch: guidance branch, or branches of one merged call joined by "+".
+        expert: the expert model, "" where there is one model.
+        tokens: all tokens ``N`` of one batch row.
+        mode: what the call did.
+        reason: why, in words.
+        signal: the value that was compared, or None.
+        active: tokens that went through blocks.
+        active_by_role: the active ones by role name; empty for unmasked runs.
+        blocks_run: main blocks that ran, whole or in part.
+        control_run: control blocks that ran.
+        parts_reused: sub-layers whose stored output was used.
+        seconds: duration of the call, embedding and head included; on CUDA measured by events.
+        flops: FLOPs that ran.
+        flops_full: FLOPs of the same call without caching.
+        cache_bytes: bytes in the store after the call.
+        host_reads: numbers that the decision brought to the host.
+    """
+
+    step: int
+    timestep: float
+    sigma: float
+    branch: str
+    expert: str
+    tokens: int
+    mode: Mode = Mode.FULL
+    reason: str = ""
+    signal: float | None = None
+    active: int = 0
+    active_by_role: dict[str, int] = field(factory=dict)
+    blocks_run: int = 0
+    control_run: int = 0
+    parts_reused: int = 0
+    seconds: float = 0.0
+    flops: int = 0
+    flops_full: int = 0
+    cache_bytes: int = 0
+    host_reads: int = 0
+
+
+@frozen(kw_only=True)
+class Totals:
+    """Sums over a run.
+
+    Attributes:
+        steps: sampler steps.
+        steps_full: steps whose deciding call ran in full.
+        steps_partial: steps whose deciding call ran in part.
+        steps_reused: steps whose deciding call reused.
+        calls: DiT calls.
+        flops: FLOPs that ran.
+        flops_full: FLOPs of all steps asked for, without caching.
+        flops_speedup: ``flops_full / flops``.
+        call_seconds: seconds inside DiT calls.
+        denoise_seconds: seconds from the first call to the end of the last step.
+        peak_cache_bytes: most bytes held at once.
+        host_reads: numbers that decisions brought to the host.
+    """
+
+    steps: int
+    steps_full: int
+    steps_partial: int
+    steps_reused: int
+    calls: int
+    flops: int
+    flops_full: int
+    flops_speedup: float
+    call_seconds: float
+    denoise_seconds: float
+    peak_cache_bytes: int
+    host_reads: int
+
+
+@define(eq=True, kw_only=True)
+class Trace:
+    """Everything that one run decided.
+
+    Attributes:
+        policy: name of the policy.
+        settings: the policy's settings by name.
+        backbone: name of the backbone.
+        variant: published model that the dimensions belong to, or "".
+        steps: sampler steps ``S``.
+        requested_steps: sampler steps that were asked for; a policy may take fewer.
+        tokens: tokens ``N`` of one batch row.
+        tokens_by_role: all tokens by role name; empty for unmasked runs.
+        records: one a DiT call, in order.
+        denoise_seconds: seconds from the first call to the end of the last step.
+        peak_cache_bytes: most bytes held at once.
+        notes: sentences about the run as a whole.
+        complete: whether the last step was reached.
+        target_speedup: how many times fewer FLOPs were asked for, or None.
+        plan: what has to be done to repeat the run without deciding anything, or None where the trace
+            is older than plans are.
+        schema_version: version of this layout.
+    """
+
+    policy: str
+    settings: dict[str, Any]
+    backbone: str
+    variant: str
+    steps: int
+    requested_steps: int
+    tokens: int
+    tokens_by_role: dict[str, int] = field(factory=dict)
+    records: list[CallRecord] = field(factory=list)
+    denoise_seconds: float = 0.0
+    peak_cache_bytes: int = 0
+    notes: list[str] = field(factory=list)
+    complete: bool = False
+    target_speedup: float | None = None
+    plan: Plan | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def modes(self) -> list[Mode]:
+        """Return the mode of every step: that of its first call."""
+        first: dict[int, Mode] = {}
+        for record in self.records:
+            first.setdefault(record.step, record.mode)
+        return [first[step] for step in sorted(first)]
+
+    def totals(self) -> Totals:
+        """Return the sums over the run."""
+        modes = Counter(self.modes())
+        flops = sum(r.flops for r in self.records)
+        # Steps that the sampler never took count as work left out.
+        taken = sum(r.flops_full for r in self.records)
+        flops_full = taken * self.requested_steps // self.steps if self.steps else taken
+        return Totals(
+            steps=self.steps,
+            steps_full=modes[Mode.FULL],
+            steps_partial=modes[Mode.PARTIAL],
+            steps_reused=modes[Mode.REUSE],
+            calls=len(self.records),
+            flops=flops,
+            flops_full=flops_full,
+            flops_speedup=flops_full / flops if flops else 1.0,
+            call_seconds=sum(r.seconds for r in self.records),
+            denoise_seconds=self.denoise_seconds,
+            peak_cache_bytes=self.peak_cache_bytes,
+            host_reads=sum(r.host_reads for r in self.records),
+        )
+
+    def summary(self) -> str:
+        """Return one line: policy, steps by mode, FLOPs saved, cache size."""
+        t = self.totals()
+        return (
+            f"{self.policy} on {self.backbone}: {t.steps_full} full, {t.steps_partial} partial, "
+            f"{t.steps_reused} reused of {t.steps} steps; {t.flops_speedup:.2f}x fewer FLOPs; "
+            f"cache peak {t.peak_cache_bytes / 2**20:.1f} MiB"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, totals included."""
+        plain = asdict(
+            self, value_serializer=_plain, filter=lambda attribute, _: attribute.name != "plan"
+        )
+        plan = None if self.plan is None else self.plan.to_dict()
+        return {**plain, "plan": plan, "totals": asdict(self.totals())}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON; the file appears whole or not at all."""
+        write_atomically(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trace:
+        """Read a trace written by ``save``.
+
+        Raises:
+            ConfigError: the file is no trace, or was written by a newer version.
+        """
+        try:
+            plain = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read as a trace: {error}.") from error
+        return cls.from_dict(plain, where=str(path))
+
+    @classmethod
+    def from_dict(cls, plain: object, *, where: str = "trace") -> Trace:
+        """Build a trace from the values of ``to_dict``; errors as in ``load``."""
+        version = plain.get("schema_version") if isinstance(plain, Mapping) else None
+        if not isinstance(plain, Mapping) or version not in READABLE:
+            raise ConfigError(
+                f"{where} has trace schema {version!r}; this version reads {SCHEMA_VERSION} and "
+                "older. Write it again with this version of hetcache."
+            )
+        names = {f.name for f in fields(cls)}
+        values = {k: v for k, v in plain.items() if k in names}
+        try:
+            values["records"] = [
+                CallRecord(**{**r, "mode": Mode(r["mode"])}) for r in plain["records"]
+            ]
+            plan = values.get("plan")
+            values["plan"] = None if plan is None else Plan.from_dict(plan)
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{where} is not a whole trace: {error}.") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file through a temporary one in the same folder and a rename."""
+    # Opened by name rather than by mkstemp, whose files nobody else may read.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(text)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _plain(_instance: object, _attribute: object, value: Any) -> Any:
+    return value.value if isinstance(value, Mode) else value

@@ -1,0 +1,1 @@
+"""Settings: declared as fields, given as texts, mappings or values."""

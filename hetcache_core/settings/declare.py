@@ -1,0 +1,334 @@
+"""Settings of policies and backbones: declared once, as fields of an attrs class.
+
+A setting is declared in one line, with its type as the annotation::
+
+    @final
+    @frozen(kw_only=True)
+    class NthStep(PolicyRecipe):
+        every: int = setting(2, ge=1, doc="run every n-th step")
+        keep: Literal["last", "mean"] = setting("last", doc="what is reused")
+
+``build`` makes the object from what a person wrote (``--set``, YAML, keyword arguments), and
+``describe`` lists the settings for help and documentation. The same checks hold for a setting
+declared by ``setting`` when the class is called directly. Every mistake is a ``ConfigError`` on one
+line: where, which setting, what is allowed, what was given.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Final, TypeVar, get_type_hints, overload
+
+import attrs
+from attrs import Attribute, frozen
+
+from hetcache_core.errors import NOT_GIVEN, ConfigError, ContractError, nearest_name
+from hetcache_core.settings.fitting import NUMBER, Limits, UnfitError, allowed_texts, fit, type_text
+
+__all__ = ["SettingInfo", "build", "describe", "parse_assignments", "setting"]
+
+T = TypeVar("T")
+
+_METADATA: Final = "hetcache"
+
+
+@frozen(kw_only=True)
+class SettingInfo:
+    """One setting, as help and documentation show it.
+
+    Attributes:
+        name: Name of the setting.
+        type: Its type, in words.
+        default: Its default, or ``NOT_GIVEN`` if it must be given.
+        doc: What it does.
+        allowed: The values that it may take, or the bounds, such as ``(">= 0", "<= 1")``; empty if
+            the type says all.
+    """
+
+    name: str
+    type: str
+    default: object
+    doc: str
+    allowed: tuple[str, ...]
+
+
+@overload
+def setting(
+    default: T,
+    *,
+    doc: str,
+    ge: float | None = ...,
+    gt: float | None = ...,
+    le: float | None = ...,
+    lt: float | None = ...,
+    choices: Collection[object] = ...,
+    allow_non_finite: bool = ...,
+) -> T: ...
+
+
+@overload
+def setting(
+    *,
+    doc: str,
+    ge: float | None = ...,
+    gt: float | None = ...,
+    le: float | None = ...,
+    lt: float | None = ...,
+    choices: Collection[object] = ...,
+    allow_non_finite: bool = ...,
+) -> Any: ...
+
+
+def setting(
+    default: object = attrs.NOTHING,
+    *,
+    doc: str,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: Collection[object] = (),
+    allow_non_finite: bool = False,
+) -> Any:
+    """Declare a setting as a field of an attrs class.
+
+    The annotation says its type: ``bool``, ``int``, ``float``, ``str``, ``Literal``, an enum,
+    ``tuple``, or one of these or ``None``. Bounds and choices hold for the value,
+    or for each element of a tuple; ``None`` always passes them.
+
+    Args:
+        default: The default, which cannot be changed in place; without one it must be given.
+        doc: What it does, with its unit, on one line.
+        ge: It is greater than or equal to this.
+        gt: It is greater than this.
+        le: It is less than or equal to this.
+        lt: It is less than this.
+        choices: It is one of these. ``Literal`` and enums say so themselves.
+        allow_non_finite: It may be infinite or not a number.
+    """
+    given = ((">=", ge), (">", gt), ("<=", le), ("<", lt))
+    limits = Limits(
+        bounds=tuple((sign, bound) for sign, bound in given if bound is not None),
+        choices=tuple(choices),
+        allow_non_finite=allow_non_finite,
+    )
+    return attrs.field(
+        default=default,
+        validator=_validate,
+        metadata={"doc": doc, _METADATA: limits},
+    )
+
+
+def build(cls: type[T], values: Mapping[str, object], *, where: str) -> T:
+    """Make an attrs object from settings that a person wrote.
+
+    Whole numbers are taken for ``float``, lists for tuples and values for members of an enum.
+    Nothing else is converted: text is no number.
+
+    Args:
+        cls: An attrs class.
+        values: Settings by name.
+        where: What the settings are for and where they come from, such as
+            ``"policy 'hetcache' (--set)"``; it opens every message.
+
+    Raises:
+        ConfigError: A setting is unknown, missing, of the wrong type or out of range, or the class
+            refuses the combination.
+        ContractError: The annotations of the class cannot be resolved.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"settings must be given by name, got {_shown(values)}", where=where, given=values
+        )
+    fields = _settings_of(cls)
+    _refuse_unknown(values, fields, where)
+    missing = [name for name in fields if fields[name].default is attrs.NOTHING]
+    missing = [name for name in missing if name not in values]
+    if missing:
+        raise ConfigError(
+            f"missing setting {', '.join(missing)}",
+            where=where,
+            setting=missing[0],
+            remedy=_known(fields),
+        )
+    hints = _hints(cls)
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        attribute = fields[name]
+        try:
+            arguments[name] = fit(value, hints[attribute.name], _limits(attribute))
+        except UnfitError as unfit:
+            raise _config_error(name, value, unfit, where) from None
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        # Keeps the facts of the class's own check, and says where the settings come from.
+        error.where = where
+        raise
+    except (ValueError, TypeError) as error:
+        # A TypeError is the class's own bug, unless a validator of attrs raised it: then its
+        # arguments are the message, the attribute and more.
+        facts = error.args
+        if isinstance(error, TypeError) and not any(isinstance(f, Attribute) for f in facts):
+            raise
+        reason = " ".join(str(facts[0] if facts else "").split())
+        raise ConfigError(reason or type(error).__name__, where=where) from error
+
+
+def describe(cls: type[Any]) -> tuple[SettingInfo, ...]:
+    """List the settings of an attrs class, in the order of their declaration.
+
+    Args:
+        cls: An attrs class.
+
+    Raises:
+        ContractError: It is no attrs class, or its annotations cannot be resolved.
+    """
+    hints = _hints(cls)
+    return tuple(
+        SettingInfo(
+            name=name,
+            type=type_text(hints[attribute.name]),
+            default=_default(attribute),
+            doc=str(attribute.metadata.get("doc", "")),
+            allowed=allowed_texts(hints[attribute.name], _limits(attribute)),
+        )
+        for name, attribute in _settings_of(cls).items()
+    )
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, object]:
+    """Read ``name=value`` texts, as ``--set`` takes them.
+
+    Values are JSON (``0.3``, ``true``, ``null``, ``[1, 2]``, ``"text"``), numbers in the spellings
+    ``.5``, ``1.`` and ``+1``, ``True`` and ``False``; anything else is text as it stands.
+
+    Args:
+        assignments: The texts.
+
+    Returns:
+        Values by name, in the given order.
+
+    Raises:
+        ConfigError: A text has no ``=`` or no name, or a name is given twice.
+    """
+    values: dict[str, object] = {}
+    for assignment in assignments:
+        name, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals or not name:
+            raise ConfigError(
+                f"cannot read {assignment!r}",
+                where="--set",
+                given=assignment,
+                remedy="Write name=value, such as context_ratio=0.3.",
+            )
+        if name in values:
+            raise ConfigError(
+                f"{name} is given twice, as {_shown(values[name])} and {text}",
+                where="--set",
+                setting=name,
+                given=text,
+                remedy="Give it once.",
+            )
+        values[name] = _literal(text)
+    return values
+
+
+def _literal(text: str) -> object:
+    if text in {"True", "False"}:
+        return text == "True"
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return float(text) if NUMBER.fullmatch(text) else text
+
+
+def _settings_of(cls: type[Any]) -> dict[str, Attribute[Any]]:
+    if not attrs.has(cls):
+        raise ContractError("is no attrs class", subject=cls.__name__)
+    return {field.alias or field.name: field for field in attrs.fields(cls) if field.init}
+
+
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls)
+    except (NameError, TypeError, AttributeError) as error:
+        raise ContractError(
+            f"its annotations cannot be resolved: {error}",
+            subject=cls.__name__,
+            remedy="Import the types of settings outside of 'if TYPE_CHECKING:'.",
+        ) from error
+
+
+def _limits(attribute: Attribute[Any]) -> Limits:
+    limits = attribute.metadata.get(_METADATA)
+    return limits if isinstance(limits, Limits) else Limits()
+
+
+def _default(attribute: Attribute[Any]) -> object:
+    default = attribute.default
+    if default is attrs.NOTHING:
+        return NOT_GIVEN
+    factory = getattr(default, "factory", None)  # attrs.Factory, typed as what it makes
+    if factory is not None:
+        return "computed" if getattr(default, "takes_self", False) else factory()
+    return default
+
+
+def _refuse_unknown(
+    values: Mapping[str, object], fields: Mapping[str, Attribute[Any]], where: str
+) -> None:
+    unknown = [str(name) for name in values if name not in fields]
+    if not unknown:
+        return
+    nearest = {name: nearest_name(name, fields) for name in unknown}
+    listed = ", ".join(
+        f"{name!r} (did you mean {nearest[name]!r}?)" if nearest[name] else repr(name)
+        for name in unknown
+    )
+    raise ConfigError(
+        f"unknown setting {listed}",
+        where=where,
+        setting=unknown[0],
+        allowed=fields,
+        nearest=nearest[unknown[0]],
+        remedy=_known(fields),
+    )
+
+
+def _known(fields: Iterable[str]) -> str:
+    return f"Known: {', '.join(fields) or 'none'}."
+
+
+def _validate(instance: object, attribute: Attribute[Any], value: object) -> None:
+    """Check and convert a setting when its class is called, whoever calls it."""
+    cls = type(instance)
+    name = attribute.alias or attribute.name
+    try:
+        fitted = fit(value, _hints(cls)[attribute.name], _limits(attribute))
+    except UnfitError as unfit:
+        raise _config_error(name, value, unfit, cls.__name__) from None
+    if fitted is not value:
+        # A text that equals an enum's member would pass "==" and fail "is". Converters would be
+        # the place, but know their field only from attrs 24.1 on.
+        object.__setattr__(instance, attribute.name, fitted)
+
+
+def _config_error(name: str, value: object, unfit: UnfitError, where: str) -> ConfigError:
+    nearest = nearest_name(value, unfit.allowed) if isinstance(value, str) else None
+    hint = f"Did you mean {nearest}?" if nearest else unfit.remedy
+    return ConfigError(
+        f"{name} must be {unfit.must}, got {_shown(value)}",
+        where=where,
+        setting=name,
+        given=value,
+        allowed=unfit.allowed,
+        nearest=nearest,
+        remedy=hint,
+    )
+
+
+def _shown(value: object) -> str:
+    return " ".join(reprlib.repr(value).split())

@@ -1,0 +1,1 @@
+"""A small model, its pipeline and its backbone in plain torch."""

@@ -1,0 +1,98 @@
+"""What stands in for a feature that was not computed: hold, linear and Taylor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import final
+
+from attrs import frozen
+from torch import Tensor
+
+from hetcache_core import Predictor, Stored, setting
+
+__all__ = ["Hold", "Linear", "Taylor"]
+
+
+@final
+@frozen
+class Hold(Predictor):
+    """The last computed value stands in."""
+
+    @property
+    def history(self) -> int:
+        """One value."""
+        return 1
+
+    def predict(self, values: Sequence[Stored], *, step: int, gain: float | None) -> Tensor:
+        """Return the newest value; step and gain do not matter."""
+        return values[-1].value
+
+
+@final
+@frozen
+class Linear(Predictor):
+    """The straight line through the last two computed values.
+
+    A decision's gain says where on the line: 0 is the older value, 1 the newer one. Without a gain
+    the line is followed to the step itself.
+
+    Source: with a gain, DiCache's ``r_2 + g * (r_1 - r_2)``; without, the first order of TaylorSeer.
+    """
+
+    @property
+    def history(self) -> int:
+        """Two values."""
+        return 2
+
+    def predict(self, values: Sequence[Stored], *, step: int, gain: float | None) -> Tensor:
+        """Return a point on the line; with one value so far, that value."""
+        newest = values[-1]
+        if len(values) == 1:
+            return newest.value
+        older = values[-2]
+        if gain is None:
+            gain = 1 + (step - newest.step) / (newest.step - older.step)
+        line = older.value.float().lerp(newest.value.float(), gain)  # fp32: differences are small
+        return line.to(newest.value.dtype)
+
+
+@final
+@frozen
+class Taylor(Predictor):
+    """A Taylor series whose derivatives are backward differences of the computed values.
+
+    At every computed step ``F_0 = F`` and ``F_j+1 = (F_j - F_j of the last computed step) / gap``;
+    ``u`` steps later the feature is taken to be ``sum_j F_j * u**j / j!``. Backward differences lag
+    behind the derivative from the second order on, so the series is exact for straight lines only.
+
+    Source: TaylorSeer (arXiv:2503.06923), the formula of its reference implementation.
+
+    Attributes:
+        order: highest derivative.
+    """
+
+    order: int = setting(1, ge=1, doc="highest derivative of the series")
+
+    @property
+    def history(self) -> int:
+        """One value more than the order."""
+        return self.order + 1
+
+    def predict(self, values: Sequence[Stored], *, step: int, gain: float | None) -> Tensor:
+        """Return the series' value, of a lower order while values are few; the gain is not used."""
+        newest = values[-1]
+        distance = step - newest.step
+        gaps = [late.step - early.step for early, late in pairwise(values)]
+        differences = [kept.value.float() for kept in values]  # fp32: differences are small
+        series = differences[-1].clone()
+        for degree in range(1, len(values)):
+            differences = [
+                (late - early) / gap
+                for (early, late), gap in zip(
+                    pairwise(differences), gaps[degree - 1 :], strict=True
+                )
+            ]
+            series += differences[-1] * (distance**degree / math.factorial(degree))
+        return series.to(newest.value.dtype)

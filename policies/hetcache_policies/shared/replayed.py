@@ -1,0 +1,245 @@
+"""The pieces of ``replay``: each looks up in the plan of a recorded run what it says.
+
+Source: our design.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, final
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor
+
+from hetcache_core import (
+    BlockAction,
+    BlockDecider,
+    BlockKey,
+    BlockPolicy,
+    BranchRows,
+    ConfigError,
+    ContextSelector,
+    Decision,
+    GuidanceDecider,
+    GuidancePolicy,
+    Mode,
+    Role,
+    RunInfo,
+    Selection,
+    SelectionRequest,
+    Signals,
+    Stack,
+    StepDecider,
+    StepInfo,
+    StepPolicy,
+    SubLayer,
+)
+from hetcache_core.policy.pieces import RUN_BLOCK
+from hetcache_core.records.plan import (
+    Plan,
+    PlannedCall,
+    fingerprint,
+    read_action,
+    unpack_places,
+    unpack_rows,
+    with_rows,
+)
+from hetcache_core.records.schedule import check_run
+from hetcache_policies.shared.selectors import UniformSelector
+
+__all__ = ["ReplayedBlocks", "ReplayedGuidance", "ReplayedRows", "ReplayedSteps"]
+
+REASON: Final = "replayed"
+
+
+@final
+@frozen
+class ReplayedSteps(StepPolicy):
+    """Does at every step what was done at it.
+
+    Attributes:
+        plan: what was done.
+    """
+
+    plan: Plan
+
+    @property
+    def fixed(self) -> bool:
+        """Nothing can be asked of it."""
+        return True
+
+    def begin(self, run: RunInfo) -> StepDecider:
+        """Check that the run is of the recorded kind.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        check_run(self.plan, run)
+        return _StepDecider(self.plan)
+
+
+@final
+@frozen
+class _StepDecider(StepDecider):
+    _plan: Plan
+
+    def decide(self, step: StepInfo, signals: Signals) -> Decision:
+        planned = self._plan.steps[step.index]
+        if planned.probe:  # it kept what later steps take
+            signals.probe(planned.probe)
+        return Decision(planned.mode, REASON, span=planned.span, gain=planned.gain)
+
+
+@final
+@frozen
+class ReplayedBlocks(BlockPolicy):
+    """Does with every block what was done with it.
+
+    Attributes:
+        plan: what was done.
+        sub_layers: whether the recorded policy needs a backbone that shows sub-layers.
+    """
+
+    plan: Plan
+    sub_layers: bool
+
+    @property
+    def needs_sub_layers(self) -> bool:
+        """Whether the recorded policy does."""
+        return self.sub_layers
+
+    def begin(self, run: RunInfo) -> BlockDecider:
+        """Read the table of actions."""
+        return _BlockDecider(
+            self.plan,
+            actions=tuple(read_action(text) for text in self.plan.actions),
+            calls={(call.step, call.branch): call for call in self.plan.calls},
+            device=run.device,
+        )
+
+
+@final
+@define(eq=False)
+class _BlockDecider(BlockDecider):
+    _plan: Plan
+    _actions: tuple[tuple[BlockAction, dict[SubLayer, int]], ...] = field(kw_only=True)
+    _calls: Mapping[tuple[int, str], PlannedCall] = field(kw_only=True)
+    _device: str = field(kw_only=True)
+    _step: int = field(default=-1, init=False)
+    _places: dict[tuple[str, Stack], list[int | None]] = field(factory=dict, init=False)
+    _rows: dict[int, Tensor] = field(factory=dict, init=False)
+    """Rows of the step under way, by their place."""
+
+    def enter_call(self, step: StepInfo, branches: tuple[BranchRows, ...]) -> None:
+        called, known = "+".join(branch.name for branch in branches), self._plan.branches
+        if called not in known:
+            raise ConfigError(
+                f"it was recorded with calls of {', '.join(known)}, this run calls {called}",
+                where="schedule to replay",
+                remedy="Run with the guidance of the recorded run, or record one like this",
+            )
+
+    def block(self, step: StepInfo, branch: str, key: BlockKey, hidden: Tensor) -> BlockAction:
+        return self.control(step, branch, key)
+
+    def control(self, step: StepInfo, branch: str, key: BlockKey) -> BlockAction:
+        if step.index != self._step:
+            self._step = step.index
+            self._places.clear()
+            self._rows.clear()
+        if (branch, key.stack) not in self._places:
+            self._places[branch, key.stack] = self._unpack(step.index, branch, key.stack)
+        places = self._places[branch, key.stack]
+        place = places[key.index] if key.index < len(places) else None
+        if place is None:  # a guard of the session computes what was left out
+            return RUN_BLOCK
+        action, rows = self._actions[place]
+        if not rows:
+            return action
+        return with_rows(action, {part: self._unpack_rows(at) for part, at in rows.items()})
+
+    def _unpack(self, step: int, branch: str, stack: Stack) -> list[int | None]:
+        if branch not in self._plan.branches:  # not a call: somebody asks ahead what will be kept
+            branch = self._plan.branches[0]
+        call = self._calls.get((step, branch))
+        if call is None:
+            return []
+        return unpack_places(call.main if stack is Stack.MAIN else call.control)
+
+    def _unpack_rows(self, place: int) -> Tensor:
+        if place not in self._rows:
+            rows = unpack_rows(self._plan.rows[place], self._plan.grid.tokens)
+            self._rows[place] = torch.from_numpy(rows).to(self._device)
+        return self._rows[place]
+
+
+@final
+@frozen
+class ReplayedGuidance(GuidancePolicy):
+    """Predicts the branches that were predicted, as the recorded policy does.
+
+    Attributes:
+        plan: what was done.
+        recorded: makes the predictions.
+    """
+
+    plan: Plan
+    recorded: GuidancePolicy
+
+    def begin(self, run: RunInfo) -> GuidanceDecider:
+        """Begin the recorded policy."""
+        return _GuidanceDecider(self.plan, self.recorded.begin(run))
+
+
+@final
+@frozen
+class _GuidanceDecider(GuidanceDecider):
+    _plan: Plan
+    _recorded: GuidanceDecider
+
+    def predicts(self, step: StepInfo, branch: str, mode: Mode) -> str | None:
+        return REASON if branch in self._plan.steps[step.index].predicted else None
+
+    def predict(
+        self, step: StepInfo, branch: str, outputs: Mapping[str, Tensor], signals: Signals
+    ) -> Tensor:
+        return self._recorded.predict(step, branch, outputs, signals)
+
+    def observe_outputs(
+        self, step: StepInfo, outputs: Mapping[str, Tensor], mode: Mode, signals: Signals
+    ) -> None:
+        self._recorded.observe_outputs(step, outputs, mode, signals)
+
+
+@final
+@frozen(eq=False, kw_only=True)
+class _Numbered(Selection):
+    """A selection that knows how many came before it."""
+
+    number: int
+
+
+@final
+@frozen
+class ReplayedRows(ContextSelector):
+    """Chooses the context that was chosen, or evenly spread context where the mask is another.
+
+    Attributes:
+        plan: what was done.
+    """
+
+    plan: Plan
+
+    def select(self, request: SelectionRequest) -> Selection:
+        """Put the recorded tokens first."""
+        previous, chosen = request.previous, self.plan.selections
+        number = previous.number + 1 if isinstance(previous, _Numbered) else 0
+        roles = request.partition.roles
+        if number >= len(chosen) or fingerprint(roles) != self.plan.roles:
+            return _Numbered(order=UniformSelector().select(request).order, number=number)
+        rows = unpack_rows(self.plan.rows[chosen[number]], self.plan.grid.tokens)
+        kept = torch.zeros(request.partition.tokens, dtype=torch.bool)
+        kept[torch.from_numpy(rows)] = True
+        left_out = ~kept.to(roles.device)[request.partition.of(Role.CONTEXT)]  # (|C|,)
+        return _Numbered(order=left_out.to(torch.uint8).argsort(stable=True), number=number)

@@ -1,0 +1,221 @@
+"""Commands that show what there is, and how the command line behaves as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("yaml")
+
+from hetcache.cli.main import main
+from hetcache.plugins.listing import supported_versions
+from hetcache_core.plugins.discovery import discover
+from hetcache_core.settings.declare import describe
+
+PLUGIN_KEYS = {
+    "name", "distribution", "version", "status", "hooks", "policies", "backbones", "clip_sets", "error",
+}  # fmt: skip
+POLICY_KEYS = {"name", "summary", "source", "settings", "presets", "preset_shares", "error"}
+SETTING_KEYS = {"name", "type", "default", "doc", "allowed", "required"}
+BACKBONE_KEYS = {
+    "name", "summary", "library", "library_version", "library_supported", "features", "guidance",
+    "geometry", "error",
+}  # fmt: skip
+DOCTOR_KEYS = {
+    "hetcache", "python", "executable", "platform", "cpu_count", "torch", "cuda_devices",
+    "libraries", "plugins", "policies", "backbones", "codecs", "free_disk_bytes", "problems",
+}  # fmt: skip
+
+
+def output(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(words) == 0
+    return capsys.readouterr().out
+
+
+def test_the_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:
+    assert output(capsys, "--version") == f"hetcache {version('hetcache')}\n"
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["edit", "--help"], ["plugins"]])
+def test_help_is_shown(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert output(capsys, *words).startswith("Usage: hetcache")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--version"], ["--help"], ["edit", "--help"], ["plugins", "list"], ["edit", "--steps", "0"]],
+    ids=" ".join,
+)
+def test_nothing_heavy_is_imported_for_a_quick_answer(words: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from hetcache.cli.main import main\n"
+        f"main({words!r})\n"
+        "heavy = {'torch', 'diffsynth', 'av', 'torchmetrics', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_asked_otherwise(
+    given: str | None, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert main(["--version"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == used
+
+
+def test_plugins_are_listed_with_what_they_provide(capsys: pytest.CaptureFixture[str]) -> None:
+    plugins = json.loads(output(capsys, "plugins", "list", "--json"))
+    assert all(set(plugin) == PLUGIN_KEYS for plugin in plugins)
+    by_name = {plugin["name"]: plugin for plugin in plugins}
+    assert "hetcache" in by_name["builtin-policies"]["policies"]
+    assert "builtin-policies" in output(capsys, "plugins", "list")
+    hook = ("--hook", "hetcache_register_backbones")
+    listed = json.loads(output(capsys, "plugins", "list", "--json", *hook))
+    assert "builtin-policies" not in {plugin["name"] for plugin in listed}
+
+
+def test_a_blocked_plugin_is_missing_and_said_to_be_blocked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HETCACHE_DISABLE_PLUGINS", "builtin-policies")
+    plugins = json.loads(output(capsys, "plugins", "list", "--json"))
+    status = {plugin["name"]: plugin["status"] for plugin in plugins}
+    assert status["builtin-policies"] == "blocked"
+    assert json.loads(output(capsys, "policies", "--json")) == []
+
+
+def test_a_name_that_blocks_nothing_is_warned_of_on_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HETCACHE_DISABLE_PLUGINS", "builtin-polices")
+    assert main(["policies", "--json"]) == 0
+    out, err = capsys.readouterr()
+    json.loads(out)
+    assert err.startswith("warning: ")
+    assert "builtin-polices" in err
+    assert err.count("\n") == 1
+
+
+def test_policies_are_listed_with_every_setting_and_preset(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    registry = discover()
+    policies = {
+        policy["name"]: policy for policy in json.loads(output(capsys, "policies", "--json"))
+    }
+    shown = output(capsys, "policies")
+    assert set(policies) == set(registry.policy_names)
+    for name, policy in policies.items():
+        assert set(policy) == POLICY_KEYS
+        assert policy["error"] is None
+        assert policy["source"]
+        assert name in shown
+        settings = describe(registry.policy(name))
+        assert [given["name"] for given in policy["settings"]] == [info.name for info in settings]
+        for given in policy["settings"]:
+            assert set(given) == SETTING_KEYS
+            assert given["doc"]
+            assert given["required"] == (given["name"] in registry.policy(name).needs_settings())
+            assert f"{given['name']}=" in shown
+    assert set(policies["hetcache"]["presets"]) == {"quality", "balanced", "fast"}
+    assert set(policies["hetcache"]["preset_shares"]) == {"quality", "balanced", "fast"}
+    assert "% of the FLOPs)" in shown
+    assert policies["none"]["presets"] == {}
+    assert "--preset balanced" in shown
+
+
+def test_the_table_of_the_documentation_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    document = (Path(__file__).parents[3] / "docs" / "policies.md").read_text(encoding="utf-8")
+    _, _, after = document.partition("<!-- begin: hetcache policies --markdown -->\n")
+    written, _, _ = after.partition("<!-- end -->")
+    assert written == output(capsys, "policies", "--markdown"), (
+        "write the output of `hetcache policies --markdown` between the marks"
+    )
+
+
+def test_backbones_are_listed_with_what_they_can_carry(capsys: pytest.CaptureFixture[str]) -> None:
+    backbones = json.loads(output(capsys, "backbones", "--json"))
+    shown = output(capsys, "backbones")
+    assert [backbone["name"] for backbone in backbones] == list(discover().backbone_names)
+    for backbone in backbones:
+        assert set(backbone) == BACKBONE_KEYS
+        assert backbone["name"] in shown
+    tiny = next(backbone for backbone in backbones if backbone["name"] == "tiny-vace")
+    assert tiny["features"]["mask"] is True
+    assert tiny["geometry"]["size_multiple"] == tiny["geometry"]["token_size"] == 16
+    assert "separate" in tiny["guidance"]
+    ltx = shown[shown.index("ltx-video") : shown.index("onnx-runtime")]
+    about = dict(line.split(maxsplit=1) for line in ltx.splitlines() if line.startswith("  "))
+    assert about["library"].endswith(" (supported: >=0.36)")
+    assert about["tokens"] == "one for 32x32 pixels and 8 frames"
+    assert about["guidance"] == "merged, none"
+    assert about["control"] == "none"
+    assert about["carries"] == "rows, sub_layers, attention, mask, output, sampler, compiled"
+
+
+def test_versions_of_a_library_are_those_that_the_distribution_asks_for() -> None:
+    assert supported_versions("hetcache", "diffusers") == ">=0.36"
+    assert supported_versions("hetcache", "Type_Ing.Nothing") is None
+    assert supported_versions("no-such-distribution", "diffusers") is None
+    assert supported_versions("none, added by the program", "diffusers") is None
+
+
+def test_the_doctor_sees_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("av")
+    pytest.importorskip("diffsynth")
+    found = json.loads(output(capsys, "doctor", "--json"))
+    assert set(found) == DOCTOR_KEYS
+    assert found["problems"] == []
+    assert found["libraries"]["torch"] == version("torch")
+    assert "libx264" in found["codecs"]
+    assert found["backbones"]["tiny-vace"] is None
+    assert found["free_disk_bytes"] > 0
+    assert "builtin-policies" in output(capsys, "doctor")
+
+
+def test_the_doctor_says_what_is_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HETCACHE_DISABLE_PLUGINS", "builtin-policies")
+    assert main(["doctor", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["problems"] == ["no plugin provides a policy"]
+    assert main(["doctor"]) == 1
+    assert "no plugin provides a policy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["typer", "rich", "yaml"])
+def test_a_missing_library_is_named_with_the_extra_that_brings_it(module: str) -> None:
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from hetcache.cli.main import main\n"
+        "sys.exit(main(['--version']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {module} is not installed. Run: pip install 'hetcache[app]'\n"
+
+
+def test_a_reader_that_has_seen_enough_is_not_answered_with_a_traceback() -> None:
+    code = "from hetcache.cli.main import main; main(['plugins', 'list', '--json'])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    process.wait()
