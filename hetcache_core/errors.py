@@ -14,19 +14,22 @@
     │                                 or the step index does not follow on
     └── CacheBudgetError              storing a value would pass the hard byte limit
 
-Every error is constructed as ``Error(what, where=…, remedy=…, **facts)``: ``what`` went wrong,
-``where`` (a plugin, a policy, a command-line option), and what the reader can do about it. The
-message is put together from these three, on one line. Errors can be pickled and copied with their
-facts, so that they survive a process pool; as with any exception, the cause is not pickled.
+Every error is made as ``Error(what, where=…, remedy=…, **facts)``: ``what`` went wrong, ``where`` (a
+plugin, a policy, a command-line option), and what the reader can do about it. The message is put
+together from these three, on one line. Errors can be pickled and copied with their facts, so that
+they survive a process pool; as with any exception, the cause is not pickled.
 
 ``PluginWarning`` is the one warning category: discovery warns with it of plugins that it cannot use.
 """
 
 from __future__ import annotations
 
+import copyreg
 import difflib
 from collections.abc import Iterable
 from typing import Any, Final, final
+
+from attrs import define, field
 
 __all__ = [
     "NOT_GIVEN",
@@ -75,27 +78,24 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
     return by_folded[matches[0]] if matches else None
 
 
-def _rebuild(cls: type[HetCacheError], args: tuple[object, ...]) -> HetCacheError:
-    """Make an error without calling its ``__init__``, whose facts are keyword-only."""
-    error = cls.__new__(cls, *args)
-    error.args = args
-    return error
+def _names(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(names)
 
 
+# attrs writes the constructors; __dict__ rather than slots lets copies and subclasses carry what they add.
+@define(slots=False)
 class HetCacheError(Exception):
     """The base of every error that hetcache raises on purpose.
 
-    Args:
+    Attributes:
         what: What went wrong, without a closing full stop.
         where: Where it went wrong; put before ``what``, followed by a colon.
         remedy: What the reader can do, as a sentence; put after ``what``.
     """
 
-    def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.where = where
-        self.remedy = remedy
+    what: str
+    where: str = field(default="", kw_only=True)
+    remedy: str = field(default="", kw_only=True)
 
     def __str__(self) -> str:
         """Put the message together: where, what, remedy."""
@@ -106,241 +106,164 @@ class HetCacheError(Exception):
         return f"{message}{stop} {self.remedy}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the facts instead of calling ``__init__`` with positional arguments."""
-        return _rebuild, (type(self), self.args), self.__dict__
+        """Pickle the facts: exceptions are rebuilt from positional arguments, facts go by name."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]  # not in the stubs
 
 
+@define(slots=False)
 class ConfigError(HetCacheError):
     """A setting or an argument is unknown, missing, malformed or out of range.
 
-    Args:
-        what: What went wrong.
-        where: The policy, file or option that was being read.
-        remedy: What to do about it.
+    Attributes:
         setting: Name of the setting.
         given: The value found, or ``NOT_GIVEN``.
         allowed: What would have been accepted.
         nearest: The known name closest to an unknown one.
     """
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        where: str = "",
-        remedy: str = "",
-        setting: str = "",
-        given: object = NOT_GIVEN,
-        allowed: Iterable[str] = (),
-        nearest: str | None = None,
-    ) -> None:
-        super().__init__(what, where=where, remedy=remedy)
-        self.setting = setting
-        self.given = given
-        self.allowed = tuple(allowed)
-        self.nearest = nearest
+    setting: str = field(default="", kw_only=True)
+    given: object = field(default=NOT_GIVEN, kw_only=True)
+    allowed: tuple[str, ...] = field(default=(), kw_only=True, converter=_names)
+    nearest: str | None = field(default=None, kw_only=True)
 
 
+@define(slots=False)
 class PluginError(HetCacheError):
     """Something is wrong with an installed plugin.
 
-    Args:
-        what: What went wrong.
-        where: Where; by default the plugin and its distribution.
-        remedy: What to do about it.
+    Attributes:
         plugin: Name of the plugin, which is its entry point's name.
         distribution: Distribution that installed it, with its version.
+        where: By default the plugin and its distribution.
     """
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        where: str = "",
-        remedy: str = "",
-        plugin: str = "",
-        distribution: str = "",
-    ) -> None:
-        if not where and plugin:
-            origin = f" (distribution {distribution})" if distribution else ""
-            where = f"plugin {plugin!r}{origin}"
-        super().__init__(what, where=where, remedy=remedy)
-        self.plugin = plugin
-        self.distribution = distribution
+    plugin: str = field(default="", kw_only=True)
+    distribution: str = field(default="", kw_only=True)
+    where: str = field(kw_only=True)
+
+    @where.default
+    def _origin(self) -> str:
+        if not self.plugin:
+            return ""
+        origin = f" (distribution {self.distribution})" if self.distribution else ""
+        return f"plugin {self.plugin!r}{origin}"
 
 
+@final
+@define(slots=False)
 class PluginConflictError(PluginError):
     """Two distributions provide the same name, and none of them is chosen silently.
 
-    Args:
-        what: What went wrong.
+    Attributes:
         kind: What the name names: ``"plugin"``, ``"policy"``, ``"backbone"`` or ``"clip set"``.
         name: The name provided twice.
         distributions: All distributions that provide it, each with its version.
-        where: Where it was found.
-        remedy: What to do about it.
     """
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        kind: str,
-        name: str,
-        distributions: Iterable[str],
-        where: str = "",
-        remedy: str = "",
-    ) -> None:
-        super().__init__(what, where=where, remedy=remedy)
-        self.kind = kind
-        self.name = name
-        self.distributions = tuple(distributions)
+    kind: str = field(kw_only=True)
+    name: str = field(kw_only=True)
+    distributions: tuple[str, ...] = field(kw_only=True, converter=_names)
 
 
+@final
+@define(slots=False)
 class PluginLoadError(PluginError):
     """A plugin, or the class that it registered, cannot be loaded.
 
-    Args:
-        what: What went wrong.
-        where: Where; by default the plugin and its distribution.
-        remedy: What to do about it.
-        plugin: Name of the plugin, or "" when several may be at fault.
-        distribution: Distribution that installed it, with its version.
+    Attributes:
         target: The ``"package.module:Class"`` that was being loaded.
-        failed: Names of all plugins that failed, when any may be the one missing.
+        failed: Names of all plugins that failed, when any may be the one missing; ``plugin`` is ""
+            then.
     """
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        where: str = "",
-        remedy: str = "",
-        plugin: str = "",
-        distribution: str = "",
-        target: str = "",
-        failed: Iterable[str] = (),
-    ) -> None:
-        super().__init__(what, where=where, remedy=remedy, plugin=plugin, distribution=distribution)
-        self.target = target
-        self.failed = tuple(failed)
+    target: str = field(default="", kw_only=True)
+    failed: tuple[str, ...] = field(default=(), kw_only=True, converter=_names)
 
 
 class PluginWarning(UserWarning):
     """A plugin is installed but cannot be used, or a name to be blocked matches no plugin."""
 
 
+@final
+@define(slots=False)
 class UnsupportedBackboneError(HetCacheError):
     """A pipeline or an option of it is not supported, or its library is not installed.
 
-    Args:
-        what: What went wrong.
-        where: Where; by default the backbone.
-        remedy: What to do; by default to run ``pip``.
+    Attributes:
         backbone: Name of the backbone.
         option: The pipeline option that cannot be carried.
         pip: The command that installs the missing library, such as
             ``"pip install hetcache[diffsynth]"``.
+        where: By default the backbone.
+        remedy: By default to run ``pip``.
     """
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        where: str = "",
-        remedy: str = "",
-        backbone: str = "",
-        option: str = "",
-        pip: str = "",
-    ) -> None:
-        if not where and backbone:
-            where = f"backbone {backbone!r}"
-        if not remedy and pip:
-            remedy = f"Run: {pip}"
-        super().__init__(what, where=where, remedy=remedy)
-        self.backbone = backbone
-        self.option = option
-        self.pip = pip
+    backbone: str = field(default="", kw_only=True)
+    option: str = field(default="", kw_only=True)
+    pip: str = field(default="", kw_only=True)
+    where: str = field(kw_only=True)
+    remedy: str = field(kw_only=True)
+
+    @where.default
+    def _place(self) -> str:
+        return f"backbone {self.backbone!r}" if self.backbone else ""
+
+    @remedy.default
+    def _install(self) -> str:
+        return f"Run: {self.pip}" if self.pip else ""
 
 
+@final
+@define(slots=False)
 class ContractError(HetCacheError):
     """A policy, a backbone or a registration breaks its contract.
 
-    Args:
-        what: What went wrong.
-        where: Where; by default the subject, and the check that found it.
-        remedy: What to do about it.
+    Attributes:
         subject: The class or registration that breaks the contract.
         check: Name of the check that found it.
+        where: By default the subject, and the check that found it.
     """
 
-    def __init__(
-        self, what: str, *, where: str = "", remedy: str = "", subject: str = "", check: str = ""
-    ) -> None:
-        if not where:
-            where = ", ".join(part for part in (subject, check) if part)
-        super().__init__(what, where=where, remedy=remedy)
-        self.subject = subject
-        self.check = check
+    subject: str = field(default="", kw_only=True)
+    check: str = field(default="", kw_only=True)
+    where: str = field(kw_only=True)
+
+    @where.default
+    def _place(self) -> str:
+        return ", ".join(part for part in (self.subject, self.check) if part)
 
 
+@final
+@define(slots=False)
 class CacheStateError(HetCacheError):
     """A value was asked for that the cache does not hold, or a step index does not follow on.
 
-    Args:
-        what: What went wrong.
-        where: Where it went wrong.
-        remedy: What to do about it.
+    Attributes:
         key: The cache entry asked for.
         branch: The guidance branch.
         step: The step index found.
         expected_step: The step index that should have come.
     """
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        where: str = "",
-        remedy: str = "",
-        key: str = "",
-        branch: str = "",
-        step: int | None = None,
-        expected_step: int | None = None,
-    ) -> None:
-        super().__init__(what, where=where, remedy=remedy)
-        self.key = key
-        self.branch = branch
-        self.step = step
-        self.expected_step = expected_step
+    key: str = field(default="", kw_only=True)
+    branch: str = field(default="", kw_only=True)
+    step: int | None = field(default=None, kw_only=True)
+    expected_step: int | None = field(default=None, kw_only=True)
 
 
+@final
+@define(slots=False)
 class CacheBudgetError(HetCacheError):
     """Storing a value would pass the hard byte limit of the cache.
 
-    Args:
-        what: What went wrong.
+    Attributes:
         needed_bytes: Bytes of the value to be stored.
         held_bytes: Bytes already held.
         budget_bytes: The limit.
-        where: Where it went wrong.
-        remedy: What to do about it.
         key: The cache entry to be stored.
     """
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        needed_bytes: int | None = None,
-        held_bytes: int | None = None,
-        budget_bytes: int | None = None,
-        where: str = "",
-        remedy: str = "",
-        key: str = "",
-    ) -> None:
-        super().__init__(what, where=where, remedy=remedy)
-        self.needed_bytes = needed_bytes
-        self.held_bytes = held_bytes
-        self.budget_bytes = budget_bytes
-        self.key = key
+    needed_bytes: int | None = field(default=None, kw_only=True)
+    held_bytes: int | None = field(default=None, kw_only=True)
+    budget_bytes: int | None = field(default=None, kw_only=True)
+    key: str = field(default="", kw_only=True)
