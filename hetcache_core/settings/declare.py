@@ -27,11 +27,22 @@ from attrs import Attribute, frozen
 from hetcache_core.errors import NOT_GIVEN, ConfigError, ContractError, nearest_name
 from hetcache_core.settings.fitting import NUMBER, Limits, UnfitError, allowed_texts, fit, type_text
 
-__all__ = ["SettingInfo", "build", "describe", "parse_assignments", "setting"]
+__all__ = [
+    "Declared",
+    "SettingInfo",
+    "build",
+    "declared",
+    "describe",
+    "group",
+    "parse_assignments",
+    "setting",
+    "values_of",
+]
 
 T = TypeVar("T")
 
 _METADATA: Final = "hetcache"
+_GROUP: Final = "hetcache group"
 
 
 @frozen(kw_only=True)
@@ -54,6 +65,36 @@ class SettingInfo:
     allowed: tuple[str, ...]
 
 
+@frozen(kw_only=True)
+class Declared:
+    """One setting as its class declares it.
+
+    Attributes:
+        name: Name of the setting.
+        hint: Its type.
+        default: Its default, or ``NOT_GIVEN`` if it must be given.
+        limits: What it allows beyond its type.
+        metadata: What else was said of it where it was declared.
+    """
+
+    name: str
+    hint: Any
+    default: object
+    limits: Limits
+    metadata: Mapping[Any, Any]
+
+    @property
+    def info(self) -> SettingInfo:
+        """What help and documentation show of it."""
+        return SettingInfo(
+            name=self.name,
+            type=type_text(self.hint),
+            default=self.default,
+            doc=str(self.metadata.get("doc", "")),
+            allowed=allowed_texts(self.hint, self.limits),
+        )
+
+
 @overload
 def setting(
     default: T,
@@ -65,6 +106,7 @@ def setting(
     lt: float | None = ...,
     choices: Collection[object] = ...,
     allow_non_finite: bool = ...,
+    metadata: Mapping[str, object] | None = ...,
 ) -> T: ...
 
 
@@ -78,6 +120,7 @@ def setting(
     lt: float | None = ...,
     choices: Collection[object] = ...,
     allow_non_finite: bool = ...,
+    metadata: Mapping[str, object] | None = ...,
 ) -> Any: ...
 
 
@@ -91,6 +134,7 @@ def setting(
     lt: float | None = None,
     choices: Collection[object] = (),
     allow_non_finite: bool = False,
+    metadata: Mapping[str, object] | None = None,
 ) -> Any:
     """Declare a setting as a field of an attrs class.
 
@@ -107,6 +151,7 @@ def setting(
         lt: It is less than this.
         choices: It is one of these. ``Literal`` and enums say so themselves.
         allow_non_finite: It may be infinite or not a number.
+        metadata: What else is to be known of the field, such as how a command line writes it.
     """
     given = ((">=", ge), (">", gt), ("<=", le), ("<", lt))
     limits = Limits(
@@ -117,8 +162,25 @@ def setting(
     return attrs.field(
         default=default,
         validator=_validate,
-        metadata={"doc": doc, _METADATA: limits},
+        metadata={**(metadata or {}), "doc": doc, _METADATA: limits},
     )
+
+
+def group(default: T) -> T:
+    """Declare a field of an attrs class whose own settings stand beside those of the class.
+
+    To whoever writes settings, a group is not there: ``build``, ``describe`` and ``values_of`` know its
+    settings by their own names.
+
+    Args:
+        default: The group with its defaults, which are those of the settings.
+    """
+    made: T = attrs.field(
+        default=default,
+        validator=attrs.validators.instance_of(type(default)),
+        metadata={_GROUP: True},
+    )
+    return made
 
 
 def build(cls: type[T], values: Mapping[str, object], *, where: str) -> T:
@@ -142,25 +204,28 @@ def build(cls: type[T], values: Mapping[str, object], *, where: str) -> T:
         raise ConfigError(
             f"settings must be given by name, got {_shown(values)}", where=where, given=values
         )
-    fields = _settings_of(cls)
-    _refuse_unknown(values, fields, where)
-    missing = [name for name in fields if fields[name].default is attrs.NOTHING]
+    settings = declared(cls)
+    _refuse_unknown(values, settings, where)
+    missing = [name for name, info in settings.items() if info.default is NOT_GIVEN]
     missing = [name for name in missing if name not in values]
     if missing:
         raise ConfigError(
             f"missing setting {', '.join(missing)}",
             where=where,
             setting=missing[0],
-            remedy=_known(fields),
+            remedy=_known(settings),
         )
-    hints = _hints(cls)
     arguments: dict[str, Any] = {}
-    for name, value in values.items():
-        attribute = fields[name]
-        try:
-            arguments[name] = fit(value, hints[attribute.name], _limits(attribute))
-        except UnfitError as unfit:
-            raise _config_error(name, value, unfit, where) from None
+    for name, attribute in _fields_of(cls).items():
+        if _GROUP in attribute.metadata:
+            own = values_of(attribute.default)
+            own |= {inner: values[inner] for inner in own if inner in values}
+            arguments[name] = build(type(attribute.default), own, where=where)
+        elif name in values:
+            try:
+                arguments[name] = fit(values[name], settings[name].hint, settings[name].limits)
+            except UnfitError as unfit:
+                raise _config_error(name, values[name], unfit, where) from None
     try:
         return cls(**arguments)
     except ConfigError as error:
@@ -186,17 +251,53 @@ def describe(cls: type[Any]) -> tuple[SettingInfo, ...]:
     Raises:
         ContractError: It is no attrs class, or its annotations cannot be resolved.
     """
-    hints = _hints(cls)
-    return tuple(
-        SettingInfo(
-            name=name,
-            type=type_text(hints[attribute.name]),
-            default=_default(attribute),
-            doc=str(attribute.metadata.get("doc", "")),
-            allowed=allowed_texts(hints[attribute.name], _limits(attribute)),
-        )
-        for name, attribute in _settings_of(cls).items()
-    )
+    return tuple(setting.info for setting in declared(cls).values())
+
+
+def declared(cls: type[Any]) -> dict[str, Declared]:
+    """Look up the settings of an attrs class by name, those of its groups where the groups stand.
+
+    Args:
+        cls: An attrs class.
+
+    Raises:
+        ContractError: It is no attrs class, its annotations cannot be resolved, or a setting and one of
+            a group have the same name.
+    """
+    hints, found = _hints(cls), dict[str, Declared]()
+    for name, attribute in _fields_of(cls).items():
+        if _GROUP in attribute.metadata:
+            defaults = values_of(attribute.default)
+            inner = declared(type(attribute.default))
+            more = {n: attrs.evolve(s, default=defaults[n]) for n, s in inner.items()}
+        else:
+            more = {
+                name: Declared(
+                    name=name,
+                    hint=hints[attribute.name],
+                    default=_default(attribute),
+                    limits=_limits(attribute),
+                    metadata=attribute.metadata,
+                )
+            }
+        twice = found.keys() & more
+        if twice:
+            raise ContractError(f"declares {min(twice)} twice", subject=cls.__name__)
+        found |= more
+    return found
+
+
+def values_of(settings: object) -> dict[str, Any]:
+    """Return the values of an attrs object by name, those of its groups where the groups stand.
+
+    Args:
+        settings: What ``build`` makes.
+    """
+    values: dict[str, Any] = {}
+    for name, attribute in _fields_of(type(settings)).items():
+        value = getattr(settings, attribute.name)
+        values |= values_of(value) if _GROUP in attribute.metadata else {name: value}
+    return values
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, object]:
@@ -245,7 +346,7 @@ def _literal(text: str) -> object:
         return float(text) if NUMBER.fullmatch(text) else text
 
 
-def _settings_of(cls: type[Any]) -> dict[str, Attribute[Any]]:
+def _fields_of(cls: type[Any]) -> dict[str, Attribute[Any]]:
     if not attrs.has(cls):
         raise ContractError("is no attrs class", subject=cls.__name__)
     return {field.alias or field.name: field for field in attrs.fields(cls) if field.init}
@@ -278,7 +379,7 @@ def _default(attribute: Attribute[Any]) -> object:
 
 
 def _refuse_unknown(
-    values: Mapping[str, object], fields: Mapping[str, Attribute[Any]], where: str
+    values: Mapping[str, object], fields: Mapping[str, Declared], where: str
 ) -> None:
     unknown = [str(name) for name in values if name not in fields]
     if not unknown:

@@ -15,7 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetcache_core.errors import NOT_GIVEN, ConfigError, ContractError
-from hetcache_core.settings.declare import SettingInfo, build, describe, parse_assignments, setting
+from hetcache_core.settings.declare import (
+    SettingInfo,
+    build,
+    declared,
+    describe,
+    group,
+    parse_assignments,
+    setting,
+    values_of,
+)
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -562,3 +571,47 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 def test_a_share_survives_being_written_and_read(ratio: float) -> None:
     made = build(Sample, parse_assignments([f"ratio={ratio!r}"]), where=WHERE)
     assert made.ratio == ratio
+
+
+@frozen(kw_only=True)
+class Limits:
+    most: int = setting(3, ge=1, doc="most of it")
+    kept: str = setting("host", doc="where it is kept")
+
+
+@frozen(kw_only=True)
+class Job:
+    name: str = setting(doc="what it is called", metadata={"short": "-n"})
+    limits: Limits = group(Limits(most=5))
+
+
+def test_settings_of_a_group_stand_beside_those_of_the_class() -> None:
+    assert [(info.name, info.default) for info in describe(Job)] == [
+        ("name", NOT_GIVEN),
+        ("most", 5),
+        ("kept", "host"),
+    ]
+    assert declared(Job)["name"].metadata["short"] == "-n"
+    job = build(Job, {"name": "a", "kept": "cpu"}, where="here")
+    assert job == Job(name="a", limits=Limits(most=5, kept="cpu"))
+    assert values_of(job) == {"name": "a", "most": 5, "kept": "cpu"}
+
+
+def test_a_mistake_in_a_group_names_the_setting_and_a_typo_the_nearest_of_all() -> None:
+    with pytest.raises(ConfigError, match="most must be >= 1") as raised:
+        build(Job, {"name": "a", "most": 0}, where="here")
+    assert raised.value.where == "here"
+    with pytest.raises(ConfigError, match="mean 'kept'"):
+        build(Job, {"name": "a", "kep": "cpu"}, where="here")
+    with pytest.raises(TypeError, match="Limits"):
+        Job(name="a", limits=3)  # type: ignore[arg-type]
+
+
+def test_a_name_that_is_declared_twice_is_refused() -> None:
+    @frozen(kw_only=True)
+    class Twice:
+        most: int = setting(1, doc="once")
+        limits: Limits = group(Limits())
+
+    with pytest.raises(ContractError, match="declares most twice"):
+        describe(Twice)
