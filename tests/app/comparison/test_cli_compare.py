@@ -374,6 +374,35 @@ def test_a_comparison_goes_on_where_it_was_and_grows(
         assert re.search(said, error_of(capsys))
 
 
+def test_a_folder_of_another_release_is_read_reported_and_gone_on_with(
+    here: None, tmp_path: Path, performed: Counter[str]
+) -> None:
+    output = tmp_path / "results"
+    assert compare(output, "--policies", "teacache") == 0
+    with (output / "rows.csv").open(newline="", encoding="utf-8") as file:
+        records = list(csv.DictReader(file))
+    older = [
+        {"watts": "250", **{k: v for k, v in record.items() if k not in {"model", "total_seconds"}}}
+        for record in records
+    ]
+    with (output / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, older[0])
+        writer.writeheader()
+        writer.writerows(older)
+    plan = json.loads((output / "comparison.json").read_text())
+    del plan["arguments"]["composite"], plan["arguments"]["cache_dtype"]
+    (output / "comparison.json").write_text(json.dumps(plan))
+
+    assert main(["report", str(output)]) == 0
+    assert "teacache" in (output / "report.html").read_text(encoding="utf-8")
+    assert compare(output, "--policies", "teacache,pab", "--resume") == 0
+    assert set(performed.values()) == {1}, "no run was made again"
+    rows = {row.key.policy: row for row in rows_of(output)}
+    assert rows.keys() == {"none", "teacache", "pab"}
+    assert rows["teacache"].total_seconds == 0
+    assert rows["pab"].total_seconds > 0
+
+
 def test_a_clip_that_was_exchanged_is_noticed(
     here: None, tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

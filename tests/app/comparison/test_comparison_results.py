@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,54 @@ def test_a_half_written_header_is_written_again(results: Results) -> None:
     assert results.rows() == []
     results.append(ROW)
     assert len(results.rows()) == 1
+
+
+def rewrite(results: Results, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
+    """Write the rows of a folder as another release would have."""
+    with results.rows_path.open(newline="", encoding="utf-8") as file:
+        records = [change(record) for record in csv.DictReader(file)]
+    with results.rows_path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, records[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def without(record: dict[str, str], *names: str) -> dict[str, str]:
+    return {name: text for name, text in record.items() if name not in names}
+
+
+def test_a_column_that_an_older_folder_lacks_is_at_its_default(results: Results) -> None:
+    results.append(ROW)
+    rewrite(results, lambda record: without(record, "peak_cache_bytes", "repeat", "metrics"))
+    (row,) = results.rows()
+    assert (row.peak_cache_bytes, row.key.repeat, row.metrics) == (0, 0, {})
+    assert row.flops == ROW.flops
+
+
+def test_a_column_of_a_newer_folder_is_passed_over_and_kept(results: Results) -> None:
+    results.append(ROW)
+    rewrite(results, lambda record: {"watts": "250", **without(record, "note"), "joules": "7"})
+    results.append(evolve(ROW, key=evolve(KEY, repeat=2)))
+    first, second = results.rows()
+    assert (first.note, second.note) == ("", "two lines")
+    with results.rows_path.open(newline="", encoding="utf-8") as file:
+        watts = [(record["watts"], record["joules"]) for record in csv.DictReader(file)]
+    assert watts == [("250", "7"), ("", "")]
+
+
+@pytest.mark.parametrize("column", ["seed", "policy", "frames"])
+def test_a_column_without_a_default_is_named_where_it_is_missing(
+    results: Results, column: str
+) -> None:
+    results.append(ROW)
+    rewrite(results, lambda record: without(record, column))
+    with pytest.raises(ConfigError, match=f"rows.csv, line 2: there is no '{column}'"):
+        results.rows()
+
+
+def test_the_folders_of_runs_are_called_as_they_always_were() -> None:
+    """A field that is added to the key, and is at its default, must not rename them."""
+    assert KEY.id == "tiny-vace-a-b-teacache-3x-ebbe682935-r1"
 
 
 def test_every_part_of_the_key_gives_another_name() -> None:

@@ -71,11 +71,12 @@ def check_same(arguments: Mapping[str, Any], before: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: Something is asked for otherwise than before.
     """
-    earlier = before["arguments"]
+    usual = asdict(CompareConfig())  # what an option had that did not exist yet
     for name in FIXED:
-        if earlier.get(name) != arguments[name]:
+        earlier = before["arguments"].get(name, usual.get(name))
+        if earlier != arguments[name]:
             raise ConfigError(
-                f"the comparison in the folder was begun with {earlier.get(name)}, not with "
+                f"the comparison in the folder was begun with {earlier}, not with "
                 f"{arguments[name]}",
                 where=f"--{name.replace('_', '-')}",
                 setting=name,

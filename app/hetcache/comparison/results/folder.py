@@ -29,11 +29,11 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from attrs import Attribute, asdict, field, fields, frozen
+from attrs import NOTHING, Attribute, asdict, evolve, field, fields, frozen
 
 from hetcache.media.files import write_text
 from hetcache_core import ConfigError
@@ -95,20 +95,23 @@ class RowKey:
     @property
     def case_id(self) -> str:
         """The same without the repetition."""
-        values = asdict(self, filter=lambda attribute, _: attribute.name != "repeat")
+        values = asdict(evolve(self, repeat=0), filter=_tells_apart)
         digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:ID_DIGITS]
         words = re.sub(r"[^a-z0-9]+", "-", f"{self.backbone} {self.clip} {self.label}".lower())
         return f"{words.strip('-')[:60]}-{digest}"
 
     def uncached(self) -> RowKey:
         """The run that this one is held against: same clip, seed, steps and repetition."""
-        return RowKey(
-            **{**asdict(self, recurse=False), "policy": UNCACHED, "variant": ""},
-        )
+        return evolve(self, policy=UNCACHED, variant="")
 
 
-def _number(text: str) -> float | None:
-    return float(text) if text else None
+HASHED_EMPTY: Final = ("model", "variant")
+"""Fields that are part of an id at their default too, as they have been from the first on."""
+
+
+def _tells_apart(attribute: Attribute[Any], value: object) -> bool:
+    """Say whether a field is part of an id; at its default none is, so that a new one keeps the ids."""
+    return attribute.name in HASHED_EMPTY or value != attribute.default
 
 
 @frozen(kw_only=True)
@@ -156,17 +159,15 @@ class Row:
 
     @classmethod
     def from_record(cls, record: Mapping[str, str]) -> Row:
-        """Read the columns of ``rows.csv``.
+        """Read the columns of ``rows.csv``, by the names of the fields.
+
+        A column that is missing or empty leaves its field at the default, and one of no field is
+        left out: so folders of other releases stay readable.
 
         Raises:
-            ValueError: A column is missing or holds something else.
+            ValueError: A column without a default is missing, or one holds something else.
         """
-        try:
-            key = {a.name: _read(a, record[a.name]) for a in fields(RowKey)}
-            own = {a.name: _read(a, record[a.name]) for a in fields(cls) if a.name != "key"}
-        except KeyError as error:
-            raise ValueError(f"column {error} is missing") from error
-        return cls(key=RowKey(**key), **own)
+        return cls(key=RowKey(**_known(RowKey, record)), **_known(cls, record))
 
 
 COLUMNS: Final = (
@@ -185,12 +186,23 @@ def _cell(value: object) -> str:
     return repr(value) if isinstance(value, float) else " ".join(str(value).split())
 
 
+def _known(kind: type[Any], record: Mapping[str, str]) -> dict[str, Any]:
+    """Read the fields of a class for which a record has a text."""
+    found = {}
+    for attribute in fields(kind):
+        if text := record.get(attribute.name):
+            found[attribute.name] = _read(attribute, text)
+        elif attribute.default is NOTHING and attribute.name != "key":
+            raise ValueError(f"there is no {attribute.name!r}")
+    return found
+
+
 def _read(attribute: Attribute[Any], text: str) -> Any:
     kind = str(attribute.type)
     if "Mapping" in kind:
         return json.loads(text)
     if "float" in kind:
-        return _number(text)
+        return float(text)
     return int(text) if "int" in kind else text
 
 
@@ -280,7 +292,7 @@ class Results:
             ConfigError: A whole line cannot be understood.
         """
         rows = []
-        for number, record in enumerate(self._records(), start=2):
+        for number, record in enumerate(self._table()[1], start=2):
             try:
                 rows.append(Row.from_record(record))
             except ValueError as error:
@@ -290,19 +302,19 @@ class Results:
     def append(self, row: Row) -> None:
         """Add a finished run, on disk when this returns.
 
-        One process writes; a half-written last line of a killed one is cut off first.
+        One process writes; a half-written last line of a killed one is cut off first. A file of
+        another release keeps its columns and gets those that it lacks.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.rows_path.open("r+b" if self.rows_path.exists() else "x+b") as file:
+        columns, before = self._table()
+        if lacking := [name for name in COLUMNS if name not in columns]:
+            columns += lacking
+            write_text(self.rows_path, _as_csv(columns, before, header=True))
+        with self.rows_path.open("r+b") as file:
             whole = _whole_lines(file.read())
             file.truncate(whole)
             file.seek(whole)
-            text = io.StringIO()
-            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-            if not whole:
-                writer.writeheader()
-            writer.writerow(row.to_record())
-            file.write(text.getvalue().encode())
+            file.write(_as_csv(columns, [row.to_record()]).encode())
             file.flush()
             os.fsync(file.fileno())
 
@@ -312,11 +324,22 @@ class Results:
 
         return Trace.load(self.run_folder(key) / "trace.json")
 
-    def _records(self) -> Iterator[dict[str, str]]:
-        with contextlib.suppress(FileNotFoundError):
-            data = self.rows_path.read_bytes()
-            text = data[: _whole_lines(data)].decode()
-            yield from csv.DictReader(io.StringIO(text))
+    def _table(self) -> tuple[list[str], list[dict[str, str]]]:
+        """Read the columns of ``rows.csv`` and its whole lines; both are empty without a file."""
+        data = self.rows_path.read_bytes() if self.rows_path.exists() else b""
+        reader = csv.DictReader(io.StringIO(data[: _whole_lines(data)].decode()))
+        return list(reader.fieldnames or ()), list(reader)
+
+
+def _as_csv(
+    columns: Sequence[str], records: Iterable[Mapping[str, str]], *, header: bool = False
+) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
 
 
 def _whole_lines(data: bytes) -> int:
