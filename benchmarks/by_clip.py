@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from attrs import evolve
 
-from hetcache.comparison.results.folder import UNCACHED, Results, Row, RowKey
+from hetcache.comparison.results.folder import REFERENCE, Results, Row, RowKey
 
 METRIC = "psnr_uncached_mask"
 GROUPS = ("all", "small", "medium", "large", "outpainting", "object", "background")
@@ -115,7 +115,7 @@ def main() -> None:
         for folder in options.folders
         for row in Results(folder=folder).rows()
         if row.status == "ok"
-        and row.key.policy != UNCACHED
+        and row.key.policy != REFERENCE
         and row.key.repeat == 0
         and (seeds is None or row.key.seed in seeds)
         and options.group in groups(row.key.clip)

@@ -125,9 +125,9 @@ def test_every_part_of_the_key_gives_another_name() -> None:
 
 
 def test_a_run_is_held_against_the_uncached_run_of_its_repetition() -> None:
-    uncached = KEY.uncached()
-    assert (uncached.policy, uncached.variant, uncached.repeat) == ("none", "", 1)
-    assert uncached.uncached() == uncached
+    reference = KEY.reference()
+    assert (reference.policy, reference.variant, reference.repeat) == ("none", "", 1)
+    assert reference.reference() == reference
 
 
 def test_a_line_that_is_no_row_is_named(results: Results) -> None:

@@ -28,7 +28,7 @@ ROW = Row(
 
 
 def uncached(row: Row, seconds: float) -> Row:
-    key = row.key.uncached()
+    key = row.key.reference()
     return Row(
         key=key, modes="ffff", flops=100, flops_full=100, denoise_seconds=seconds, total_seconds=9
     )
@@ -71,7 +71,7 @@ def test_the_speedup_on_the_clock_pairs_runs_of_one_clip_seed_and_repetition(
             row = changed(ROW, key={"seed": seed, "repeat": repeat}, denoise_seconds=1.0 + repeat)
             rows += [row, uncached(row, ratio * (1.0 + repeat))]
     lines = summarize(fill(results, *rows)).lines
-    line = next(line for line in lines if not line.uncached)
+    line = next(line for line in lines if not line.is_reference)
     assert line.clock_speedup is not None
     assert line.clock_speedup.value == pytest.approx(math.sqrt(4 * 9))
     assert (line.clock_speedup.low, line.clock_speedup.high) == (4.0, 9.0)

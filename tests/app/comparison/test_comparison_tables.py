@@ -24,7 +24,7 @@ KEY = RowKey(
     backbone="tiny-vace", clip="a", seed=0, policy="none", steps=4, frames=9, height=64, width=96
 )
 NEEDS = {"lpips_uncached": "needs --lpips FILE", "lpips_truth": "needs --lpips FILE"}
-UNCACHED = Row(
+REFERENCE = Row(
     key=KEY, modes="ffff", flops=4 * 10**12, flops_full=4 * 10**12, denoise_seconds=8.0,
     total_seconds=9.0, metrics={"psnr_truth": 30.0}, metric_notes=NEEDS,
 )  # fmt: skip
@@ -62,7 +62,7 @@ def cells(text: str) -> list[dict[str, str]]:
 
 
 def test_the_table_says_what_each_policy_cost_and_how_good_it_was(tmp_path: Path) -> None:
-    text = as_markdown(summary_of(tmp_path, UNCACHED, run("teacache", 2, 4.0)))
+    text = as_markdown(summary_of(tmp_path, REFERENCE, run("teacache", 2, 4.0)))
     uncached, cached = cells(text)
     assert text.startswith("## tiny-vace, 9 frames of 64x96\n")
     assert cached["| method"] == "| `teacache`"
@@ -79,7 +79,7 @@ def test_the_table_says_what_each_policy_cost_and_how_good_it_was(tmp_path: Path
 
 
 def test_a_metric_without_weights_says_what_it_needs_in_every_cell(tmp_path: Path) -> None:
-    rows = cells(as_markdown(summary_of(tmp_path, UNCACHED, run("teacache", 2, 4.0))))
+    rows = cells(as_markdown(summary_of(tmp_path, REFERENCE, run("teacache", 2, 4.0))))
     assert {row["LPIPS"] for row in rows} == {"needs --lpips FILE"}
     assert {row["VFID"] for row in rows} == {"needs --video-features FILE"}
 
@@ -106,7 +106,7 @@ def test_a_spread_and_what_is_missing_are_counted_in_the_cell(tmp_path: Path) ->
 def test_methods_are_sorted_by_the_speedup_that_is_asked_for(
     tmp_path: Path, sort: str, first: str
 ) -> None:
-    summary = summary_of(tmp_path, run("quick", 4, 8.0), run("slow", 2, 2.0), UNCACHED)
+    summary = summary_of(tmp_path, run("quick", 4, 8.0), run("slow", 2, 2.0), REFERENCE)
     methods = [row["| method"] for row in cells(as_markdown(summary, sort=sort))]
     assert methods[:2] == ["| `uncached`", f"| `{first}`"]
 
@@ -120,7 +120,7 @@ def test_names_do_not_break_the_table(tmp_path: Path) -> None:
 
 def test_refused_policies_are_listed_with_their_reason(tmp_path: Path) -> None:
     refused = Row(key=evolve(KEY, policy="fbcache"), status="refused", note="has no <blocks>")
-    text = as_markdown(summary_of(tmp_path, UNCACHED, refused))
+    text = as_markdown(summary_of(tmp_path, REFERENCE, refused))
     assert "- fbcache, 4 steps, 1 run: has no &lt;blocks>" in text
 
 
@@ -136,7 +136,7 @@ def test_the_csv_has_every_number_in_full(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [80, 120, 400])
 def test_the_terminals_tables_are_no_wider_than_it(tmp_path: Path, width: int) -> None:
-    rows = (UNCACHED, run("teacache", 2, 4.0), run("hetcache", 3, 2.5))
+    rows = (REFERENCE, run("teacache", 2, 4.0), run("hetcache", 3, 2.5))
     text = io.StringIO()
     print_tables(summary_of(tmp_path, *rows), Console(file=text, width=width))
     printed = text.getvalue()
@@ -155,7 +155,7 @@ def test_the_terminal_says_what_was_refused(tmp_path: Path) -> None:
 
 
 def test_every_column_orders_numbers_or_says_that_there_is_none(tmp_path: Path) -> None:
-    summary = summary_of(tmp_path, UNCACHED, run("teacache", 2, 4.0))
+    summary = summary_of(tmp_path, REFERENCE, run("teacache", 2, 4.0))
     for line in summary.lines:
         for column in COLUMNS:
             number = column.number(line)
@@ -166,7 +166,7 @@ def test_every_column_orders_numbers_or_says_that_there_is_none(tmp_path: Path) 
 def test_everything_is_written_into_the_folder_and_nothing_else(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     results = Results(folder=tmp_path)
-    for row in (UNCACHED, run("teacache", 2, 4.0)):
+    for row in (REFERENCE, run("teacache", 2, 4.0)):
         results.append(row)
     files = write_all(results)
     assert set(files) == {
@@ -178,5 +178,5 @@ def test_everything_is_written_into_the_folder_and_nothing_else(tmp_path: Path) 
 
 def test_with_only_the_uncached_run_there_is_a_table_and_no_plot(tmp_path: Path) -> None:
     results = Results(folder=tmp_path)
-    results.append(UNCACHED)
+    results.append(REFERENCE)
     assert set(write_all(results)) == {"table", "summary"}

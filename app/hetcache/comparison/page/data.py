@@ -13,7 +13,7 @@ from attrs import define, field
 
 from hetcache.comparison.page.roles import token_roles
 from hetcache.comparison.page.scenes import Scene, video_of
-from hetcache.comparison.results.folder import UNCACHED, Results, Row
+from hetcache.comparison.results.folder import REFERENCE, Results, Row
 from hetcache.comparison.work.frame_errors import FRAME_PSNR, frame_psnr
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class _Collected:
         """Describe one clip and seed."""
         folder = self.results.clip_folder(scene.clip)
         mask = _read_mask(folder / "mask.png", scene)
-        reference = next((row for row in scene.rows if row.key.policy == UNCACHED), None)
+        reference = next((row for row in scene.rows if row.key.policy == REFERENCE), None)
         held = None if reference is None else _read(video_of(self.results, reference))
         tracks = [
             self._track(name, name, path)

@@ -59,7 +59,7 @@ LETTERS: Final = tuple(MODES)
 
 def looks_of(summary: Summary) -> dict[str, Look]:
     """Give every policy the same look in all panels: thirty different ones, then again."""
-    policies = dict.fromkeys(line.policy for line in summary.lines if not line.uncached)
+    policies = dict.fromkeys(line.policy for line in summary.lines if not line.is_reference)
     return {
         policy: Look(color=COLORS[number % len(COLORS)], marker=MARKERS[number % len(MARKERS)])
         for number, policy in enumerate(policies)

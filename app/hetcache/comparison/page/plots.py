@@ -91,7 +91,7 @@ def panels(summary: Summary) -> list[Panel]:
     """
     found = []
     for setting in summary.settings:
-        lines = [line for line in summary.at(setting) if not line.uncached]
+        lines = [line for line in summary.at(setting) if not line.is_reference]
         for steps in dict.fromkeys(line.steps for line in lines):
             found.append((setting, steps, [line for line in lines if line.steps == steps]))
     return found

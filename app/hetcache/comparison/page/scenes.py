@@ -8,7 +8,7 @@ from typing import Final
 
 from attrs import field, frozen
 
-from hetcache.comparison.results.folder import UNCACHED, Results, Row
+from hetcache.comparison.results.folder import REFERENCE, Results, Row
 from hetcache.comparison.results.lines import Setting, Summary
 from hetcache.comparison.results.summary import front
 
@@ -64,7 +64,7 @@ def find_scenes(summary: Summary, results: Results) -> list[Scene]:
     for setting in summary.settings:
         lines = summary.at(setting)
         best = [id(line) for line in front(lines)]
-        for line in sorted(lines, key=lambda line: (not line.uncached, id(line) not in best)):
+        for line in sorted(lines, key=lambda line: (not line.is_reference, id(line) not in best)):
             cases = groups.setdefault((setting, line.steps), {})
             for row in _first_repetitions(line.rows):
                 if video_of(results, row).exists():
@@ -100,7 +100,7 @@ def choose(scenes: list[Scene], results: Results, max_bytes: int) -> list[Scene]
         for row in scene.rows:
             size = embedded_size(video_of(results, row)) + (0 if kept else basis)
             # Without what it is held against, a video says little.
-            stranded = not kept and row.key.policy != UNCACHED and bool(dropped)
+            stranded = not kept and row.key.policy != REFERENCE and bool(dropped)
             if size > left or stranded:
                 dropped.append(row.key.label)
             else:

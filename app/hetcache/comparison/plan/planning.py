@@ -23,7 +23,7 @@ from hetcache.comparison.plan.specs import (
     parse_numbers,
     parse_policies,
 )
-from hetcache.comparison.results.folder import UNCACHED
+from hetcache.comparison.results.folder import REFERENCE
 from hetcache_core import ConfigError
 from hetcache_core.settings.declare import build
 
@@ -151,9 +151,9 @@ def choose_policies(
             PolicySpec(name=n, preset=spec.preset, target_speedup=spec.target_speedup)
             for n in every
         ]
-    chosen = [PolicySpec(name=UNCACHED)]
+    chosen = [PolicySpec(name=REFERENCE)]
     for spec in named:
-        if spec.name == UNCACHED:
+        if spec.name == REFERENCE:
             continue
         if targets and spec.target_speedup is None and spec.preset is None:
             chosen += [spec.at(target) for target in targets]

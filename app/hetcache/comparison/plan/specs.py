@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from attrs import evolve, field, frozen
 
-from hetcache.comparison.results.folder import UNCACHED
+from hetcache.comparison.results.folder import REFERENCE
 from hetcache_core import ConfigError, Registry
 from hetcache_core.engine.flop_budget import check_target
 from hetcache_core.errors import nearest_name
@@ -228,8 +228,8 @@ def check_policy_spec(spec: PolicySpec, registry: Registry, *, option: str = "--
         HetCacheError: There is no such policy, or it has no such setting.
     """
     kinds = {name: registry.policy(name) for name in spec.names}
-    if UNCACHED in kinds and (len(kinds) > 1 or spec.variant):
-        raise ConfigError(f"{spec} cannot be: {UNCACHED} caches nothing", where=option)
+    if REFERENCE in kinds and (len(kinds) > 1 or spec.variant):
+        raise ConfigError(f"{spec} cannot be: {REFERENCE} caches nothing", where=option)
     if len(kinds) == 1:
         build(kinds[spec.name], spec.settings, where=f"policy {spec.name}")
         return

@@ -13,9 +13,6 @@ from hetcache.quality.types import METRICS, MetricInfo
 
 __all__ = ["COLUMNS", "Column", "footnotes", "method"]
 
-REFERENCE: Final = "reference"
-"""What stands where the uncached output would be held against itself."""
-
 Better = Literal["higher", "lower", ""]
 
 
@@ -42,7 +39,7 @@ class Column:
 
 def method(line: Line) -> str:
     """Return what a line is called: the policy and its variant, or "uncached"."""
-    return "uncached" if line.uncached else line.label
+    return "uncached" if line.is_reference else line.label
 
 
 def _spread(values: Spread, form: str, scale: float = 1.0, std_form: str = "") -> str:
@@ -74,10 +71,10 @@ def _metric_text(info: MetricInfo, metric: MetricSummary) -> str:
 
 def _quality(name: str, info: MetricInfo) -> Column:
     def reference(line: Line) -> bool:
-        return line.uncached and info.against == "uncached"
+        return line.is_reference and info.against == "uncached"
 
     def text(line: Line) -> str:
-        return REFERENCE if reference(line) else _metric_text(info, line.metrics[name])
+        return "reference" if reference(line) else _metric_text(info, line.metrics[name])
 
     def number(line: Line) -> float | None:
         metric = line.metrics[name]

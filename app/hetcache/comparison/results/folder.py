@@ -41,13 +41,13 @@ from hetcache_core import ConfigError
 if TYPE_CHECKING:
     from hetcache_core import Trace
 
-__all__ = ["COLUMNS", "UNCACHED", "Results", "Row", "RowKey"]
+__all__ = ["COLUMNS", "REFERENCE", "Results", "Row", "RowKey"]
 
 SCHEMA_VERSION: Final = 1
 """Raised whenever a reader of older folders would misread a newer one."""
 
-UNCACHED: Final = "none"
-"""Policy of the runs that all others are held against."""
+REFERENCE: Final = "none"
+"""Policy of the uncached run, the reference that all others are held against."""
 
 ID_DIGITS: Final = 10
 
@@ -100,9 +100,9 @@ class RowKey:
         words = re.sub(r"[^a-z0-9]+", "-", f"{self.backbone} {self.clip} {self.label}".lower())
         return f"{words.strip('-')[:60]}-{digest}"
 
-    def uncached(self) -> RowKey:
+    def reference(self) -> RowKey:
         """The run that this one is held against: same clip, seed, steps and repetition."""
-        return evolve(self, policy=UNCACHED, variant="")
+        return evolve(self, policy=REFERENCE, variant="")
 
 
 HASHED_EMPTY: Final = ("model", "variant")
@@ -231,7 +231,7 @@ class Results:
 
     def reference_path(self, key: RowKey) -> Path:
         """Where the exact frames of the uncached run are that belongs to a run."""
-        return self.folder / "references" / f"{key.uncached().case_id}.npz"
+        return self.folder / "references" / f"{key.reference().case_id}.npz"
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Write what was asked for.

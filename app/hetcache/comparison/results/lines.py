@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from attrs import asdict, field, frozen
 
-from hetcache.comparison.results.folder import UNCACHED, Row
+from hetcache.comparison.results.folder import REFERENCE, Row
 
 __all__ = [
     "FIDELITY",
@@ -174,9 +174,9 @@ class Line:
         return self.rows[0].key.label
 
     @property
-    def uncached(self) -> bool:
+    def is_reference(self) -> bool:
         """Whether it is what the others are held against."""
-        return self.policy == UNCACHED
+        return self.policy == REFERENCE
 
     @property
     def efficiency(self) -> float | None:
@@ -251,7 +251,7 @@ class Summary:
         """Return the lines of one table, by steps, the uncached first, then by speed-up."""
         lines = [line for line in self.lines if line.setting == setting]
         return sorted(
-            lines, key=lambda line: (line.steps, not line.uncached, line.speedup(sort) or 0.0)
+            lines, key=lambda line: (line.steps, not line.is_reference, line.speedup(sort) or 0.0)
         )
 
     def to_dict(self) -> dict[str, Any]:

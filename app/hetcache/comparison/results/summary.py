@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean, median
 from typing import Final
 
-from hetcache.comparison.results.folder import UNCACHED, Results, Row, RowKey
+from hetcache.comparison.results.folder import REFERENCE, Results, Row, RowKey
 from hetcache.comparison.results.lines import (
     Line,
     MetricSummary,
@@ -57,10 +57,12 @@ def summarize(results: Results) -> Summary:
         reason = row.note if row.status == "refused" else ""
         group = (_setting(key), key.policy, key.variant, key.steps, row.status, reason)
         groups.setdefault(group, []).append(row)
-    uncached = {row.key: row for row in rows.values() if row.key.policy == UNCACHED}
+    references = {row.key: row for row in rows.values() if row.key.policy == REFERENCE}
     return Summary(
         lines=tuple(
-            _line(group, uncached, results) for group in groups.values() if group[0].status == "ok"
+            _line(group, references, results)
+            for group in groups.values()
+            if group[0].status == "ok"
         ),
         refused=tuple(
             Refusal(
@@ -89,7 +91,7 @@ def front(lines: Iterable[Line], speed: Speed = "flops") -> list[Line]:
     points = [
         (gain, closeness, line)
         for line in lines
-        if not line.uncached
+        if not line.is_reference
         and (gain := line.speedup(speed)) is not None
         and (closeness := line.fidelity) is not None
     ]
@@ -112,7 +114,7 @@ def _setting(key: RowKey) -> Setting:
     )
 
 
-def _line(rows: list[Row], uncached: Mapping[RowKey, Row], results: Results) -> Line:
+def _line(rows: list[Row], references: Mapping[RowKey, Row], results: Results) -> Line:
     key = rows[0].key
     cases: dict[str, list[Row]] = {}
     for row in rows:
@@ -145,16 +147,16 @@ def _line(rows: list[Row], uncached: Mapping[RowKey, Row], results: Results) -> 
         denoise_seconds=spread(lambda row: row.denoise_seconds),
         total_seconds=spread(lambda row: row.total_seconds),
         peak_cache_bytes=max(row.peak_cache_bytes for row in rows),
-        clock_speedup=ratio(lambda row: _clock(row, uncached)),
+        clock_speedup=ratio(lambda row: _clock(row, references)),
         flops_speedup=ratio(lambda row: row.flops_full / row.flops if row.flops else None),
         metrics={name: metrics[name] for name in METRICS},
         rows=tuple(rows),
     )
 
 
-def _clock(row: Row, uncached: Mapping[RowKey, Row]) -> float | None:
+def _clock(row: Row, references: Mapping[RowKey, Row]) -> float | None:
     """Divide the uncached seconds of the same clip, seed and repetition by those of a run."""
-    reference = uncached.get(row.key.uncached())
+    reference = references.get(row.key.reference())
     if reference is None or reference.status != "ok" or row.denoise_seconds <= 0:
         return None
     return reference.denoise_seconds / row.denoise_seconds

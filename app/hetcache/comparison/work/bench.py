@@ -24,7 +24,7 @@ from hetcache.comparison.plan.footage import (
     video_to_bytes,
 )
 from hetcache.comparison.plan.specs import STAND_IN, BackboneSpec, PolicySpec
-from hetcache.comparison.results.folder import UNCACHED, Row, RowKey
+from hetcache.comparison.results.folder import REFERENCE, Row, RowKey
 from hetcache.comparison.work.frame_errors import frame_psnr
 from hetcache.comparison.work.tasks import Done, Found
 from hetcache.quality.measure import QualityTools, check_tools, measure_quality, video_features
@@ -137,7 +137,7 @@ class Bench:
     def reference(self) -> bytes:
         """Run the open clip uncached, and keep what it makes to compare with."""
         runner, request, _ = self._opened()
-        frames = runner.run(request, PolicyChoice(name=UNCACHED)).frames
+        frames = runner.run(request, PolicyChoice(name=REFERENCE)).frames
         self._reference = frames
         return frames_to_bytes(frames)
 
@@ -152,7 +152,7 @@ class Bench:
         except HetCacheError as error:
             return Done(row=_refused(key, policy, error))
         first = self._reference is None
-        if first and key.policy == UNCACHED:
+        if first and key.policy == REFERENCE:
             self._reference = result.frames
         if self._reference is None:
             raise CacheStateError(f"{key.id} has no uncached run to be held against")

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from hetcache.comparison.plan.grid import Unit
 from hetcache.comparison.plan.specs import BackboneSpec
-from hetcache.comparison.results.folder import UNCACHED, Row
+from hetcache.comparison.results.folder import REFERENCE, Row
 from hetcache.comparison.work.desk import Desk, Failure, write_bytes, write_features
 from hetcache.comparison.work.tasks import Done, Examine, Found, Open, Reference, Run, Task
 from hetcache.comparison.work.workers import Answer, Crew, Died, Worker
@@ -104,8 +104,8 @@ def examine(
 def _talk(unit: Unit, desk: Desk) -> Conversation:
     """Give the tasks of a unit one after the other, and take the answers."""
     footage = unit.clip.read()
-    uncached = unit.runs[0][0]
-    path = desk.results.reference_path(uncached)
+    first = unit.runs[0][0]
+    path = desk.results.reference_path(first)
     reference = path.read_bytes() if path.exists() else None
     opened: Answer = yield Open(
         backbone=unit.backbone,
@@ -117,7 +117,7 @@ def _talk(unit: Unit, desk: Desk) -> Conversation:
     if opened.value is not None:
         write_features(desk.results.clip_folder(footage.clip.name), opened.value)
     fault = opened.fault
-    if not fault and reference is None and desk.pending(unit)[0][0].policy != UNCACHED:
+    if not fault and reference is None and desk.pending(unit)[0][0].policy != REFERENCE:
         again: Answer = yield Reference()  # its row is there, but its frames are lost
         fault = again.fault
         if not fault:
@@ -135,7 +135,7 @@ def _talk(unit: Unit, desk: Desk) -> Conversation:
             desk.failures.append(Failure(key=key, traceback=answer.fault))
         else:
             desk.take(answer.value)
-        if policy.name == UNCACHED and not path.exists():
+        if policy.name == REFERENCE and not path.exists():
             # Nothing can be held against an uncached run that there is none of.
             fault, refusal = answer.fault, "" if answer.fault else answer.value.row.note
 
