@@ -49,9 +49,10 @@ from hetcache_core import (
     TrunkCall,
     discover,
     relative_l1,
+    resolve_policy,
+    spread,
 )
-from hetcache_core.engine.active_rows import attention_scores, spread
-from hetcache_core.session import resolve_policy
+from hetcache_core.engine.active_rows import attention_scores
 from hetcache_core.steps import WHOLE_TRUNK
 from hetcache_core.store import Kind, Slot
 from hetcache_policies.shared.partition import MaskPartitioner

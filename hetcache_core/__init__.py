@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hetcache_core.backbone.pipelines import load_pipeline, run_edit
     from hetcache_core.backbone.routing import ModelCalls, StandIn, attached
     from hetcache_core.backbone.trunk import BlockHooks, TrunkCall, TrunkView
+    from hetcache_core.engine.footprint import footprint
     from hetcache_core.engine.loop import Engine
     from hetcache_core.errors import (
         CacheBudgetError,
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
         PluginConflictError,
         PluginError,
         PluginLoadError,
+        PluginWarning,
         UnsupportedBackboneError,
+        nearest_name,
     )
     from hetcache_core.plugins.clips import ClipSet, EvaluationClip
     from hetcache_core.plugins.discovery import Registry, discover
@@ -57,8 +60,10 @@ if TYPE_CHECKING:
     from hetcache_core.policy.recipe import CachePolicy, PolicyRecipe, ReusePoint, combine
     from hetcache_core.policy.signals import Signals, relative_l1
     from hetcache_core.records.calibration import Calibration, Calibrator
+    from hetcache_core.records.plan import Plan
+    from hetcache_core.records.schedule import Schedule
     from hetcache_core.records.trace import CallRecord, Totals, Trace
-    from hetcache_core.session import Session, accelerate
+    from hetcache_core.session import Session, accelerate, resolve_policy
     from hetcache_core.settings.declare import setting
     from hetcache_core.steps import (
         BlockKey,
@@ -81,6 +86,7 @@ if TYPE_CHECKING:
         SelectionRequest,
         TokenPartitioner,
         mask_to_tokens,
+        spread,
     )
 
 _HOMES: Final[dict[str, str]] = {
@@ -93,9 +99,11 @@ _HOMES: Final[dict[str, str]] = {
         "backbone.pipelines": "load_pipeline run_edit",
         "backbone.routing": "ModelCalls StandIn attached",
         "backbone.trunk": "BlockHooks TrunkCall TrunkView",
+        "engine.footprint": "footprint",
         "engine.loop": "Engine",
         "errors": "CacheBudgetError CacheStateError ConfigError ContractError HetCacheError "
-        "PluginConflictError PluginError PluginLoadError UnsupportedBackboneError",
+        "PluginConflictError PluginError PluginLoadError PluginWarning UnsupportedBackboneError "
+        "nearest_name",
         "plugins.clips": "ClipSet EvaluationClip",
         "plugins.discovery": "Registry discover",
         "plugins.hookspecs": "Registration hookimpl",
@@ -106,13 +114,15 @@ _HOMES: Final[dict[str, str]] = {
         "policy.recipe": "CachePolicy PolicyRecipe ReusePoint combine",
         "policy.signals": "Signals relative_l1",
         "records.calibration": "Calibration Calibrator",
+        "records.plan": "Plan",
+        "records.schedule": "Schedule",
         "records.trace": "CallRecord Totals Trace",
-        "session": "Session accelerate",
+        "session": "Session accelerate resolve_policy",
         "settings.declare": "setting",
         "steps": "BlockKey BranchRows Decision Mode ModelInfo Span Stack StepInfo SubLayer",
         "store": "CacheStore StoreSettings Stored",
         "tokens": "ContextSelector Grid Partition Role Selection SelectionRequest TokenPartitioner "
-        "mask_to_tokens",
+        "mask_to_tokens spread",
     }.items()
     for name in names.split()
 }
@@ -160,9 +170,11 @@ __all__ = [
     "PartAction",
     "PartialSettings",
     "Partition",
+    "Plan",
     "PluginConflictError",
     "PluginError",
     "PluginLoadError",
+    "PluginWarning",
     "PolicyRecipe",
     "Predictor",
     "Registration",
@@ -171,6 +183,7 @@ __all__ = [
     "Role",
     "RowFlops",
     "RunInfo",
+    "Schedule",
     "Selection",
     "SelectionRequest",
     "Session",
@@ -195,14 +208,18 @@ __all__ = [
     "attached",
     "combine",
     "discover",
+    "footprint",
     "hookimpl",
     "in_fp32",
     "load_pipeline",
     "mask_to_tokens",
     "matrix_macs",
+    "nearest_name",
     "relative_l1",
+    "resolve_policy",
     "run_edit",
     "setting",
+    "spread",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import reduce
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 from attrs import asdict, define, field
 
 from hetcache_core.backbone.compiling import BlockCompiler, many_graphs
-from hetcache_core.engine.flop_budget import check_target
 from hetcache_core.engine.loop import Engine
 from hetcache_core.errors import (
     CacheStateError,
@@ -304,4 +304,19 @@ def _find_backbone(pipeline: Any, wanted: str | Backbone | None, registry: Regis
     )
 
 
-__all__ = ["Session", "accelerate", "resolve_policy"]
+def check_target(target_speedup: float) -> float:
+    """Return the target, checked.
+
+    Raises:
+        ConfigError: it is not a number of at least 1.
+    """
+    if not target_speedup >= 1 or math.isinf(target_speedup):
+        raise ConfigError(
+            f"the target speed-up is {target_speedup}",
+            where="target_speedup",
+            remedy="Give how many times fewer FLOPs there should be, at least 1, such as 2.5",
+        )
+    return target_speedup
+
+
+__all__ = ["Session", "accelerate", "check_target", "resolve_policy"]

@@ -200,3 +200,16 @@ class ContextSelector(ABC):
     @abstractmethod
     def select(self, request: SelectionRequest) -> Selection:
         """Order the context tokens, best first, on the partition's own device."""
+
+
+def spread(indices: Tensor, count: int) -> Tensor:
+    """Take ``count`` of (k,) indices, evenly spread: elements ``floor(j * k / count)``.
+
+    Args:
+        indices: (k,) any tensor of one dimension.
+        count: how many to take; all of them where there are no more.
+    """
+    total = indices.numel()
+    if count >= total:
+        return indices
+    return indices[torch.arange(count, device=indices.device) * total // max(count, 1)]

@@ -11,15 +11,14 @@ from torch import Tensor
 
 from hetcache_core.errors import CacheStateError, ContractError
 from hetcache_core.policy.partial import PartialSettings
-from hetcache_core.tokens import ContextSelector, Partition, Role, Selection, SelectionRequest
-
-
-def spread(indices: Tensor, count: int) -> Tensor:
-    """Take ``count`` of (k,) indices, evenly spread: elements ``floor(j * k / count)``."""
-    total = indices.numel()
-    if count >= total:
-        return indices
-    return indices[torch.arange(count, device=indices.device) * total // max(count, 1)]
+from hetcache_core.tokens import (
+    ContextSelector,
+    Partition,
+    Role,
+    Selection,
+    SelectionRequest,
+    spread,
+)
 
 
 def attention_scores(q: Tensor, k: Tensor, heads: int) -> Tensor:

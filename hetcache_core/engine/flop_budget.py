@@ -15,7 +15,6 @@ from typing import Final
 
 from attrs import define, evolve, field, frozen
 
-from hetcache_core.errors import ConfigError
 from hetcache_core.policy.recipe import CachePolicy
 from hetcache_core.records.trace import Trace
 from hetcache_core.steps import Decision, Mode, StepInfo
@@ -167,18 +166,3 @@ def outcome(trace: Trace, policy: CachePolicy) -> str:
     if policy.step is None:
         return f"{said} Policy {policy.name} leaves out no whole steps, and no more inside of them."
     return f"{said} Policy {policy.name} cannot leave out more with these settings and guards."
-
-
-def check_target(target_speedup: float) -> float:
-    """Return the target, checked.
-
-    Raises:
-        ConfigError: it is not a number of at least 1.
-    """
-    if not target_speedup >= 1 or math.isinf(target_speedup):
-        raise ConfigError(
-            f"the target speed-up is {target_speedup}",
-            where="target_speedup",
-            remedy="Give how many times fewer FLOPs there should be, at least 1, such as 2.5",
-        )
-    return target_speedup

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import asdict, field, frozen
 
 from hetcache_core.errors import ConfigError
+from hetcache_core.records.plan import SIGMA_TOLERANCE
 from hetcache_core.records.trace import write_atomically
 from hetcache_core.steps import ModelInfo
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 CALIBRATION_VERSION: Final = 1
 """Raised whenever a reader of older files would misread a newer one."""
-
-SIGMA_TOLERANCE: Final = 1e-4
-"""Noise levels closer than this are the same; shifts that differ by 1 % differ by more."""
 
 
 class Calibrator(ABC):

@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from attrs import asdict, evolve, frozen
 
+from hetcache_core.errors import ConfigError
 from hetcache_core.policy.partial import ControlMode, KVMode
 from hetcache_core.policy.pieces import BlockAction, PartAction, Use
-from hetcache_core.steps import WHOLE_TRUNK, Mode, ModelInfo, Span, SubLayer
+from hetcache_core.steps import WHOLE_TRUNK, Mode, ModelInfo, Span, Stack, SubLayer
 from hetcache_core.tokens import Grid
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
+
+    from hetcache_core.backbone.adapter import RunInfo
 
 RUN: Final = "run"
 """A block of which nothing is kept or reused."""
@@ -31,6 +34,11 @@ RUN: Final = "run"
 NEVER_ASKED: Final = "-"
 LISTED: Final = "="
 """Marks rows that are written one by one, since they do not ascend."""
+
+SIGMA_TOLERANCE: Final = 1e-4
+"""Noise levels closer than this are the same; shifts that differ by 1 % differ by more."""
+
+REMEDY: Final = "Record a run like this one with --trace, and compile that"
 
 
 @frozen(kw_only=True)
@@ -151,6 +159,73 @@ class Plan:
             unpack_rows(text, self.grid.tokens)
         _check_places(self.selections, len(self.rows))
 
+    def check_run(self, run: RunInfo) -> None:
+        """Refuse a run that is not of the recorded kind.
+
+        Raises:
+            ConfigError: other tokens, another number of steps, or other noise levels.
+        """
+        where, steps = "schedule to replay", len(self.steps)
+        if run.steps != steps:
+            reason = f"it was recorded with {steps} steps, this run has {run.steps}"
+            raise ConfigError(reason, where=where, remedy=f"Run with {steps} steps. {REMEDY}")
+        if run.grid != self.grid:
+            recorded, given = _tokens(self.grid), _tokens(run.grid)
+            reason = f"it was recorded on {recorded}, this run has {given}"
+            raise ConfigError(reason, where=where, remedy=REMEDY)
+        gaps = (abs(a - b) for a, b in zip(self.sigmas, run.sigmas, strict=True))
+        if max(gaps) > SIGMA_TOLERANCE:
+            reason = "it was recorded with other noise levels (another shift) than this run has"
+            raise ConfigError(reason, where=where, remedy=REMEDY)
+
+    def actions_of(
+        self, step: int, branch: str, stack: Stack, device: str
+    ) -> list[BlockAction | None]:
+        """Return what the blocks of one call did, None where nobody asked.
+
+        Args:
+            step: index of the step.
+            branch: key of the call.
+            stack: main or control blocks.
+            device: where the rows of sub-layers that recompute some go.
+        """
+        call = next((c for c in self.calls if (c.step, c.branch) == (step, branch)), None)
+        if call is None:
+            return []
+        places = unpack_places(call.main if stack is Stack.MAIN else call.control)
+        done: dict[int | None, BlockAction | None] = {None: None}
+        for place in dict.fromkeys(places):
+            if place is not None:
+                action, at = read_action(self.actions[place])
+                rows = {part: self._rows(row).to(device) for part, row in at.items()}
+                done[place] = _with_rows(action, rows) if rows else action
+        return [done[place] for place in places]
+
+    def selection(self, number: int, roles: torch.Tensor) -> torch.Tensor | None:
+        """Return the rows (n,) of partial steps that were chosen, on the host.
+
+        Args:
+            number: how many choices came before.
+            roles: (N,) roles of this run's tokens.
+
+        Returns:
+            The rows, or None where the roles are others than the recorded ones, or no more was chosen.
+        """
+        if number >= len(self.selections) or fingerprint(roles) != self.roles:
+            return None
+        return self._rows(self.selections[number])
+
+    def _rows(self, place: int) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(unpack_rows(self.rows[place], self.grid.tokens))
+
+
+def _tokens(grid: Grid) -> str:
+    before = f" and {grid.prefix} before them" if grid.prefix else ""
+    size = f"{grid.frames} x {grid.height} x {grid.width}"
+    return f"{size} tokens of {grid.pixel_height} x {grid.pixel_width} pixels{before}"
+
 
 def _check_places(places: Iterable[int], size: int) -> None:
     for place in places:
@@ -221,8 +296,7 @@ def read_action(text: str) -> tuple[BlockAction, dict[SubLayer, int]]:
     return BlockAction(use=use, store=store, parts=parts), places
 
 
-def with_rows(action: BlockAction, rows: Mapping[SubLayer, torch.Tensor]) -> BlockAction:
-    """Return an action whose sub-layers recompute rows (k,)."""
+def _with_rows(action: BlockAction, rows: Mapping[SubLayer, torch.Tensor]) -> BlockAction:
     parts = {part: evolve(act, rows=rows.get(part)) for part, act in action.parts.items()}
     return evolve(action, parts=parts)
 

@@ -12,21 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import field, frozen
 
 from hetcache_core.errors import ConfigError
-from hetcache_core.records.plan import Plan
+from hetcache_core.records.plan import REMEDY, Plan
 from hetcache_core.records.trace import Trace, write_atomically
 
 if TYPE_CHECKING:
-    from hetcache_core.backbone.adapter import RunInfo
     from hetcache_core.steps import ModelInfo
 
 KIND: Final = "hetcache schedule"
 SCHEDULE_VERSION: Final = 1
 """Raised whenever a reader of older files would misread a newer one."""
-
-SIGMA_TOLERANCE: Final = 1e-4
-"""Noise levels closer than this are the same, as for calibrations."""
-
-REMEDY: Final = "Record a run like this one with --trace, and compile that"
 
 
 def _own_version() -> str:
@@ -134,29 +128,3 @@ class Schedule:
                 reason = f"it was recorded on a model with {name} {theirs!r}, this one has {ours!r}"
                 raise ConfigError(reason, where=where, remedy=REMEDY)
         return schedule
-
-
-def check_run(plan: Plan, run: RunInfo) -> None:
-    """Refuse a run that is not of the recorded kind.
-
-    Raises:
-        ConfigError: other tokens, another number of steps, or other noise levels.
-    """
-    where, steps = "schedule to replay", len(plan.steps)
-    if run.steps != steps:
-        reason = f"it was recorded with {steps} steps, this run has {run.steps}"
-        raise ConfigError(reason, where=where, remedy=f"Run with {steps} steps. {REMEDY}")
-    if run.grid != plan.grid:
-        reason = f"it was recorded on {_tokens(plan)}, this run has {_tokens(run)}"
-        raise ConfigError(reason, where=where, remedy=REMEDY)
-    gaps = (abs(a - b) for a, b in zip(plan.sigmas, run.sigmas, strict=True))
-    if max(gaps) > SIGMA_TOLERANCE:
-        reason = "it was recorded with other noise levels (another shift) than this run has"
-        raise ConfigError(reason, where=where, remedy=REMEDY)
-
-
-def _tokens(of: Plan | RunInfo) -> str:
-    grid = of.grid
-    before = f" and {grid.prefix} before them" if grid.prefix else ""
-    size = f"{grid.frames} x {grid.height} x {grid.width}"
-    return f"{size} tokens of {grid.pixel_height} x {grid.pixel_width} pixels{before}"

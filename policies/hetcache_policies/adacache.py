@@ -36,7 +36,6 @@ from hetcache_core import (
     Use,
     setting,
 )
-from hetcache_core.policy.pieces import RUN_BLOCK
 from hetcache_policies.fits.adacache_codebooks import BOOKS, CodeBook
 from hetcache_policies.shared.adacache_meter import Meter, RateRule
 from hetcache_policies.shared.presets import find_preset
@@ -104,7 +103,7 @@ class _StepDecider(StepDecider, BlockDecider):
 
     def block(self, step: StepInfo, branch: str, key: BlockKey, hidden: Tensor) -> BlockAction:
         if key.index not in self._policy.probes or not self._meter.watches:
-            return RUN_BLOCK
+            return BlockAction()
         return BlockAction(observe=frozenset({self._policy.rule.part}))
 
     def observe(

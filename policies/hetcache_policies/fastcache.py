@@ -40,7 +40,6 @@ from hetcache_core import (
     Use,
     setting,
 )
-from hetcache_core.policy.pieces import RUN_BLOCK
 from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["FastCache", "SimilarBlocks"]
@@ -144,7 +143,7 @@ class _Decider(BlockDecider):
     def block(self, step: StepInfo, branch: str, key: BlockKey, hidden: Tensor) -> BlockAction:
         index = key.index
         if index not in self._policy.blocks:
-            return RUN_BLOCK
+            return BlockAction()
         known = self._known.get(index)
         # A branch that was left out when the block last ran has a residual of another step.
         alike = known is not None and self._ran.get((branch, index)) == known.ran

@@ -30,7 +30,6 @@ from hetcache_core import (
     Use,
     setting,
 )
-from hetcache_core.policy.pieces import RUN_PART
 from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["Broadcast", "FeedForwardReuse", "PyramidBroadcast"]
@@ -152,7 +151,7 @@ class _Decider(BlockDecider):
         kept = self._kept.get((branch, key))
         if kept is not None and step.index - kept <= self._policy.feed_forward.skip:
             return PartAction(Use.REUSE)
-        return RUN_PART
+        return PartAction()
 
 
 @final

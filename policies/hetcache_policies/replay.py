@@ -24,14 +24,14 @@ from hetcache_core import (
     ConfigError,
     ModelInfo,
     PartialSettings,
+    Plan,
+    PluginWarning,
     PolicyRecipe,
+    Schedule,
     discover,
+    resolve_policy,
     setting,
 )
-from hetcache_core.errors import PluginWarning
-from hetcache_core.records.plan import Plan
-from hetcache_core.records.schedule import Schedule
-from hetcache_core.session import resolve_policy
 from hetcache_policies.shared.replayed import (
     ReplayedBlocks,
     ReplayedGuidance,

@@ -32,10 +32,10 @@ from hetcache_core import (
     PolicyRecipe,
     RunInfo,
     StepInfo,
+    SubLayer,
     Use,
     setting,
 )
-from hetcache_core.steps import ALL_SUB_LAYERS
 from hetcache_policies.every_nth import UniformSteps
 from hetcache_policies.shared.predictors import Taylor
 from hetcache_policies.shared.presets import find_preset
@@ -89,7 +89,7 @@ class _Decider(BlockDecider):
         else:
             # A part of which nothing is kept yet runs after all, and is kept then.
             action = PartAction(Use.REUSE, store=True)
-        return BlockAction(parts=dict.fromkeys(ALL_SUB_LAYERS, action))
+        return BlockAction(parts=dict.fromkeys(SubLayer, action))
 
 
 @final

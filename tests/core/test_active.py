@@ -20,8 +20,9 @@ from hetcache_core import (
     Role,
     Selection,
     SelectionRequest,
+    spread,
 )
-from hetcache_core.engine.active_rows import ActiveRows, attention_scores, pad_multiple, spread
+from hetcache_core.engine.active_rows import ActiveRows, attention_scores, pad_multiple
 
 GRID = Grid(frames=1, height=1, width=20, pixel_height=8, pixel_width=8, frame_stride=4)
 

@@ -14,9 +14,10 @@ from typing import Any, Final
 import pytest
 
 from hetcache_core import Guards, Mode, Trace, accelerate
-from hetcache_core.engine.flop_budget import Budget, Costs, check_target
+from hetcache_core.engine.flop_budget import Budget, Costs
 from hetcache_core.errors import ConfigError
 from hetcache_core.plugins.discovery import discover
+from hetcache_core.session import check_target
 from hetcache_core.steps import Decision, StepInfo
 from hetcache_core.testing import tiny_case
 from hetcache_core.testing.tiny.model import TinyConfig

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hetcache_core.engine.active_rows import ActiveRows, spread
+from hetcache_core.engine.active_rows import ActiveRows
 from hetcache_core.errors import ConfigError
 from hetcache_core.policy.partial import PartialSettings
-from hetcache_core.tokens import Grid, Role, mask_to_tokens
+from hetcache_core.tokens import Grid, Role, mask_to_tokens, spread
 from hetcache_policies.shared.partition import MaskPartitioner
 
 WAN = {"pixel_height": 16, "pixel_width": 16, "frame_stride": 4}

@@ -8,8 +8,7 @@ import torch
 from attrs import evolve
 
 from hetcache.plugins.listing import PRESETS, SHOWN_MODEL
-from hetcache_core import ConfigError, Grid, RunInfo
-from hetcache_core.engine.footprint import footprint
+from hetcache_core import ConfigError, Grid, RunInfo, footprint
 from hetcache_core.settings.declare import build
 
 if TYPE_CHECKING:

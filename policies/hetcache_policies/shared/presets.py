@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from hetcache_core import ConfigError
-from hetcache_core.errors import nearest_name
+from hetcache_core import ConfigError, nearest_name
 
 __all__ = ["find_preset"]
 

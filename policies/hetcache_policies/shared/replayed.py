@@ -24,6 +24,7 @@ from hetcache_core import (
     GuidanceDecider,
     GuidancePolicy,
     Mode,
+    Plan,
     Role,
     RunInfo,
     Selection,
@@ -33,19 +34,7 @@ from hetcache_core import (
     StepDecider,
     StepInfo,
     StepPolicy,
-    SubLayer,
 )
-from hetcache_core.policy.pieces import RUN_BLOCK
-from hetcache_core.records.plan import (
-    Plan,
-    PlannedCall,
-    fingerprint,
-    read_action,
-    unpack_places,
-    unpack_rows,
-    with_rows,
-)
-from hetcache_core.records.schedule import check_run
 from hetcache_policies.shared.selectors import UniformSelector
 
 __all__ = ["ReplayedBlocks", "ReplayedGuidance", "ReplayedRows", "ReplayedSteps"]
@@ -75,7 +64,7 @@ class ReplayedSteps(StepPolicy):
         Raises:
             ConfigError: it is not.
         """
-        check_run(self.plan, run)
+        self.plan.check_run(run)
         return _StepDecider(self.plan)
 
 
@@ -110,26 +99,18 @@ class ReplayedBlocks(BlockPolicy):
         return self.sub_layers
 
     def begin(self, run: RunInfo) -> BlockDecider:
-        """Read the table of actions."""
-        return _BlockDecider(
-            self.plan,
-            actions=tuple(read_action(text) for text in self.plan.actions),
-            calls={(call.step, call.branch): call for call in self.plan.calls},
-            device=run.device,
-        )
+        """Begin before the first step."""
+        return _BlockDecider(self.plan, run.device)
 
 
 @final
 @define(eq=False)
 class _BlockDecider(BlockDecider):
     _plan: Plan
-    _actions: tuple[tuple[BlockAction, dict[SubLayer, int]], ...] = field(kw_only=True)
-    _calls: Mapping[tuple[int, str], PlannedCall] = field(kw_only=True)
-    _device: str = field(kw_only=True)
+    _device: str
     _step: int = field(default=-1, init=False)
-    _places: dict[tuple[str, Stack], list[int | None]] = field(factory=dict, init=False)
-    _rows: dict[int, Tensor] = field(factory=dict, init=False)
-    """Rows of the step under way, by their place."""
+    _actions: dict[tuple[str, Stack], list[BlockAction | None]] = field(factory=dict, init=False)
+    """Of the step under way, by block."""
 
     def enter_call(self, step: StepInfo, branches: tuple[BranchRows, ...]) -> None:
         called, known = "+".join(branch.name for branch in branches), self._plan.branches
@@ -146,32 +127,18 @@ class _BlockDecider(BlockDecider):
     def control(self, step: StepInfo, branch: str, key: BlockKey) -> BlockAction:
         if step.index != self._step:
             self._step = step.index
-            self._places.clear()
-            self._rows.clear()
-        if (branch, key.stack) not in self._places:
-            self._places[branch, key.stack] = self._unpack(step.index, branch, key.stack)
-        places = self._places[branch, key.stack]
-        place = places[key.index] if key.index < len(places) else None
-        if place is None:  # a guard of the session computes what was left out
-            return RUN_BLOCK
-        action, rows = self._actions[place]
-        if not rows:
-            return action
-        return with_rows(action, {part: self._unpack_rows(at) for part, at in rows.items()})
-
-    def _unpack(self, step: int, branch: str, stack: Stack) -> list[int | None]:
-        if branch not in self._plan.branches:  # not a call: somebody asks ahead what will be kept
-            branch = self._plan.branches[0]
-        call = self._calls.get((step, branch))
-        if call is None:
-            return []
-        return unpack_places(call.main if stack is Stack.MAIN else call.control)
-
-    def _unpack_rows(self, place: int) -> Tensor:
-        if place not in self._rows:
-            rows = unpack_rows(self._plan.rows[place], self._plan.grid.tokens)
-            self._rows[place] = torch.from_numpy(rows).to(self._device)
-        return self._rows[place]
+            self._actions.clear()
+        if (branch, key.stack) not in self._actions:
+            known = self._plan.branches
+            recorded = (
+                branch if branch in known else known[0]
+            )  # no call: what will be kept is asked
+            self._actions[branch, key.stack] = self._plan.actions_of(
+                step.index, recorded, key.stack, self._device
+            )
+        actions = self._actions[branch, key.stack]
+        action = actions[key.index] if key.index < len(actions) else None
+        return BlockAction() if action is None else action  # a guard computes what was left out
 
 
 @final
@@ -233,13 +200,12 @@ class ReplayedRows(ContextSelector):
 
     def select(self, request: SelectionRequest) -> Selection:
         """Put the recorded tokens first."""
-        previous, chosen = request.previous, self.plan.selections
+        previous, roles = request.previous, request.partition.roles
         number = previous.number + 1 if isinstance(previous, _Numbered) else 0
-        roles = request.partition.roles
-        if number >= len(chosen) or fingerprint(roles) != self.plan.roles:
+        rows = self.plan.selection(number, roles)
+        if rows is None:
             return _Numbered(order=UniformSelector().select(request).order, number=number)
-        rows = unpack_rows(self.plan.rows[chosen[number]], self.plan.grid.tokens)
         kept = torch.zeros(request.partition.tokens, dtype=torch.bool)
-        kept[torch.from_numpy(rows)] = True
+        kept[rows] = True
         left_out = ~kept.to(roles.device)[request.partition.of(Role.CONTEXT)]  # (|C|,)
         return _Numbered(order=left_out.to(torch.uint8).argsort(stable=True), number=number)

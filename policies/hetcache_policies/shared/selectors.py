@@ -14,8 +14,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from hetcache_core import ContextSelector, Role, Selection, SelectionRequest, setting
-from hetcache_core.engine.active_rows import spread
+from hetcache_core import ContextSelector, Role, Selection, SelectionRequest, setting, spread
 from hetcache_policies.shared.kmeans import Clusters, KMeansBackend, cluster, project
 
 __all__ = [

@@ -11,8 +11,8 @@ from attrs import evolve, field, frozen
 
 from hetcache.comparison.results.folder import REFERENCE
 from hetcache_core import ConfigError, Registry
-from hetcache_core.engine.flop_budget import check_target
 from hetcache_core.errors import nearest_name
+from hetcache_core.session import check_target
 from hetcache_core.settings.declare import build, describe, parse_assignments
 
 __all__ = [
