@@ -21,10 +21,11 @@ if TYPE_CHECKING:
         RunInfo,
     )
     from hetcache_core.backbone.block_trunk import BlockTrunk, in_fp32
+    from hetcache_core.backbone.compiling import BlockCompiler
     from hetcache_core.backbone.flops import RowFlops, matrix_macs
     from hetcache_core.backbone.pipelines import load_pipeline, run_edit
     from hetcache_core.backbone.routing import ModelCalls, StandIn, attached
-    from hetcache_core.backbone.trunk import BlockHooks, TrunkCall, TrunkView
+    from hetcache_core.backbone.trunk import BlockHooks, RunTrunk, TrunkCall, TrunkView
     from hetcache_core.engine.footprint import footprint
     from hetcache_core.engine.loop import Engine
     from hetcache_core.errors import (
@@ -95,11 +96,12 @@ _HOMES: Final[dict[str, str]] = {
         "backbone.adapter": "Backbone EditRequest Features FlopModel Geometry LoadRequest ModelCall "
         "RunInfo",
         "backbone.block_trunk": "BlockTrunk in_fp32",
+        "backbone.compiling": "BlockCompiler",
         "backbone.flops": "RowFlops matrix_macs",
         "backbone.pipelines": "load_pipeline run_edit",
         "backbone.routing": "ModelCalls StandIn attached",
-        "backbone.trunk": "BlockHooks TrunkCall TrunkView",
         "engine.footprint": "footprint",
+        "backbone.trunk": "BlockHooks RunTrunk TrunkCall TrunkView",
         "engine.loop": "Engine",
         "errors": "CacheBudgetError CacheStateError ConfigError ContractError HetCacheError "
         "PluginConflictError PluginError PluginLoadError PluginWarning UnsupportedBackboneError "
@@ -130,6 +132,7 @@ _HOMES: Final[dict[str, str]] = {
 __all__ = [
     "Backbone",
     "BlockAction",
+    "BlockCompiler",
     "BlockDecider",
     "BlockHooks",
     "BlockKey",
@@ -183,6 +186,7 @@ __all__ = [
     "Role",
     "RowFlops",
     "RunInfo",
+    "RunTrunk",
     "Schedule",
     "Selection",
     "SelectionRequest",

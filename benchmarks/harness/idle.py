@@ -172,7 +172,7 @@ class IdleRun:
             engine.begin_run(self.info(steps))
             for index in range(steps):
                 call = ModelCall(step=index, branches=BRANCH, latents=latents)
-                engine.model_call(call, lambda: engine.run_trunk(trunk))
+                engine.model_call(call, lambda run: run(trunk))
                 engine.end_step()
                 watch.mark()
         return watch.laps_s(), traces[0]

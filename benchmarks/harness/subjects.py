@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
@@ -21,7 +21,9 @@ from hetcache_core import (
     ConfigError,
     EditRequest,
     Engine,
+    ModelCall,
     RunInfo,
+    RunTrunk,
     Session,
     StoreSettings,
     Trace,
@@ -68,9 +70,15 @@ class _Catcher(Engine):
         self.info = info
         super().begin_run(info)
 
-    def run_trunk(self, trunk: TrunkCall) -> Tensor:
-        self.trunk = trunk
-        return super().run_trunk(trunk)
+    def model_call(self, call: ModelCall, forward: Callable[[RunTrunk], Tensor]) -> Tensor:
+        def caught(run: RunTrunk) -> Tensor:
+            def catching(trunk: TrunkCall) -> Tensor:
+                self.trunk = trunk
+                return run(trunk)
+
+            return forward(catching)
+
+        return super().model_call(call, caught)
 
 
 @define(eq=False, kw_only=True)

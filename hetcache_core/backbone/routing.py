@@ -14,7 +14,7 @@ import functools
 import inspect
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
@@ -29,14 +29,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from hetcache_core.backbone.trunk import TrunkCall
+    from hetcache_core.backbone.trunk import RunTrunk
     from hetcache_core.engine.loop import Engine
     from hetcache_core.tokens import Grid
 
 LISTS: Final = ("timesteps", "sigmas")
 """Arguments of ``set_timesteps`` with which a pipeline brings its own schedule."""
-
-RunTrunk = Callable[["TrunkCall"], "Tensor"]
 
 # A model's forward is called twice a step, and its signature is made of its code each time it is asked for.
 _signature = functools.cache(inspect.signature)
@@ -241,9 +239,13 @@ class Router:
             expert=self.calls.expert(model),
         )
         self._calls += 1
-        stand_in, changed = self.calls.stand_in(model, arguments, self.engine.run_trunk)
-        given = {**arguments, **changed, "return_dict": False}
-        output = self.engine.model_call(call, lambda: library(stand_in, **given)[0])
+
+        def answer(run: RunTrunk) -> Tensor:
+            stand_in, changed = self.calls.stand_in(model, arguments, run)
+            output: Tensor = library(stand_in, **{**arguments, **changed, "return_dict": False})[0]
+            return output
+
+        output = self.engine.model_call(call, answer)
         if not arguments.get("return_dict", True):
             return (output,)
         return self.calls.result(output)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from hetcache_core.backbone.adapter import FlopModel
 
+RunTrunk = Callable[["TrunkCall"], "Tensor"]
+"""Answers the trunk inside a model call, (B, N, D); the engine gives it to each call's forward."""
+
 Attend = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 """The library's own attention on post-norm, post-rotary q, k and v, each (B, n, D)."""
 

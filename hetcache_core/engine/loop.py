@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hetcache_core.backbone.adapter import ModelCall, RunInfo
-    from hetcache_core.backbone.trunk import TrunkCall
+    from hetcache_core.backbone.trunk import RunTrunk, TrunkCall
 
 _log = logging.getLogger(__name__)
 
@@ -57,8 +58,6 @@ class Engine:
     on_step: Callable[[StepInfo, Sequence[CallRecord]], None] | None = None
     on_run: Callable[[Trace], None] | None = None
     _run: RunState | None = field(default=None, init=False)
-    _call: ModelCall | None = field(default=None, init=False)
-    _record: CallRecord | None = field(default=None, init=False)
     _requested: int = field(default=0, init=False)
 
     # Runs and steps
@@ -120,7 +119,7 @@ class Engine:
 
     def end_run(self) -> None:
         """End the run, free everything kept and hand out the trace; no run, no effect."""
-        run, self._run, self._call = self._run, None, None
+        run, self._run = self._run, None
         if run is None:
             return
         trace = run.finish()
@@ -129,24 +128,26 @@ class Engine:
 
     def abort_run(self) -> None:
         """Forget the run without a trace, after an exception."""
-        run, self._run, self._call = self._run, None, None
+        run, self._run = self._run, None
         if run is not None:
             run.store.clear()
 
     # Calls
 
-    def model_call(self, call: ModelCall, forward: Callable[[], Tensor]) -> Tensor:
+    def model_call(self, call: ModelCall, forward: Callable[[RunTrunk], Tensor]) -> Tensor:
         """Answer one DiT call of the pipeline.
 
         Args:
             call: what is called.
-            forward: runs the library's own call, whose trunk comes back to ``run_trunk``.
+            forward: runs the library's own call, and has the trunk inside it answered by what it is
+                given.
 
         Returns:
             The model output, in the library's layout.
 
         Raises:
             CacheStateError: the step index does not follow on.
+            ContractError: the trunk has another size than the run's grid.
         """
         run = self._need_run()
         self._fit(run, call)
@@ -159,10 +160,15 @@ class Engine:
             expert=call.expert,
             tokens=run.info.grid.tokens,
         )
-        self._call, self._record = call, record
         run.recorder.call(call.key)
         run.clock.start()
-        output = self._answer(run, step, call, record, forward)
+        output = self._answer(
+            run,
+            step,
+            call,
+            record,
+            lambda: forward(functools.partial(self._trunk, run, step, call, record)),
+        )
         run.clock.stop()
         if run.guidance is not None:
             run.step.outputs[call.key] = output
@@ -173,7 +179,6 @@ class Engine:
             earlier = (r.flops_full for r in reversed(run.trace.records) if r.flops_full)
             record.flops_full = next(earlier, 0)
         run.trace.records.append(record)
-        self._call = self._record = None
         _log.debug("step %d %s: %s (%s)", step.index, call.key, record.mode, record.reason)
         return output
 
@@ -212,7 +217,7 @@ class Engine:
         if run.policy.reuse_point is ReusePoint.TRUNK:
             return forward()
         predictor, slot = run.policy.predictor or HOLD, Slot(Kind.OUTPUT)
-        decision = self._decide(run, step, call, None)
+        decision = self._decide(run, step, call, record, None)
         if decision.mode is Mode.REUSE and run.store.has(call.key, slot):
             self._settle(run, record, decision)
             values = run.store.get(call.key, slot, like=call.latents)
@@ -224,29 +229,15 @@ class Engine:
             )
         return output
 
-    def run_trunk(self, trunk: TrunkCall) -> Tensor:
-        """Answer the trunk of the call that is under way.
-
-        Args:
-            trunk: the call, its input (B, N, D).
-
-        Returns:
-            (B, N, D) trunk output.
-
-        Raises:
-            ContractError: the backbone did not announce this call, or another grid.
-        """
-        run, call, record = self._need_run(), self._call, self._record
-        if call is None or record is None:
-            raise ContractError(
-                "run_trunk was called outside model_call", remedy="The backbone must wrap the call"
-            )
+    def _trunk(
+        self, run: RunState, step: StepInfo, call: ModelCall, record: CallRecord, trunk: TrunkCall
+    ) -> Tensor:
+        """Answer the trunk inside a call, its input (B, N, D), with (B, N, D)."""
         if trunk.x.shape[1] != run.info.grid.tokens:
             raise ContractError(
                 f"the trunk has {trunk.x.shape[1]} tokens, the announced grid {run.info.grid.tokens}",
                 where=f"backbone {run.info.model.backbone}",
             )
-        step = run.step_info(call.step)
         execution = TrunkExecution(
             run=run,
             step=step,
@@ -257,7 +248,7 @@ class Engine:
         )
         record.flops = trunk.flops.outside()
         record.flops_full = full_flops(trunk) + record.flops
-        decision = self._decide(run, step, call, trunk, execution.probe)
+        decision = self._decide(run, step, call, record, trunk, execution.probe)
         decision = self._possible(run, call, decision)
         self._settle(run, record, decision)
         if run.block_decider is not None and decision.mode is Mode.FULL:
@@ -283,6 +274,7 @@ class Engine:
         run: RunState,
         step: StepInfo,
         call: ModelCall,
+        record: CallRecord,
         trunk: TrunkCall | None,
         probe: Callable[[int], Tensor] | None = None,
     ) -> Decision:
@@ -295,8 +287,8 @@ class Engine:
             run.recorder.decided(step.index, run.step.decision)
             return run.step.decision
         costs = None
-        if run.budget is not None and self._record is not None:
-            costs = self._costs(run, trunk, self._record)
+        if run.budget is not None:
+            costs = self._costs(run, trunk, record)
             if step.index == 0 and run.policy.step is not None and run.policy.step.schedule_only:
                 self._solve(run, call, trunk, run.budget, costs)
         signals = self._signals(run, step, call, trunk, probe)
@@ -305,8 +297,7 @@ class Engine:
             decision = run.budget.apply(step, decision, costs)
         run.step.decision = self.guards.apply(step, decision, run.reused_in_row)
         run.recorder.decided(step.index, run.step.decision)
-        if self._record is not None:
-            self._record.host_reads += signals.reads
+        record.host_reads += signals.reads
         return run.step.decision
 
     def _signals(

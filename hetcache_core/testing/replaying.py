@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from typing import final
 
@@ -25,7 +25,7 @@ from hetcache_core.testing.comparing import (
     subtraction_bound,
 )
 from hetcache_core.testing.running import NotApplicableError
-from hetcache_core.testing.watch import BlockCounter, Seen, WatchedEngine
+from hetcache_core.testing.watch import BlockCounter, Forward, Seen, WatchedEngine
 
 
 @define(eq=False, kw_only=True)
@@ -73,7 +73,6 @@ class ReplayEngine(Engine):
     replays: list[list[Repeat]] = field(factory=list, init=False)
     _info: RunInfo | None = field(default=None, init=False)
     _steps_left: int = field(default=0, init=False)
-    _inner: WatchedEngine | None = field(default=None, init=False)
 
     @property
     def running(self) -> bool:
@@ -90,13 +89,7 @@ class ReplayEngine(Engine):
         if not self._steps_left:
             self._info = None
 
-    def run_trunk(self, trunk: TrunkCall) -> Tensor:
-        """Hand the trunk to the engine of the call."""
-        if self._inner is None:
-            return super().run_trunk(trunk)
-        return self._inner.run_trunk(trunk)
-
-    def model_call(self, call: ModelCall, forward: Callable[[], Tensor]) -> Tensor:
+    def model_call(self, call: ModelCall, forward: Forward) -> Tensor:
         """Answer the call as a run of its own."""
         if self._info is None:
             return super().model_call(call, forward)
@@ -109,14 +102,12 @@ class ReplayEngine(Engine):
                 branches=tuple(branch.name for branch in call.branches),
             )
         )
-        self._inner = inner
         counts = []
         for step in range(self.repeats):
             before = (self.counter.main, self.counter.control)
             inner.model_call(evolve(call, step=step), forward)
             inner.end_step()
             counts.append((self.counter.main - before[0], self.counter.control - before[1]))
-        self._inner = None
         self.replays.append(
             [
                 Repeat(record=record, seen=seen, main=main, control=control)

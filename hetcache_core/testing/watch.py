@@ -10,7 +10,7 @@ from attrs import define, evolve, field
 from torch import Tensor, nn
 
 from hetcache_core.backbone.adapter import ModelCall, RunInfo
-from hetcache_core.backbone.trunk import TrunkCall
+from hetcache_core.backbone.trunk import RunTrunk, TrunkCall
 from hetcache_core.engine.loop import Engine
 from hetcache_core.policy.recipe import CachePolicy
 from hetcache_core.records.trace import Trace
@@ -18,6 +18,9 @@ from hetcache_core.testing.case import BackboneCase
 
 CallKey = tuple[int, str]
 """Step and branch key of a call."""
+
+Forward = Callable[[RunTrunk], Tensor]
+"""Runs the library's own call; see ``Engine.model_call``."""
 
 
 @define(eq=False, kw_only=True)
@@ -67,8 +70,7 @@ class WatchedEngine(Engine):
     seen: list[Seen] = field(factory=list, init=False)
     steps_ended: int = field(default=0, init=False)
     traces: list[Trace] = field(factory=list, init=False)
-    _entered: list[tuple[TrunkCall, Tensor]] = field(factory=list, init=False)
-    _waiting: list[tuple[ModelCall, Callable[[], Tensor]]] = field(factory=list, init=False)
+    _waiting: list[tuple[ModelCall, Forward]] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
         """Keep the traces."""
@@ -98,13 +100,7 @@ class WatchedEngine(Engine):
         self.steps_ended += 1
         super().end_step()
 
-    def run_trunk(self, trunk: TrunkCall) -> Tensor:
-        """Answer the trunk and keep it."""
-        output = super().run_trunk(trunk)
-        self._entered.append((trunk, output.clone()))
-        return output
-
-    def model_call(self, call: ModelCall, forward: Callable[[], Tensor]) -> Tensor:
+    def model_call(self, call: ModelCall, forward: Forward) -> Tensor:
         """Answer a call and keep it."""
         pinned = self.pinned.get((call.step, call.key))
         if self.only is not None and call.key not in self.only and pinned is not None:
@@ -117,16 +113,24 @@ class WatchedEngine(Engine):
             self._watch(*self._waiting.pop())
         return output if pinned is None else pinned.clone()
 
-    def _watch(self, call: ModelCall, forward: Callable[[], Tensor]) -> Tensor:
-        self._entered.clear()
-        flops = None
+    def _watch(self, call: ModelCall, forward: Forward) -> Tensor:
+        trunk, trunk_output, flops = None, None, None
+
+        def kept(run: RunTrunk) -> Tensor:
+            def keeping(entered: TrunkCall) -> Tensor:
+                nonlocal trunk, trunk_output
+                answer = run(entered)
+                trunk, trunk_output = entered, answer.clone()
+                return answer
+
+            return forward(keeping)
+
         if self.count_flops:
             output, flops = counting_flops(
-                lambda: super(WatchedEngine, self).model_call(call, forward)
+                lambda: super(WatchedEngine, self).model_call(call, kept)
             )
         else:
-            output = super().model_call(call, forward)
-        trunk, trunk_output = self._entered[-1] if self._entered else (None, None)
+            output = super().model_call(call, kept)
         self.seen.append(
             Seen(
                 call=call,

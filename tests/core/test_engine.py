@@ -582,36 +582,27 @@ def engine_in_a_run(policy: CachePolicy = FULL_STEPS) -> tuple[Engine, ModelCall
 def test_steps_must_follow_on_one_another() -> None:
     engine, call = engine_in_a_run()
     with pytest.raises(CacheStateError) as error:
-        engine.model_call(evolve(call, step=1), lambda: call.latents)
+        engine.model_call(evolve(call, step=1), lambda _: call.latents)
     assert (error.value.step, error.value.expected_step) == (1, 0)
-    engine.model_call(call, lambda: call.latents)
+    engine.model_call(call, lambda _: call.latents)
     with pytest.raises(CacheStateError):
-        engine.model_call(evolve(call, step=2), lambda: call.latents)
+        engine.model_call(evolve(call, step=2), lambda _: call.latents)
 
 
 def test_a_step_beyond_the_last_is_refused() -> None:
     engine, call = engine_in_a_run()
     for step in range(3):
-        engine.model_call(evolve(call, step=step), lambda: call.latents)
+        engine.model_call(evolve(call, step=step), lambda _: call.latents)
         if step < 2:
             engine.end_step()
     with pytest.raises(CacheStateError, match="step 3 of 3"):
-        engine.model_call(evolve(call, step=3), lambda: call.latents)
+        engine.model_call(evolve(call, step=3), lambda _: call.latents)
 
 
 def test_a_call_outside_a_run_is_refused() -> None:
     _, call = engine_in_a_run()
     with pytest.raises(CacheStateError, match="outside a run"):
-        Engine(policy=FULL_STEPS).model_call(call, lambda: call.latents)
-
-
-def test_a_trunk_outside_a_call_is_refused() -> None:
-    watched = run(FULL_STEPS, 3)
-    trunk = watched.seen[0].trunk
-    assert trunk is not None
-    engine, _ = engine_in_a_run()
-    with pytest.raises(ContractError, match="outside model_call"):
-        engine.run_trunk(trunk)
+        Engine(policy=FULL_STEPS).model_call(call, lambda _: call.latents)
 
 
 def test_a_trunk_of_another_size_than_announced_is_refused() -> None:
@@ -622,7 +613,7 @@ def test_a_trunk_of_another_size_than_announced_is_refused() -> None:
     engine.begin_run(evolve(info, grid=evolve(info.grid, prefix=1)))
     call = watched.seen[0].call
     with pytest.raises(ContractError, match="48 tokens, the announced grid 49"):
-        engine.model_call(call, lambda: engine.run_trunk(trunk))
+        engine.model_call(call, lambda run: run(trunk))
 
 
 def test_the_run_ends_with_its_last_step_and_holds_nothing() -> None:
@@ -637,7 +628,7 @@ def test_a_run_that_is_given_up_hands_out_no_trace() -> None:
     traces: list[Any] = []
     engine, call = engine_in_a_run()
     engine.on_run = traces.append
-    engine.model_call(call, lambda: call.latents)
+    engine.model_call(call, lambda _: call.latents)
     engine.abort_run()
     assert not engine.running
     assert traces == []
@@ -647,7 +638,7 @@ def test_an_unfinished_run_is_ended_by_the_next_and_says_so() -> None:
     traces: list[Any] = []
     engine, call = engine_in_a_run()
     engine.on_run = traces.append
-    engine.model_call(call, lambda: call.latents)
+    engine.model_call(call, lambda _: call.latents)
     info = run(FULL_STEPS, 3).infos[0]
     engine.begin_run(info)
     assert [trace.complete for trace in traces] == [False]

@@ -11,7 +11,7 @@ import hetcache_core
 from hetcache_core import testing
 
 PUBLIC = [
-    "Backbone", "BlockAction", "BlockDecider", "BlockHooks", "BlockKey", "BlockPolicy",
+    "Backbone", "BlockAction", "BlockCompiler", "BlockDecider", "BlockHooks", "BlockKey", "BlockPolicy",
     "BlockTrunk", "BranchRows", "CacheBudgetError", "CachePolicy", "CacheStateError",
     "CacheStore", "Calibration", "Calibrator", "CallRecord", "ClipSet", "ConfigError",
     "ContextSelector", "ContractError", "ControlMode", "Decision", "EditRequest", "Engine",
@@ -20,7 +20,7 @@ PUBLIC = [
     "ModelCall", "ModelCalls", "ModelInfo", "PartAction", "PartialSettings", "Partition",
     "Plan", "PluginConflictError", "PluginError", "PluginLoadError", "PluginWarning",
     "PolicyRecipe", "Predictor", "Registration", "Registry", "ReusePoint", "Role", "RowFlops",
-    "RunInfo", "Schedule", "Selection", "SelectionRequest", "Session", "Signals", "Span",
+    "RunInfo", "RunTrunk", "Schedule", "Selection", "SelectionRequest", "Session", "Signals", "Span",
     "Stack", "StandIn", "StepDecider", "StepInfo", "StepPolicy", "StoreSettings", "Stored",
     "SubLayer", "TokenPartitioner", "Totals", "Trace", "TrunkCall", "TrunkView",
     "UnsupportedBackboneError", "Use", "accelerate", "attached", "combine", "discover",

@@ -131,10 +131,10 @@ def test_control_blocks_that_run_in_reused_steps_are_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What the public implementations do: the hints are computed and thrown away."""
-    right = tiny_module._Link._model_stand_in
+    right = tiny_module._model_stand_in
 
-    def stand_in(self: Any, model: Any) -> Any:
-        made = right(self, model)
+    def stand_in(model: Any, run: Any) -> Any:
+        made = right(model, run)
         hints = made.control
 
         def control(*arguments: Any) -> Any:
@@ -144,21 +144,21 @@ def test_control_blocks_that_run_in_reused_steps_are_caught(
         made.control = control
         return made
 
-    monkeypatch.setattr(tiny_module._Link, "_model_stand_in", stand_in)
+    monkeypatch.setattr(tiny_module, "_model_stand_in", stand_in)
     assert "0 main and 2 control blocks ran" in fails("check_reused_steps_run_no_block")
 
 
 def test_hints_that_the_library_adds_once_more_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """What diffusers' first-block cache does on WanVACE: hints on top of a residual with hints."""
-    right, block = tiny_module._Link._model_stand_in, tiny_trunk.TinyView.block
+    right, block = tiny_module._model_stand_in, tiny_trunk.TinyView.block
     ran: list[int] = []
 
     def noting(self: Any, index: int, *arguments: Any) -> Any:
         ran.append(index)
         return block(self, index, *arguments)
 
-    def stand_in(self: Any, model: Any) -> Any:
-        made = right(self, model)
+    def stand_in(model: Any, run: Any) -> Any:
+        made = right(model, run)
         trunk = made.blocks[0]
 
         def trunk_and_hints(x: Any, *arguments: Any) -> Any:
@@ -170,7 +170,7 @@ def test_hints_that_the_library_adds_once_more_are_caught(monkeypatch: pytest.Mo
         return made
 
     monkeypatch.setattr(tiny_trunk.TinyView, "block", noting)
-    monkeypatch.setattr(tiny_module._Link, "_model_stand_in", stand_in)
+    monkeypatch.setattr(tiny_module, "_model_stand_in", stand_in)
     message = fails("check_reuse_repeats_the_full_step_on_the_same_inputs")
     assert "Are control hints" in message
 

@@ -132,7 +132,7 @@ def run(policy: CachePolicy, changes: Sequence[float], switch_at: int | None = N
             expert=expert,
         )
         trunk = AddOne(signal, index)
-        engine.model_call(call, lambda trunk=trunk: engine.run_trunk(trunk))
+        engine.model_call(call, lambda run, trunk=trunk: run(trunk))
         engine.end_step()
     return traces[0]
 

@@ -35,14 +35,13 @@ from hetcache_core import (
     load_pipeline,
     run_edit,
 )
-from hetcache_core.backbone.routing import RunTrunk
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from hetcache_core import Engine
+    from hetcache_core import Engine, RunTrunk
     from hetcache_core.testing.case import BackboneCase
 
 MODEL: Final = "WanVACETransformer3DModel"

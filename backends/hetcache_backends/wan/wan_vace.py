@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from hetcache_core import Engine, TrunkCall
+    from hetcache_core import Engine, RunTrunk, TrunkCall
     from hetcache_core.testing import BackboneCase
 
 TEMPORAL_STRIDE: Final = 4
@@ -302,20 +302,24 @@ class _Router:
                 scale=float(arguments.get("vace_scale", 1.0)),
             )
 
-        def run_trunk(x: Tensor, context: Tensor, t_mod: Tensor, freqs: Tensor) -> Tensor:
-            return self.engine.run_trunk(
-                self.make_trunk(
-                    dit=dit,
-                    inputs=x,
-                    context=context,
-                    modulation=t_mod,
-                    freqs=freqs,
-                    control_branch=control,
+        def forward(run: RunTrunk) -> Tensor:
+            def trunk(x: Tensor, context: Tensor, t_mod: Tensor, freqs: Tensor) -> Tensor:
+                return run(
+                    self.make_trunk(
+                        dit=dit,
+                        inputs=x,
+                        context=context,
+                        modulation=t_mod,
+                        freqs=freqs,
+                        control_branch=control,
+                    )
                 )
-            )
 
-        stand_ins = {"dit": _DitStandIn(dit, run_trunk), "vace": _no_hints if control else vace}
-        return self.engine.model_call(call, lambda: self.library_fn(**{**arguments, **stand_ins}))
+            stand_ins = {"dit": _DitStandIn(dit, trunk), "vace": _no_hints if control else vace}
+            output: Tensor = self.library_fn(**{**arguments, **stand_ins})
+            return output
+
+        return self.engine.model_call(call, forward)
 
     def _check_timestep(self, given: Tensor) -> None:
         """The pipeline rounds the timestep to its dtype; the scheduler's own must round to it."""

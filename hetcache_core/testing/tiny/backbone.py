@@ -25,6 +25,7 @@ from hetcache_core.backbone.adapter import (
     ModelCall,
     RunInfo,
 )
+from hetcache_core.backbone.trunk import RunTrunk
 from hetcache_core.engine.loop import Engine
 from hetcache_core.errors import UnsupportedBackboneError
 from hetcache_core.steps import BranchRows, ModelInfo
@@ -89,33 +90,12 @@ class _Link:
         if not self.engine.running:
             self.engine.begin_run(self._run_info(latents, positive=positive, **arguments))
 
-        def forward() -> Tensor:
+        def forward(run: RunTrunk) -> Tensor:
             return self.model_fn(
-                model=self._model_stand_in(model), latents=latents, positive=positive, **arguments
+                model=_model_stand_in(model, run), latents=latents, positive=positive, **arguments
             )
 
         return self.engine.model_call(call, forward)
-
-    def _model_stand_in(self, model: TinyDiT) -> _StandIn:
-        remembered: list[Tensor] = []
-
-        def control(_x: Tensor, control: Tensor, *_arguments: Tensor) -> tuple[()]:
-            remembered.append(control)
-            return ()
-
-        def trunk(x: Tensor, text: Tensor, modulation: Tensor, rotary: Tensor) -> Tensor:
-            return self.engine.run_trunk(
-                TinyCall(
-                    model=model,
-                    x=x,
-                    text=text,
-                    modulation=modulation,
-                    rotary=rotary,
-                    control=remembered[0] if remembered else None,
-                )
-            )
-
-        return _StandIn(model, blocks=[trunk], control=control if model.control else None)
 
     def _run_info(
         self,
@@ -152,6 +132,28 @@ class _Link:
         if self.pipeline.model2 is None:
             return ""
         return "second" if model is self.pipeline.model2 else "first"
+
+
+def _model_stand_in(model: TinyDiT, run: RunTrunk) -> _StandIn:
+    remembered: list[Tensor] = []
+
+    def control(_x: Tensor, control: Tensor, *_arguments: Tensor) -> tuple[()]:
+        remembered.append(control)
+        return ()
+
+    def trunk(x: Tensor, text: Tensor, modulation: Tensor, rotary: Tensor) -> Tensor:
+        return run(
+            TinyCall(
+                model=model,
+                x=x,
+                text=text,
+                modulation=modulation,
+                rotary=rotary,
+                control=remembered[0] if remembered else None,
+            )
+        )
+
+    return _StandIn(model, blocks=[trunk], control=control if model.control else None)
 
 
 def _branches(rows: int, *, positive: bool | None) -> tuple[BranchRows, ...]:
