@@ -39,6 +39,11 @@ class Mode(str, Enum):
         """Return the bare value, for messages and JSON."""
         return self.value
 
+    @property
+    def letter(self) -> str:
+        """F for full, p for partial, s for reused (skipped), c for predicted (from the condition)."""
+        return {"full": "F", "partial": "p", "reuse": "s", "predict": "c"}[self.value]
+
 
 class SubLayer(str, Enum):
     """A part of a transformer block that can be reused on its own."""

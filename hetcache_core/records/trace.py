@@ -152,6 +152,10 @@ class Trace:
             first.setdefault(record.step, record.mode)
         return [first[step] for step in sorted(first)]
 
+    def letters(self) -> str:
+        """Return the modes of the steps as a letter each, such as ``"FFssFs"``."""
+        return "".join(mode.letter for mode in self.modes())
+
     def totals(self) -> Totals:
         """Return the sums over the run."""
         modes = Counter(self.modes())

@@ -3,13 +3,15 @@
 A backbone is tested by ``check_backbone(case)``, a policy by ``check_policy(make)``, and
 ``parametrize_with_checks`` makes every check a pytest test of its own. Checks that fail raise
 ``ContractError`` with what was found. ``TinyBackbone`` is a complete backbone in plain torch, to
-test policies with and to copy from; ``scripted`` policies do what they are told.
+test policies with and to copy from; ``scripted`` policies do what they are told, and ``decide`` plays
+a policy without a model.
 """
 
 from __future__ import annotations
 
 from hetcache_core.testing.case import BackboneCase
 from hetcache_core.testing.checks.policy import PAIR_CHECKS, POLICY_CHECKS
+from hetcache_core.testing.deciding import decide
 from hetcache_core.testing.kit import (
     BACKBONE_CHECKS,
     check_backbone,
@@ -40,6 +42,7 @@ __all__ = [
     "bind",
     "check_backbone",
     "check_policy",
+    "decide",
     "parametrize_with_checks",
     "scripted",
     "tiny_case",
