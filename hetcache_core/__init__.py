@@ -59,7 +59,7 @@ if TYPE_CHECKING:
         Use,
     )
     from hetcache_core.policy.recipe import CachePolicy, PolicyRecipe, ReusePoint, combine
-    from hetcache_core.policy.signals import Signals, relative_l1
+    from hetcache_core.policy.signals import Signal, Signals, relative_l1
     from hetcache_core.records.calibration import Calibration, Calibrator
     from hetcache_core.records.plan import Plan
     from hetcache_core.records.schedule import Schedule
@@ -114,7 +114,7 @@ _HOMES: Final[dict[str, str]] = {
         "policy.pieces": "BlockAction BlockDecider BlockPolicy GuidanceDecider GuidancePolicy PartAction "
         "Predictor StepDecider StepPolicy Use",
         "policy.recipe": "CachePolicy PolicyRecipe ReusePoint combine",
-        "policy.signals": "Signals relative_l1",
+        "policy.signals": "Signal Signals relative_l1",
         "records.calibration": "Calibration Calibrator",
         "records.plan": "Plan",
         "records.schedule": "Schedule",
@@ -191,6 +191,7 @@ __all__ = [
     "Selection",
     "SelectionRequest",
     "Session",
+    "Signal",
     "Signals",
     "Span",
     "Stack",

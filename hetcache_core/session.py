@@ -289,7 +289,8 @@ def _find_backbone(pipeline: Any, wanted: str | Backbone | None, registry: Regis
     if wanted is not None:
         return wanted
     unusable = []
-    for name in registry.backbone_names:
+    known = registry.names("backbone")
+    for name in known:
         try:
             candidate: Backbone = registry.backbone(name)()
         except (PluginError, UnsupportedBackboneError) as error:
@@ -300,7 +301,7 @@ def _find_backbone(pipeline: Any, wanted: str | Backbone | None, registry: Regis
     broken = f" Not usable here: {'; '.join(unusable)}." if unusable else ""
     raise UnsupportedBackboneError(
         f"No installed backbone takes a {type(pipeline).__module__}.{type(pipeline).__qualname__}. "
-        f"Known backbones: {', '.join(registry.backbone_names) or 'none'}.{broken}"
+        f"Known backbones: {', '.join(known) or 'none'}.{broken}"
     )
 
 

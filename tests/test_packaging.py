@@ -164,6 +164,7 @@ def test_the_command_is_installed_and_names_the_extra_that_it_needs(
 
 def test_the_built_ins_are_found_like_everybody_elses_plugins() -> None:
     found = {point.name: point.value for point in entry_points(group="hetcache")}
+    assert found["builtin-app"] == "hetcache.plugin"
     assert found["builtin-backbones"] == "hetcache_backends.plugin"
     assert found["builtin-policies"] == "hetcache_policies.plugin"
 

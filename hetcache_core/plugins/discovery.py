@@ -23,7 +23,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
-from typing import Any, Final
+from typing import Any
 
 import pluggy
 from attrs import evolve
@@ -37,9 +37,9 @@ from hetcache_core.errors import (
 )
 from hetcache_core.plugins import hookspecs
 from hetcache_core.plugins.hookspecs import PROJECT_NAME, Registration
+from hetcache_core.plugins.kinds import KINDS
 from hetcache_core.plugins.registry import (
     DISABLE_VARIABLE,
-    Kind,
     Observer,
     PluginRecord,
     Provided,
@@ -51,12 +51,6 @@ from hetcache_core.plugins.registry import (
 __all__ = ["DISABLE_VARIABLE", "PluginRecord", "Registry", "discover"]
 
 _Found = list[tuple[metadata.EntryPoint, PluginRecord]]
-
-_REGISTERING_HOOKS: Final[tuple[tuple[Kind, str], ...]] = (
-    ("policy", "hetcache_register_policies"),
-    ("backbone", "hetcache_register_backbones"),
-    ("clip set", "hetcache_register_clip_sets"),
-)
 
 
 def discover(
@@ -255,24 +249,23 @@ def _ask(
     """
     answers: list[Provided] = []
     try:
-        for kind, hook in _REGISTERING_HOOKS:
+        for kind in KINDS.values():
             # Calling the implementations one by one keeps the plugin's name with each answer.
-            for impl in getattr(manager.hook, hook).get_hookimpls():
+            for impl in getattr(manager.hook, kind.hook).get_hookimpls():
                 if impl.plugin_name == record.name:
-                    registrations = _answer(impl.function, hook, record)
-                    answers += (Provided(kind, given, record) for given in registrations)
+                    registrations = _answer(impl.function, kind.hook, record)
+                    answers += (Provided(kind.name, given, record) for given in registrations)
         count = Counter((answer.kind, answer.registration.name) for answer in answers)
-        for (kind, name), times in count.items():
+        for (what, name), times in count.items():
             if times > 1:
-                raise _broken(record, f"registers the {kind} {name!r} {times} times")
+                raise _broken(record, f"registers the {what} {name!r} {times} times")
     except PluginError:
         manager.unregister(name=record.name)
         raise
-    policies, backbones, clip_sets = (
-        tuple(name for kind, name in count if kind == wanted) for wanted, _ in _REGISTERING_HOOKS
-    )
-    provided = evolve(record, policies=policies, backbones=backbones, clip_sets=clip_sets)
-    return provided, answers
+    names: dict[str, tuple[str, ...]] = {}
+    for what, name in count:
+        names[what] = (*names.get(what, ()), name)
+    return evolve(record, provides=names), answers
 
 
 def _answer(call: Callable[[], object], hook: str, record: PluginRecord) -> list[Registration]:
@@ -294,7 +287,7 @@ def _answer(call: Callable[[], object], hook: str, record: PluginRecord) -> list
 
 
 def _in_conflict(
-    record: PluginRecord, kind: Kind, name: str, error: PluginConflictError
+    record: PluginRecord, kind: str, name: str, error: PluginConflictError
 ) -> PluginRecord:
     if name not in record.names(kind) or record.status != "ok":
         return record

@@ -44,7 +44,14 @@ __all__ = [
     "hetcache_observe_run",
     "hetcache_register_backbones",
     "hetcache_register_clip_sets",
+    "hetcache_register_commands",
+    "hetcache_register_metrics",
+    "hetcache_register_partitioners",
     "hetcache_register_policies",
+    "hetcache_register_predictors",
+    "hetcache_register_report_sections",
+    "hetcache_register_selectors",
+    "hetcache_register_signals",
     "hookimpl",
     "hookspec",
 ]
@@ -88,13 +95,13 @@ def _check_summary(registration: Registration, _: Attribute[str], summary: objec
         raise ContractError(
             f"the summary {summary!r} is not one line of text",
             subject=f"Registration {registration.name!r}",
-            remedy="Say on one line what it does; 'hetcache policies' shows it.",
+            remedy="Say on one line what it does; listings show it.",
         )
 
 
 @frozen(kw_only=True)
 class Registration:
-    """One policy, backbone or clip set that a plugin provides.
+    """One thing that a plugin provides, of any kind.
 
     Args:
         name: The name people choose it by; equal to the class's own ``name``.
@@ -120,7 +127,7 @@ def hetcache_register_policies() -> Iterable[Registration]:
 
     Returns:
         The policies, each with a name that no other plugin provides. The targets are subclasses
-        of ``hetcache_core.policy.pieces.PolicyRecipe``.
+        of ``hetcache_core.policy.recipe.PolicyRecipe``.
 
     Raises:
         Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides
@@ -161,6 +168,150 @@ def hetcache_register_clip_sets() -> Iterable[Registration]:
     Returns:
         The clip sets, each with a name that no other plugin provides. The targets are subclasses
         of ``hetcache_core.plugins.clips.ClipSet``.
+
+    Raises:
+        Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides
+            nothing, and the others are not affected.
+
+    .. versionadded:: 0.1
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def hetcache_register_selectors() -> Iterable[Registration]:
+    """Provide context selectors, which choose the context tokens that stay active in partial steps.
+
+    Called once by each ``discover()``, before any pipeline exists. Import nothing heavy here: name
+    the classes as text.
+
+    Returns:
+        The selectors, each with a name that no other plugin provides. The targets are subclasses
+        of ``hetcache_core.tokens.ContextSelector``,
+        whose fields are their settings (``--set selector.NAME=VALUE``).
+
+    Raises:
+        Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides
+            nothing, and the others are not affected.
+
+    .. versionadded:: 0.1
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def hetcache_register_partitioners() -> Iterable[Registration]:
+    """Provide token partitioners, which give every token its role.
+
+    Called once by each ``discover()``, before any pipeline exists. Import nothing heavy here: name
+    the classes as text.
+
+    Returns:
+        The partitioners, each with a name that no other plugin provides. The targets are subclasses
+        of ``hetcache_core.tokens.TokenPartitioner``,
+        whose fields are their settings.
+
+    Raises:
+        Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides
+            nothing, and the others are not affected.
+
+    .. versionadded:: 0.1
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def hetcache_register_predictors() -> Iterable[Registration]:
+    """Provide predictors, which stand in for what a step does not compute.
+
+    Called once by each ``discover()``, before any pipeline exists. Import nothing heavy here: name
+    the classes as text.
+
+    Returns:
+        The predictors, each with a name that no other plugin provides. The targets are subclasses
+        of ``hetcache_core.policy.pieces.Predictor``,
+        whose fields are their settings (``--set predictor.NAME=VALUE``).
+
+    Raises:
+        Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides
+            nothing, and the others are not affected.
+
+    .. versionadded:: 0.1
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def hetcache_register_signals() -> Iterable[Registration]:
+    """Provide signals, whose change from step to step policies look at.
+
+    Called once by each ``discover()``, before any pipeline exists. Import nothing heavy here: name
+    the classes as text.
+
+    Returns:
+        The signals, each with a name that no other plugin provides. The targets are subclasses
+        of ``hetcache_core.policy.signals.Signal``,
+        whose fields are their settings.
+
+    Raises:
+        Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides
+            nothing, and the others are not affected.
+
+    .. versionadded:: 0.1
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def hetcache_register_metrics() -> Iterable[Registration]:
+    """Provide metrics: columns of tables, CSV files, plots and pages.
+
+    Called once by each ``discover()``, before any pipeline exists. Import nothing heavy here: name
+    the classes as text.
+
+    Returns:
+        The metrics, each with a name that no other plugin provides. The targets are subclasses
+        of ``hetcache.quality.metric.Metric``.
+
+    Raises:
+        Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides
+            nothing, and the others are not affected.
+
+    .. versionadded:: 0.1
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def hetcache_register_commands() -> Iterable[Registration]:
+    """Provide commands of the command line (``hetcache NAME``).
+
+    Called once by each ``discover()``, before any pipeline exists. Import nothing heavy here: name
+    the classes as text.
+
+    Returns:
+        The commands, each with a name that no other plugin provides. The targets are subclasses
+        of ``hetcache.cli.command.Command``.
+
+    Raises:
+        Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides
+            nothing, and the others are not affected.
+
+    .. versionadded:: 0.1
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def hetcache_register_report_sections() -> Iterable[Registration]:
+    """Provide sections of the page that ``hetcache report`` writes.
+
+    Called once by each ``discover()``, before any pipeline exists. Import nothing heavy here: name
+    the classes as text.
+
+    Returns:
+        The sections, each with a name that no other plugin provides. The targets are subclasses
+        of ``hetcache.comparison.page.section.ReportSection``.
 
     Raises:
         Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides

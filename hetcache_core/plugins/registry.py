@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -20,21 +19,20 @@ from hetcache_core.errors import (
     nearest_name,
 )
 from hetcache_core.plugins.hookspecs import Registration
+from hetcache_core.plugins.kinds import KINDS, load_object
 
 if TYPE_CHECKING:
     from hetcache_core.backbone.adapter import Backbone
-    from hetcache_core.plugins.clips import ClipSet
     from hetcache_core.policy.recipe import PolicyRecipe
     from hetcache_core.records.trace import Trace
 
-__all__ = ["Kind", "Observer", "PluginRecord", "Provided", "Registry", "Status", "find_conflicts"]
+__all__ = ["Observer", "PluginRecord", "Provided", "Registry", "Status", "find_conflicts"]
 
 DISABLE_VARIABLE: Final = "HETCACHE_DISABLE_PLUGINS"
 """Environment variable with the names of blocked plugins or distributions, separated by commas."""
 
 _log = logging.getLogger(__name__)
 
-Kind = Literal["policy", "backbone", "clip set"]
 Status = Literal["ok", "blocked", "failed", "conflict"]
 
 
@@ -47,9 +45,7 @@ class PluginRecord:
         distribution: Name of the distribution that installed it, "" if there is none.
         version: Version of that distribution.
         hooks: Names of the hooks that it implements.
-        policies: Names of the policies that it provides, conflicting ones included.
-        backbones: Names of the backbones that it provides, conflicting ones included.
-        clip_sets: Names of the clip sets that it provides, conflicting ones included.
+        provides: Names of what it provides, by kind, conflicting ones included.
         status: ``"blocked"`` and ``"failed"`` plugins provide nothing; of one in ``"conflict"``,
             only the names that nobody else provides can be used.
         error: What is wrong with it.
@@ -59,19 +55,13 @@ class PluginRecord:
     distribution: str = ""
     version: str = ""
     hooks: tuple[str, ...] = ()
-    policies: tuple[str, ...] = ()
-    backbones: tuple[str, ...] = ()
-    clip_sets: tuple[str, ...] = ()
+    provides: Mapping[str, tuple[str, ...]] = field(factory=dict)
     status: Status = "ok"
     error: PluginError | None = None
 
-    def names(self, kind: Kind) -> tuple[str, ...]:
+    def names(self, kind: str) -> tuple[str, ...]:
         """Names of one kind that it provides, conflicting ones included."""
-        return {
-            "policy": self.policies,
-            "backbone": self.backbones,
-            "clip set": self.clip_sets,
-        }[kind]
+        return self.provides.get(kind, ())
 
     @property
     def origin(self) -> str:
@@ -89,7 +79,7 @@ class Provided:
         plugin: Where it comes from; its status is not looked at.
     """
 
-    kind: Kind
+    kind: str
     registration: Registration
     plugin: PluginRecord = field(eq=False)
 
@@ -126,7 +116,7 @@ class Observer:
 
 @frozen(eq=False, kw_only=True)
 class Registry:
-    """The plugins that were found, and the policies, backbones and clip sets that they provide.
+    """The plugins that were found, and what they provide: by kind (``plugins.kinds``) and name.
 
     Attributes:
         plugins: One record for every plugin, usable or not.
@@ -136,93 +126,51 @@ class Registry:
     _provided: tuple[Provided, ...] = field(default=(), alias="provided", repr=False)
     _observers: tuple[Observer, ...] = field(default=(), alias="observers", repr=False)
 
-    @property
-    def policy_names(self) -> tuple[str, ...]:
-        """Names of the policies that can be used, sorted."""
-        return tuple(self._usable("policy"))
+    def names(self, kind: str) -> tuple[str, ...]:
+        """Names of one kind that can be used, sorted."""
+        return tuple(self._usable(kind))
 
-    @property
-    def backbone_names(self) -> tuple[str, ...]:
-        """Names of the backbones that can be used, sorted."""
-        return tuple(self._usable("backbone"))
+    def summaries(self, kind: str) -> dict[str, str]:
+        """One line on each of a kind, by name; loads none of them."""
+        return {name: p.registration.summary for name, p in self._usable(kind).items()}
 
-    @property
-    def clip_set_names(self) -> tuple[str, ...]:
-        """Names of the clip sets that can be used, sorted."""
-        return tuple(self._usable("clip set"))
+    def provider(self, kind: str, name: str) -> PluginRecord:
+        """The plugin that provides a name which can be used."""
+        return self._usable(kind)[name].plugin
 
-    @property
-    def policy_summaries(self) -> dict[str, str]:
-        """One line on each policy, by name; loads none of them."""
-        return {name: p.registration.summary for name, p in self._usable("policy").items()}
+    def load(self, kind: str, name: str) -> type[Any]:
+        """Load the class of a name.
 
-    @property
-    def backbone_summaries(self) -> dict[str, str]:
-        """One line on each backbone, by name; loads none of them."""
-        return {name: p.registration.summary for name, p in self._usable("backbone").items()}
+        Args:
+            kind: Name of the kind, such as "selector".
+            name: Name of one of them; of one policy, not of a composition.
+
+        Returns:
+            A subclass of the kind's base class.
+
+        Raises:
+            ConfigError: No plugin provides the name; the message says which are known.
+            PluginConflictError: Several plugins provide it.
+            PluginLoadError: Its class cannot be loaded, or no plugin that works provides the name
+                while others failed; the plugin's own error is the cause.
+            ContractError: What was registered is none of the kind, or has another name.
+            UnsupportedBackboneError: A library that it needs is not installed.
+        """
+        conflict = find_conflicts(self._provided).get((kind, name))
+        if conflict is not None:
+            raise conflict
+        provider = self._usable(kind).get(name)
+        if provider is None:
+            raise self._unknown(kind, name)
+        return _verified(provider, _load_target(provider), KINDS[kind].base_class())
 
     def policy(self, name: str) -> type[PolicyRecipe]:
-        """Load the policy of a name.
-
-        Args:
-            name: Name of one policy, not of a composition.
-
-        Returns:
-            The class, whose fields are the policy's settings.
-
-        Raises:
-            ConfigError: No plugin provides the name; the message says which are known.
-            PluginConflictError: Several plugins provide it.
-            PluginLoadError: Its class cannot be loaded, or no plugin that works provides the name
-                while others failed; the plugin's own error is the cause.
-            ContractError: What was registered is no policy, or has another name.
-            UnsupportedBackboneError: A library that it needs is not installed.
-        """
-        from hetcache_core.policy.recipe import PolicyRecipe
-
-        return self._load("policy", name, PolicyRecipe)
+        """``load`` a policy: the class whose fields are its settings."""
+        return self.load("policy", name)
 
     def backbone(self, name: str) -> type[Backbone]:
-        """Load the backbone of a name.
-
-        Args:
-            name: Name of the backbone.
-
-        Returns:
-            The class, which is made without arguments.
-
-        Raises:
-            ConfigError: No plugin provides the name; the message says which are known.
-            PluginConflictError: Several plugins provide it.
-            PluginLoadError: Its class cannot be loaded, or no plugin that works provides the name
-                while others failed; the plugin's own error is the cause.
-            ContractError: What was registered is no backbone, or has another name.
-            UnsupportedBackboneError: A library that it needs is not installed.
-        """
-        from hetcache_core.backbone.adapter import Backbone  # listing does not need it
-
-        return self._load("backbone", name, Backbone)
-
-    def clip_set(self, name: str) -> type[ClipSet]:
-        """Load the clip set of a name.
-
-        Args:
-            name: Name of the clip set.
-
-        Returns:
-            The class, which is made without arguments.
-
-        Raises:
-            ConfigError: No plugin provides the name; the message says which are known.
-            PluginConflictError: Several plugins provide it.
-            PluginLoadError: Its class cannot be loaded, or no plugin that works provides the name
-                while others failed; the plugin's own error is the cause.
-            ContractError: What was registered is no clip set, or has another name.
-            UnsupportedBackboneError: A library that it needs is not installed.
-        """
-        from hetcache_core.plugins.clips import ClipSet  # listing does not need it
-
-        return self._load("clip set", name, ClipSet)
+        """``load`` a backbone: the class, which is made without arguments."""
+        return self.load("backbone", name)
 
     def observe_run(self, trace: Trace) -> None:
         """Hand a finished run to every observer; one that raises is logged, and the others go on.
@@ -233,46 +181,19 @@ class Registry:
         for observer in self._observers:
             observer.notify({"trace": trace})
 
-    def with_policies(self, *registrations: Registration) -> Registry:
-        """Return a registry that knows further policies, for tests and for embedding.
+    def with_registrations(self, kind: str, *registrations: Registration) -> Registry:
+        """Return a registry that knows more of a kind, for tests and for embedding.
 
         Args:
-            *registrations: The policies to add.
+            kind: Name of the kind, such as "policy".
+            *registrations: What to add.
 
         Raises:
             PluginConflictError: A name is taken.
         """
-        return self._with("policy", registrations)
-
-    def with_backbones(self, *registrations: Registration) -> Registry:
-        """Return a registry that knows further backbones, for tests and for embedding.
-
-        Args:
-            *registrations: The backbones to add.
-
-        Raises:
-            PluginConflictError: A name is taken.
-        """
-        return self._with("backbone", registrations)
-
-    def with_clip_sets(self, *registrations: Registration) -> Registry:
-        """Return a registry that knows further clip sets, for tests and for embedding.
-
-        Args:
-            *registrations: The clip sets to add.
-
-        Raises:
-            PluginConflictError: A name is taken.
-        """
-        return self._with("clip set", registrations)
-
-    def _with(self, kind: Kind, registrations: Iterable[Registration]) -> Registry:
-        caller = {
-            "policy": "with_policies()",
-            "backbone": "with_backbones()",
-            "clip set": "with_clip_sets()",
-        }[kind]
-        program = PluginRecord(name=caller, distribution="none, added by the program")
+        program = PluginRecord(
+            name="with_registrations()", distribution="none, added by the program"
+        )
         added = tuple(Provided(kind, registration, program) for registration in registrations)
         provided = (*self._provided, *added)
         new = {(kind, entry.registration.name) for entry in added}
@@ -281,22 +202,13 @@ class Registry:
                 raise conflict
         return evolve(self, provided=provided)
 
-    def _usable(self, kind: Kind) -> dict[str, Provided]:
+    def _usable(self, kind: str) -> dict[str, Provided]:
         entries = [entry for entry in self._provided if entry.kind == kind]
         count = Counter(entry.registration.name for entry in entries)
         usable = {e.registration.name: e for e in entries if count[e.registration.name] == 1}
         return dict(sorted(usable.items()))
 
-    def _load(self, kind: Kind, name: str, base: type[Any]) -> type[Any]:
-        conflict = find_conflicts(self._provided).get((kind, name))
-        if conflict is not None:
-            raise conflict
-        provider = self._usable(kind).get(name)
-        if provider is None:
-            raise self._unknown(kind, name)
-        return _verified(provider, _load_target(provider), base)
-
-    def _unknown(self, kind: Kind, name: str) -> HetCacheError:
+    def _unknown(self, kind: str, name: str) -> HetCacheError:
         known = tuple(self._usable(kind))
         nearest = nearest_name(name, known)
         what = f"there is no {kind} {name!r}" + (f", did you mean {nearest!r}?" if nearest else "")
@@ -308,7 +220,7 @@ class Registry:
         failed = [
             record
             for record in self.plugins
-            if record.error is not None and not (record.policies or record.backbones)
+            if record.error is not None and not any(record.provides.values())
         ]
         if not failed:
             return ConfigError(
@@ -325,7 +237,7 @@ class Registry:
         return error
 
 
-def find_conflicts(provided: Iterable[Provided]) -> dict[tuple[Kind, str], PluginConflictError]:
+def find_conflicts(provided: Iterable[Provided]) -> dict[tuple[str, str], PluginConflictError]:
     """Find the names that several plugins provide.
 
     Args:
@@ -334,7 +246,7 @@ def find_conflicts(provided: Iterable[Provided]) -> dict[tuple[Kind, str], Plugi
     Returns:
         By kind and name, the error for whoever asks for it.
     """
-    by_name: dict[tuple[Kind, str], list[PluginRecord]] = {}
+    by_name: dict[tuple[str, str], list[PluginRecord]] = {}
     for entry in provided:
         by_name.setdefault((entry.kind, entry.registration.name), []).append(entry.plugin)
     return {
@@ -344,7 +256,7 @@ def find_conflicts(provided: Iterable[Provided]) -> dict[tuple[Kind, str], Plugi
     }
 
 
-def _conflict(kind: Kind, name: str, plugins: list[PluginRecord]) -> PluginConflictError:
+def _conflict(kind: str, name: str, plugins: list[PluginRecord]) -> PluginConflictError:
     origins = [f"{plugin.name!r} (distribution {plugin.origin})" for plugin in plugins]
     return PluginConflictError(
         f"{kind} {name!r} is provided by plugin {' and by plugin '.join(origins)}",
@@ -355,15 +267,12 @@ def _conflict(kind: Kind, name: str, plugins: list[PluginRecord]) -> PluginConfl
     )
 
 
-def _load_target(provider: Provided) -> object:
+def _load_target(provider: Provided) -> Any:
     target, plugin = provider.registration.target, provider.plugin
     if isinstance(target, type):
         return target
-    module_name, _, path = target.partition(":")
     try:
-        loaded: object = importlib.import_module(module_name)
-        for attribute in path.split("."):
-            loaded = getattr(loaded, attribute)
+        return load_object(target)
     except HetCacheError:
         raise  # says by itself which library is missing, and how to get it
     except (Exception, SystemExit) as error:  # importing may raise anything
@@ -375,7 +284,6 @@ def _load_target(provider: Provided) -> object:
             remedy="Install what it needs, or repair its distribution.",
             target=target,
         ) from error
-    return loaded
 
 
 def _verified(provider: Provided, loaded: object, base: type[Any]) -> type[Any]:

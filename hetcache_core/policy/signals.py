@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from attrs import define, field
 
@@ -175,3 +176,27 @@ class Signals:
                 "reuse_point to TRUNK."
             )
         return self._trunk
+
+
+class Signal(ABC):
+    """What a policy watches: a tensor of every step, whose relative change to the next one counts.
+
+    Subclasses are final ``attrs.frozen`` classes whose fields are the settings of the signal.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @property
+    def schedule_only(self) -> bool:
+        """Whether it depends on the schedule alone, so that all of a run is known at its first step."""
+        return False
+
+    @abstractmethod
+    def value(self, signals: Signals, index: int) -> Tensor:
+        """Return the signal of a step, in fp32 and in any shape that stays the same over a run.
+
+        Args:
+            signals: what may be looked at; ask for no number on the host.
+            index: the step; another than the current one only where ``schedule_only``.
+        """

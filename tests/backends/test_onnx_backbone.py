@@ -92,7 +92,7 @@ def test_everything_that_wan_vace_carries_is_carried(opened: OpenedFolder) -> No
     assert OnnxRuntime().features == WanVace().features.with_values(compiled=False)
     registry = discover()
     pipeline = assemble(opened)
-    for name in registry.policy_names:
+    for name in registry.names("policy"):
         kind = registry.policy(name)
         if kind.needs_settings():
             continue

@@ -680,7 +680,7 @@ SCRIPTED = {
 }
 
 
-@pytest.mark.parametrize("policy", [*SCRIPTED, *discover().policy_names])
+@pytest.mark.parametrize("policy", [*SCRIPTED, *discover().names("policy")])
 def test_both_libraries_give_the_same_output_and_trace(twins: Any, policy: str) -> None:
     """Without caching they differ by 2e-6, in latents whose deviation is 1.2."""
     run_diffusers, run_diffsynth = twins

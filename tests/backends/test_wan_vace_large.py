@@ -131,7 +131,7 @@ def test_the_published_size_costs_what_torch_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in REGISTRY.policy_names if not REGISTRY.policy(n).needs_settings()]
+    "name", [n for n in REGISTRY.names("policy") if not REGISTRY.policy(n).needs_settings()]
 )
 def test_every_policy_begins_anew_where_the_second_expert_takes_over(
     experts: Any, name: str, monkeypatch: pytest.MonkeyPatch

@@ -36,8 +36,8 @@ REGISTRY = discover()
 COMPOSITIONS = ("pab+teacache", "adacache+teacache", "hetcache+taylorseer")
 """Compositions of policies that answer different questions, or give way to one another."""
 
-HAVE = [name for name in COMPOSITIONS if {*name.split("+")} <= {*REGISTRY.policy_names}]
-POLICIES = [name for name in REGISTRY.policy_names if not REGISTRY.policy(name).needs_settings()]
+HAVE = [name for name in COMPOSITIONS if {*name.split("+")} <= {*REGISTRY.names("policy")}]
+POLICIES = [name for name in REGISTRY.names("policy") if not REGISTRY.policy(name).needs_settings()]
 """Those that run with nothing given; ``replay`` goes through the kit in its own tests."""
 
 
@@ -75,7 +75,7 @@ def run(check: Callable[[Any], None], subject: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("check", BACKBONE_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("backbone", REGISTRY.backbone_names)
+@pytest.mark.parametrize("backbone", REGISTRY.names("backbone"))
 def test_backbone(backbone: str, check: Callable[[BackboneCase], None]) -> None:
     run(check, case_of(backbone), backbone)
 
@@ -89,7 +89,7 @@ def test_policy_on_the_tiny_backbone(policy: str, check: Callable[[PolicySubject
 
 @pytest.mark.parametrize("check", PAIR_CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("policy", [*POLICIES, *HAVE])
-@pytest.mark.parametrize("backbone", REGISTRY.backbone_names)
+@pytest.mark.parametrize("backbone", REGISTRY.names("backbone"))
 def test_policy_on_backbone(
     backbone: str, policy: str, check: Callable[[PolicySubject], None]
 ) -> None:

@@ -14,12 +14,12 @@ from hetcache_core import (
 from hetcache_core.testing import BackboneCase, TinyBackbone, tiny_case
 
 REGISTRY = discover()
-POLICIES = [name for name in REGISTRY.policy_names if not REGISTRY.policy(name).needs_settings()]
+POLICIES = [name for name in REGISTRY.names("policy") if not REGISTRY.policy(name).needs_settings()]
 """``replay`` runs with a schedule of the very model; its own tests make one."""
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("backbone", REGISTRY.backbone_names)
+@pytest.mark.parametrize("backbone", REGISTRY.names("backbone"))
 def test_a_pair_runs_or_is_refused_with_what_is_missing(
     backbone: str, policy: str, case_of: Callable[[str], BackboneCase]
 ) -> None:

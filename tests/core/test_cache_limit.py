@@ -79,7 +79,7 @@ def fitted(policy: CachePolicy, limit: int, on: str = "cpu", **store: Any) -> An
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in REGISTRY.policy_names if REGISTRY.policy(n).decides_on]
+    "name", [n for n in REGISTRY.names("policy") if REGISTRY.policy(n).decides_on]
 )
 def test_a_run_stays_under_a_limit_at_which_everything_fits(name: str) -> None:
     settings = dict(REGISTRY.policy(name).anywhere)

@@ -163,7 +163,7 @@ def status_of(registry: Registry) -> dict[str, Status]:
 def test_without_plugins_the_registry_is_empty() -> None:
     registry = discover(entry_points=[])
     assert registry.plugins == ()
-    assert registry.policy_names == registry.backbone_names == ()
+    assert registry.names("policy") == registry.names("backbone") == ()
 
 
 def test_a_plugin_is_recorded_with_its_distribution_its_version_and_what_it_provides(
@@ -176,16 +176,15 @@ def test_a_plugin_is_recorded_with_its_distribution_its_version_and_what_it_prov
         distribution="hetcache-nth",
         version="2.5",
         hooks=("hetcache_register_backbones", "hetcache_register_policies"),
-        policies=("nth",),
-        backbones=("tiny",),
+        provides={"policy": ("nth",), "backbone": ("tiny",)},
         status="ok",
         error=None,
     )
     assert only(registry).origin == "hetcache-nth 2.5"
-    assert registry.policy_names == ("nth",)
-    assert registry.backbone_names == ("tiny",)
-    assert registry.policy_summaries == {"nth": "about nth"}
-    assert registry.backbone_summaries == {"tiny": "about tiny"}
+    assert registry.names("policy") == ("nth",)
+    assert registry.names("backbone") == ("tiny",)
+    assert registry.summaries("policy") == {"nth": "about nth"}
+    assert registry.summaries("backbone") == {"tiny": "about tiny"}
 
 
 def test_a_name_is_loaded_when_it_is_asked_for(shelf: Shelf) -> None:
@@ -220,7 +219,7 @@ def test_one_name_may_be_a_policy_and_a_backbone(shelf: Shelf) -> None:
     shelf.install("one", {"one_plugin": plugin("same")})
     shelf.install("two", {"two_plugin": plugin(backbones=("same",))})
     registry = shelf.discover(strict=True)
-    assert registry.policy_names == registry.backbone_names == ("same",)
+    assert registry.names("policy") == registry.names("backbone") == ("same",)
 
 
 def test_plugins_are_sorted_by_distribution_and_name_whatever_order_they_are_found_in(
@@ -232,7 +231,7 @@ def test_plugins_are_sorted_by_distribution_and_name_whatever_order_they_are_fou
         registry = discover(entry_points=points)
         names = [(record.distribution, record.name) for record in registry.plugins]
         assert names == [("alpha", "b_plugin"), ("alpha", "z_plugin"), ("zeta", "a_plugin")]
-        assert registry.policy_names == ("p1", "p2", "p3")
+        assert registry.names("policy") == ("p1", "p2", "p3")
 
 
 def test_installed_distributions_are_found_without_being_named(shelf: Shelf) -> None:
@@ -241,7 +240,7 @@ def test_installed_distributions_are_found_without_being_named(shelf: Shelf) -> 
         # The built-in plugins are no business of this test, and need not be installed for it.
         warnings.simplefilter("ignore", PluginWarning)
         registry = discover(blocked=["hetcache"])
-    assert "nth-of-this-test" in registry.policy_names
+    assert "nth-of-this-test" in registry.names("policy")
 
 
 def test_entry_points_of_other_groups_are_left_alone(shelf: Shelf) -> None:
@@ -252,7 +251,7 @@ def test_entry_points_of_other_groups_are_left_alone(shelf: Shelf) -> None:
 def test_an_entry_point_found_twice_on_the_path_is_one_plugin(shelf: Shelf) -> None:
     shelf.install("hetcache-nth", {"nth_plugin": plugin("nth")})
     registry = discover(entry_points=[*shelf.points(), *shelf.points()], strict=True)
-    assert registry.policy_names == ("nth",)
+    assert registry.names("policy") == ("nth",)
 
 
 def test_an_entry_point_without_a_distribution_is_used_and_said_to_have_none(shelf: Shelf) -> None:
@@ -288,7 +287,7 @@ def test_a_plugin_may_be_an_object_of_a_class_that_cannot_be_hashed(shelf: Shelf
         plugin = Plugin()
     """)
     shelf.install("hetcache-nth", {"nth_plugin": source}, points={"nth": "nth_plugin:plugin"})
-    assert shelf.discover(strict=True).policy_names == ("nth",)
+    assert shelf.discover(strict=True).names("policy") == ("nth",)
 
 
 def test_an_optional_hook_of_another_version_is_no_mistake(shelf: Shelf) -> None:
@@ -298,7 +297,7 @@ def test_an_optional_hook_of_another_version_is_no_mistake(shelf: Shelf) -> None
             return []
     """)
     shelf.install("hetcache-nth", {"nth_plugin": source})
-    assert shelf.discover(strict=True).policy_names == ("nth",)
+    assert shelf.discover(strict=True).names("policy") == ("nth",)
 
 
 def test_a_hook_may_be_implemented_under_another_function_name(shelf: Shelf) -> None:
@@ -310,14 +309,14 @@ def test_a_hook_may_be_implemented_under_another_function_name(shelf: Shelf) -> 
     shelf.install("hetcache-nth", {"nth_plugin": source})
     registry = shelf.discover(strict=True)
     assert only(registry).hooks == ("hetcache_register_policies",)
-    assert registry.policy_names == ("nth",)
+    assert registry.names("policy") == ("nth",)
 
 
 def test_nothing_is_kept_between_two_discoveries(shelf: Shelf) -> None:
     shelf.install("hetcache-nth", {"nth_plugin": plugin("nth")})
-    assert shelf.discover().policy_names == ("nth",)
-    assert discover(entry_points=[]).policy_names == ()
-    assert shelf.discover().policy_names == ("nth",)
+    assert shelf.discover().names("policy") == ("nth",)
+    assert discover(entry_points=[]).names("policy") == ()
+    assert shelf.discover().names("policy") == ("nth",)
 
 
 # What fails, and does not take the others with it.
@@ -474,7 +473,7 @@ def test_a_broken_plugin_is_recorded_with_its_error_and_provides_nothing(
     assert record.name == "broken_plugin"
     assert record.origin == "b-broken 0.7"
     assert record.status == "failed"
-    assert record.policies == record.backbones == ()
+    assert record.provides == {}
     assert isinstance(record.error, PluginError)
     assert record.error.plugin == "broken_plugin"
     assert record.error.distribution == "b-broken 0.7"
@@ -489,8 +488,8 @@ def test_a_broken_plugin_does_not_affect_the_others(
 ) -> None:
     registry = broken[0].discover_broken()
     assert [record.status for record in registry.plugins] == ["ok", "failed", "ok"]
-    assert registry.policy_names == ("first", "last")
-    assert registry.backbone_names == ("tiny",)
+    assert registry.names("policy") == ("first", "last")
+    assert registry.names("backbone") == ("tiny",)
 
 
 def test_a_broken_plugin_is_raised_at_once_when_strict(
@@ -584,7 +583,7 @@ def test_two_providers_of_a_policy_conflict_and_neither_is_used(shelf: Shelf) ->
     shelf.install("beta", {"b_plugin": plugin("nth", "own-b", home="h")}, version="2.2")
     registry = shelf.discover_broken()
     assert status_of(registry) == {"a_plugin": "conflict", "b_plugin": "conflict"}
-    assert registry.policy_names == ("own-a", "own-b")
+    assert registry.names("policy") == ("own-a", "own-b")
     with pytest.raises(PluginConflictError) as caught:
         registry.policy("nth")
     assert caught.value.kind == "policy"
@@ -592,7 +591,7 @@ def test_two_providers_of_a_policy_conflict_and_neither_is_used(shelf: Shelf) ->
     assert caught.value.distributions == ("alpha 1.1", "beta 2.2")
     facts = ("'nth'", "'a_plugin'", "alpha 1.1", "'b_plugin'", "beta 2.2", DISABLE_VARIABLE)
     for record in registry.plugins:
-        assert record.policies[0] == "nth"
+        assert record.names("policy")[0] == "nth"
         for fact in facts:
             assert fact in str(record.error)
             assert fact in str(caught.value)
@@ -602,7 +601,7 @@ def test_two_providers_of_a_backbone_conflict_too(shelf: Shelf) -> None:
     shelf.install("alpha", {"a_plugin": plugin(backbones=("tiny",))})
     shelf.install("beta", {"b_plugin": plugin(backbones=("tiny",))})
     registry = shelf.discover_broken()
-    assert registry.backbone_names == ()
+    assert registry.names("backbone") == ()
     with pytest.raises(PluginConflictError, match=r"backbone 'tiny'.*alpha 1.0.*beta 1.0"):
         registry.backbone("tiny")
 
@@ -629,21 +628,21 @@ def test_a_plugin_beside_a_conflict_is_not_in_it(shelf: Shelf) -> None:
     shelf.install("gamma", {"c_plugin": plugin("pab", backbones=("nth",))})
     registry = shelf.discover_broken()
     assert registry.plugins[2].status == "ok"
-    assert (registry.policy_names, registry.backbone_names) == (("pab",), ("nth",))
+    assert (registry.names("policy"), registry.names("backbone")) == (("pab",), ("nth",))
 
 
 def test_a_plugin_that_answers_wrongly_still_has_its_hooks_listed(shelf: Shelf) -> None:
     shelf.install("alpha", {"a_plugin": plugin("twin", "twin")})
     record = only(shelf.discover_broken())
     assert record.hooks == ("hetcache_register_backbones", "hetcache_register_policies")
-    assert record.policies == ()
+    assert record.names("policy") == ()
 
 
 def test_blocking_one_provider_ends_the_conflict(shelf: Shelf) -> None:
     shelf.install("alpha", {"a_plugin": plugin("nth")})
     shelf.install("beta", {"b_plugin": plugin("nth")})
     registry = shelf.discover(blocked=["b_plugin"], strict=True)
-    assert registry.policy_names == ("nth",)
+    assert registry.names("policy") == ("nth",)
     assert status_of(registry) == {"a_plugin": "ok", "b_plugin": "blocked"}
 
 
@@ -652,7 +651,7 @@ def test_a_plugin_that_fails_conflicts_with_nobody(shelf: Shelf) -> None:
     shelf.install("beta", {"b_plugin": plugin("nth", "nth")})
     registry = shelf.discover_broken()
     assert status_of(registry) == {"a_plugin": "ok", "b_plugin": "failed"}
-    assert registry.policy_names == ("nth",)
+    assert registry.names("policy") == ("nth",)
 
 
 def test_two_distributions_with_one_plugin_name_conflict_and_neither_is_imported(
@@ -681,7 +680,7 @@ def test_blocking_one_distribution_ends_a_conflict_of_plugin_names(shelf: Shelf)
     shelf.install("beta-dist", {"b_plugin": plugin("other")}, points={"same": "b_plugin"})
     registry = shelf.discover(blocked=["Beta_Dist"], strict=True)
     assert [record.status for record in registry.plugins] == ["ok", "blocked"]
-    assert registry.policy_names == ("nth",)
+    assert registry.names("policy") == ("nth",)
 
 
 # Blocking.
@@ -707,14 +706,14 @@ def test_the_argument_and_the_environment_add_up(
     shelf.install("alpha", {"a_plugin": plugin("p1")})
     shelf.install("beta", {"b_plugin": plugin("p2")})
     monkeypatch.setenv(DISABLE_VARIABLE, "a_plugin")
-    assert shelf.discover(blocked=iter(["b_plugin"])).policy_names == ()
+    assert shelf.discover(blocked=iter(["b_plugin"])).names("policy") == ()
 
 
 def test_a_name_that_blocks_nothing_is_warned_of_because_it_may_be_misspelt(shelf: Shelf) -> None:
     shelf.install("alpha", {"a_plugin": plugin("p1")})
     with pytest.warns(PluginWarning) as caught:
         registry = discover(entry_points=shelf.points(), blocked=["a_plugim"])
-    assert registry.policy_names == ("p1",)
+    assert registry.names("policy") == ("p1",)
     (message,) = (str(warning.message) for warning in caught)
     for fact in ("'a_plugim'", "a_plugin", "alpha"):
         assert fact in message
@@ -730,7 +729,9 @@ def test_asking_for_a_name_mentions_the_blocked_plugins(shelf: Shelf) -> None:
 
 
 def test_an_unknown_name_comes_with_the_nearest_and_all_known_ones() -> None:
-    registry = Registry().with_policies(NTH, Registration(name="pab", target=int, summary="pab"))
+    registry = Registry().with_registrations(
+        "policy", NTH, Registration(name="pab", target=int, summary="pab")
+    )
     with pytest.raises(ConfigError) as caught:
         registry.policy("mth")
     assert caught.value.nearest == "nth"
@@ -826,32 +827,34 @@ def test_what_is_registered_as_a_backbone_must_be_one() -> None:
     with pytest.raises(
         ContractError, match=r"no Backbone.*hetcache_core\.backbone\.adapter\.Backbone"
     ):
-        Registry().with_backbones(wrong).backbone("tiny")
+        Registry().with_registrations("backbone", wrong).backbone("tiny")
 
 
 def test_adding_policies_makes_a_new_registry() -> None:
     empty = Registry()
-    extended = empty.with_policies(NTH).with_backbones(
-        Registration(name="tiny", target=int, summary="a tiny one")
+    extended = empty.with_registrations("policy", NTH).with_registrations(
+        "backbone", Registration(name="tiny", target=int, summary="a tiny one")
     )
-    assert empty.policy_names == empty.backbone_names == ()
-    assert extended.policy_names == ("nth",)
-    assert extended.backbone_summaries == {"tiny": "a tiny one"}
+    assert empty.names("policy") == empty.names("backbone") == ()
+    assert extended.names("policy") == ("nth",)
+    assert extended.summaries("backbone") == {"tiny": "a tiny one"}
     assert extended.plugins == ()
 
 
 def test_adding_a_name_that_is_taken_is_an_error(shelf: Shelf) -> None:
     shelf.install("hetcache-nth", {"nth_plugin": plugin("nth")})
-    with pytest.raises(PluginConflictError, match=r"hetcache-nth 1\.0.*with_policies\(\).*program"):
-        shelf.discover().with_policies(NTH)
+    with pytest.raises(
+        PluginConflictError, match=r"hetcache-nth 1\.0.*with_registrations\(\).*program"
+    ):
+        shelf.discover().with_registrations("policy", NTH)
     with pytest.raises(PluginConflictError, match="policy 'nth'"):
-        Registry().with_policies(NTH, NTH)
+        Registry().with_registrations("policy", NTH, NTH)
 
 
 def test_policies_can_be_added_to_a_registry_with_a_conflict_elsewhere(shelf: Shelf) -> None:
     shelf.install("alpha", {"a_plugin": plugin("same")})
     shelf.install("beta", {"b_plugin": plugin("same")})
-    assert shelf.discover_broken().with_policies(NTH).policy_names == ("nth",)
+    assert shelf.discover_broken().with_registrations("policy", NTH).names("policy") == ("nth",)
 
 
 # Observing runs.
@@ -946,9 +949,9 @@ def test_listing_plugins_imports_neither_torch_nor_the_targets(shelf: Shelf) -> 
         from hetcache_core import hookimpl
         from hetcache_core.settings.declare import setting
         registry = discover()
-        assert "nth" in registry.policy_names, registry
-        assert "tiny" in registry.backbone_names, registry
-        assert registry.policy_summaries["nth"] == "about nth"
+        assert "nth" in registry.names("policy"), registry
+        assert "tiny" in registry.names("backbone"), registry
+        assert registry.summaries("policy")["nth"] == "about nth"
         try:
             registry.policy("no such name")
         except Exception as error:
@@ -975,7 +978,7 @@ def test_every_error_of_discovery_is_a_hetcache_error() -> None:
 
 def test_a_clip_set_is_registered_as_everything_else_is() -> None:
     registry = discover(strict=True)
-    clips = registry.clip_set("builtin")()
+    clips = registry.load("clip set", "builtin")()
     first = clips.names()[0]
     clip = clips.clip(first, frames=5, height=48, width=64)
     assert clip.video.shape == (5, 48, 64, 3)

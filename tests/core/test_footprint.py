@@ -15,7 +15,7 @@ from hetcache_core.store import Kind
 from hetcache_core.testing import tiny_case
 
 REGISTRY = discover()
-NAMES = [name for name in REGISTRY.policy_names if REGISTRY.policy(name).decides_on]
+NAMES = [name for name in REGISTRY.names("policy") if REGISTRY.policy(name).decides_on]
 STEPS = 20
 
 

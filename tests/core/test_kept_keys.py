@@ -150,7 +150,7 @@ def edited(case_of: Callable[[str], BackboneCase]) -> Edit:
     return run
 
 
-@pytest.mark.parametrize("backbone", REGISTRY.backbone_names)
+@pytest.mark.parametrize("backbone", REGISTRY.names("backbone"))
 def test_keys_of_no_layer_are_pruned_keys(backbone: str, edited: Edit) -> None:
     none, trace = edited(backbone, kv_layers=())
     pruned, reference = edited(backbone, kv_mode="pruned", context_ratio=0.0)
@@ -160,7 +160,7 @@ def test_keys_of_no_layer_are_pruned_keys(backbone: str, edited: Edit) -> None:
     assert not torch.equal(none, edited(backbone)[0])
 
 
-@pytest.mark.parametrize("backbone", REGISTRY.backbone_names)
+@pytest.mark.parametrize("backbone", REGISTRY.names("backbone"))
 def test_keys_of_every_layer_by_name_are_all_keys(
     backbone: str, edited: Edit, case_of: Callable[[str], BackboneCase]
 ) -> None:
@@ -169,7 +169,7 @@ def test_keys_of_every_layer_by_name_are_all_keys(
     assert torch.equal(edited(backbone, kv_layers=layers)[0], edited(backbone)[0])
 
 
-@pytest.mark.parametrize("backbone", REGISTRY.backbone_names)
+@pytest.mark.parametrize("backbone", REGISTRY.names("backbone"))
 @pytest.mark.parametrize(
     "settings",
     [

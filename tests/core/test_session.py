@@ -71,7 +71,7 @@ class Parts(PolicyRecipe):
 def registry() -> Registry:
     policies = [Registration(name=p.name, target=p, summary=p.summary) for p in (Nth, Parts)]
     tiny = Registration(name="tiny", target=TinyBackbone, summary=TinyBackbone.summary)
-    return Registry().with_policies(*policies).with_backbones(tiny)
+    return Registry().with_registrations("policy", *policies).with_registrations("backbone", tiny)
 
 
 def run(pipeline: TinyPipeline, steps: int = 4, **arguments: Any) -> torch.Tensor:

@@ -85,7 +85,7 @@ def installed(tmp_path: Path, no_other_import: None, monkeypatch: pytest.MonkeyP
 def test_what_the_tutorial_writes_is_found_by_name_and_reuses_steps(installed: Path) -> None:
     registry = discover()
     (record,) = (r for r in registry.plugins if r.distribution == "hetcache-template")
-    assert (record.status, record.policies) == ("ok", ("latent-change",))
+    assert (record.status, record.names("policy")) == ("ok", ("latent-change",))
     case = tiny_case()
     pipeline = case.make_pipeline(0)
     with accelerate(

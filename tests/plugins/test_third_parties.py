@@ -53,7 +53,7 @@ class Stranger:
     def names_in(self, registry: Registry) -> tuple[str, ...]:
         """Which of its names a registry has."""
         mine = {self.policy, self.backbone} - {""}
-        return tuple(mine & {*registry.policy_names, *registry.backbone_names})
+        return tuple(mine & {*registry.names("policy"), *registry.names("backbone")})
 
 
 POLICIES = [
@@ -128,10 +128,10 @@ def test_installed_its_policy_is_found_by_name_and_reuses(
 ) -> None:
     add(folders(stranger))
     registry = discover(strict=True)
-    assert stranger.policy in registry.policy_names
+    assert stranger.policy in registry.names("policy")
     (record,) = (r for r in registry.plugins if r.distribution == stranger.distribution)
     assert (record.status, record.version, record.error) == ("ok", "0.1.0", None)
-    assert record.policies == (stranger.policy,)
+    assert record.names("policy") == (stranger.policy,)
     trace = edit(stranger.policy, registry)
     assert trace.policy == stranger.policy
     assert trace.totals().steps_reused > 3
@@ -147,7 +147,7 @@ def test_installed_its_backbone_is_listed_with_what_it_carries(
     registry = discover(strict=True)
     (record,) = (r for r in registry.plugins if r.distribution == COGVIDEOX.distribution)
     assert (record.status, record.version, record.error) == ("ok", "0.1.0", None)
-    assert record.backbones == (COGVIDEOX.backbone,)
+    assert record.names("backbone") == (COGVIDEOX.backbone,)
 
     assert main(["backbones", "--json"]) == 0
     listed = {backbone["name"]: backbone for backbone in json.loads(capsys.readouterr().out)}

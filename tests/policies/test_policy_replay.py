@@ -73,7 +73,7 @@ Settings = Mapping[str, object]
 
 ALONE: list[tuple[str, Settings]] = [
     (name, REGISTRY.policy(name).anywhere)
-    for name in REGISTRY.policy_names
+    for name in REGISTRY.names("policy")
     if not REGISTRY.policy(name).needs_settings()
 ]
 SET: list[tuple[str, Settings]] = [

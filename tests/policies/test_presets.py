@@ -19,7 +19,7 @@ REGISTRY: Final = discover()
 BACKBONE: Final = REGISTRY.backbone("tiny-vace")()
 BUILT_IN: Final = tuple(
     name
-    for name in REGISTRY.policy_names
+    for name in REGISTRY.names("policy")
     if REGISTRY.policy(name).__module__.startswith("hetcache_policies.")
 )
 PRESETS: Final = ("quality", "balanced", "fast")

@@ -252,12 +252,27 @@ def list_plugins(
     hook: Annotated[
         str | None, typer.Option(help="only the plugins that implement this hook")
     ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="what there is of one kind instead, such as selector")
+    ] = None,
 ) -> None:
     """List the installed plugins, what they provide, and what is wrong with them."""
-    from hetcache.plugins.view import plugins_as_json, plugins_table
+    from hetcache.plugins.view import (
+        plugins_as_json,
+        plugins_table,
+        provided_as_json,
+        provided_table,
+    )
+    from hetcache_core.plugins.kinds import kind_of
 
     registry = find_plugins(quietly=True)
-    if json:
+    if kind is not None:
+        listed = kind_of(kind)
+        if json:
+            print_json(provided_as_json(registry, listed))
+        else:
+            Console().print(provided_table(registry, listed))
+    elif json:
         print_json(plugins_as_json(registry, hook))
     else:
         Console().print(plugins_table(registry, hook))

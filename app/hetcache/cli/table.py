@@ -39,7 +39,7 @@ def policies_as_markdown(registry: Registry) -> str:
     Raises:
         HetCacheError: A policy cannot be loaded.
     """
-    kinds = [registry.policy(name) for name in registry.policy_names]
+    kinds = [registry.policy(name) for name in registry.names("policy")]
     kinds = [kind for kind in kinds if kind.decides_on]
     lines = _table(HEADER, [_row(kind) for kind in kinds])
     shares = [

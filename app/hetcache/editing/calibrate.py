@@ -108,7 +108,7 @@ def _find_calibrator(policy: str, registry: Registry) -> Calibrator:
     calibrator = registry.policy(policy).calibrator()
     if calibrator is not None:
         return calibrator
-    able = [name for name in registry.policy_names if _can_be_calibrated(name, registry)]
+    able = [name for name in registry.names("policy") if _can_be_calibrated(name, registry)]
     raise ConfigError(
         f"policy {policy} has nothing to calibrate",
         where="--policy",

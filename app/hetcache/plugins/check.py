@@ -13,7 +13,7 @@ from attrs import asdict, evolve, frozen
 from hetcache_core import ConfigError, HetCacheError, Registry, UnsupportedBackboneError
 from hetcache_core.errors import nearest_name
 from hetcache_core.plugins.hookspecs import PROJECT_NAME
-from hetcache_core.plugins.registry import Kind, PluginRecord
+from hetcache_core.plugins.registry import PluginRecord
 
 if TYPE_CHECKING:
     from hetcache_core.testing import BackboneCase, BoundCheck
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["CheckRow", "CheckedDistribution", "Result", "check_distribution"]
 
 Result = Literal["ok", "failed", "failed as expected", "not applicable"]
-
-KINDS: Final[tuple[Kind, ...]] = ("policy", "backbone", "clip set")
 
 
 @frozen(kw_only=True)
@@ -109,7 +107,7 @@ def check_distribution(
     rows: list[CheckRow] = []
     for record in records:
         rows.append(_loaded(record))
-        for kind in KINDS:
+        for kind in _CHECKERS:
             for provided in record.names(kind):
                 begun(f"{kind} {provided}")
                 rows += _CHECKERS[kind](provided, registry)
@@ -227,7 +225,7 @@ def _check_policy(name: str, registry: Registry) -> list[CheckRow]:
     subject = PolicySubject(name=name, make=make, case=toy)
     on_toy = _run(bind(POLICY_CHECKS, subject, name), evolve(row, on=toy.name))
     rows += [_held_against(kind.expected_failures, each, strict=True) for each in on_toy]
-    for backbone in registry.backbone_names:
+    for backbone in registry.names("backbone"):
         there = evolve(row, on=backbone, check="runs_on_it")
         case = _case_of(backbone, registry)
         if isinstance(case, str):
@@ -285,7 +283,7 @@ def _check_clip_set(name: str, registry: Registry) -> list[CheckRow]:
 
     row = CheckRow(kind="clip set", name=name, check="loads", result="ok")
     try:
-        clips = registry.clip_set(name)()
+        clips = registry.load("clip set", name)()
     except Exception as error:  # noqa: BLE001 - a stranger's code may raise anything
         return [_failed(row, error)]
     return [row, *_run(bind(CLIP_SET_CHECKS, ClipSetSubject(clips), name), row)]
@@ -303,7 +301,7 @@ def _case_of(backbone: str, registry: Registry) -> BackboneCase | str:
     return f"the backbone {backbone} has no contract case" if case is None else case
 
 
-_CHECKERS: Final[Mapping[Kind, Callable[[str, Registry], list[CheckRow]]]] = {
+_CHECKERS: Final[Mapping[str, Callable[[str, Registry], list[CheckRow]]]] = {
     "policy": _check_policy,
     "backbone": _check_backbone,
     "clip set": _check_clip_set,

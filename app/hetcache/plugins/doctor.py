@@ -43,13 +43,13 @@ def examine(registry: Registry) -> dict[str, Any]:
     """
     torch, devices = _torch()
     codecs = _codecs()
-    backbones = {name: _usable(registry, name) for name in registry.backbone_names}
+    backbones = {name: _usable(registry, name) for name in registry.names("backbone")}
     problems = []
     if torch is None:
         problems.append("torch cannot be imported")
     if ENCODER not in codecs:
         problems.append(f"PyAV cannot encode with {ENCODER}, so no video can be written")
-    if not registry.policy_names:
+    if not registry.names("policy"):
         problems.append("no plugin provides a policy")
     if all(error is not None for error in backbones.values()):
         problems.append("no backbone can be used; pip install 'hetcache[diffsynth]' brings two")
@@ -63,7 +63,7 @@ def examine(registry: Registry) -> dict[str, Any]:
         "cuda_devices": devices,
         "libraries": {name: installed_version(name) for name in LIBRARIES},
         "plugins": plugins_as_json(registry),
-        "policies": list(registry.policy_names),
+        "policies": list(registry.names("policy")),
         "backbones": backbones,
         "codecs": codecs,
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,

@@ -87,7 +87,7 @@ def policies_as_json(registry: Registry) -> list[dict[str, Any]]:
         One value for each; one that cannot be loaded has an "error" and no settings.
     """
     listed = []
-    for name, summary in registry.policy_summaries.items():
+    for name, summary in registry.summaries("policy").items():
         entry: dict[str, Any] = {"name": name, "summary": summary, "source": None}
         try:
             kind = registry.policy(name)
@@ -111,19 +111,17 @@ def backbones_as_json(registry: Registry) -> list[dict[str, Any]]:
         summary.
     """
     listed = []
-    providers = {
-        name: plugin.distribution for plugin in registry.plugins for name in plugin.backbones
-    }
-    for name, summary in registry.backbone_summaries.items():
+    for name, summary in registry.summaries("backbone").items():
         entry: dict[str, Any] = {"name": name, "summary": summary}
         try:
             kind = registry.backbone(name)
             features = asdict(kind.features)
             guidance = sorted(features.pop("guidance"))
+            distribution = registry.provider("backbone", name).distribution
             entry |= {
                 "library": kind.library,
                 "library_version": installed_version(kind.library),
-                "library_supported": supported_versions(providers.get(name, ""), kind.library),
+                "library_supported": supported_versions(distribution, kind.library),
                 "features": features,
                 "guidance": guidance,
                 "geometry": asdict(kind.geometry),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, TypedDict
+from typing import Any, Final
 
 from rich.table import Table
 from rich.text import Text
@@ -10,29 +10,16 @@ from rich.text import Text
 from hetcache_core import ConfigError, Registry
 from hetcache_core.errors import nearest_name
 from hetcache_core.plugins import hookspecs
+from hetcache_core.plugins.kinds import KINDS, Kind
 from hetcache_core.plugins.registry import PluginRecord
 
-__all__ = ["PluginJson", "plugins_as_json", "plugins_table"]
+__all__ = ["plugins_as_json", "plugins_table", "provided_as_json", "provided_table"]
 
 _STYLES: Final = {"ok": "green", "blocked": "dim", "failed": "red", "conflict": "yellow"}
 
 
-class PluginJson(TypedDict):
-    """One plugin in the output of ``hetcache plugins list --json``; the keys are documented."""
-
-    name: str
-    distribution: str
-    version: str
-    status: str
-    hooks: list[str]
-    policies: list[str]
-    backbones: list[str]
-    clip_sets: list[str]
-    error: str | None
-
-
-def plugins_as_json(registry: Registry, hook: str | None = None) -> list[PluginJson]:
-    """List the plugins as plain values, in the order of distribution and name.
+def plugins_as_json(registry: Registry, hook: str | None = None) -> list[dict[str, Any]]:
+    """List the plugins as plain values, in the order of distribution and name; ``docs/cli.md``.
 
     Args:
         registry: What was discovered.
@@ -49,9 +36,7 @@ def plugins_as_json(registry: Registry, hook: str | None = None) -> list[PluginJ
             "version": record.version,
             "status": record.status,
             "hooks": list(record.hooks),
-            "policies": list(record.policies),
-            "backbones": list(record.backbones),
-            "clip_sets": list(record.clip_sets),
+            **{kind.key: list(record.names(kind.name)) for kind in KINDS.values()},
             "error": None if record.error is None else str(record.error),
         }
         for record in _listed(registry, hook)
@@ -90,6 +75,35 @@ def plugins_table(registry: Registry, hook: str | None = None) -> Table:
     return table
 
 
+def provided_as_json(registry: Registry, kind: Kind) -> list[dict[str, str]]:
+    """List what can be used of one kind as plain values, sorted by name; loads none of it."""
+    listed = []
+    for name, summary in registry.summaries(kind.name).items():
+        plugin = registry.provider(kind.name, name)
+        listed.append(
+            {
+                "name": name,
+                "summary": summary,
+                "plugin": plugin.name,
+                "distribution": plugin.distribution,
+                "version": plugin.version,
+            }
+        )
+    return listed
+
+
+def provided_table(registry: Registry, kind: Kind) -> Table:
+    """Show what can be used of one kind as a table; loads none of it."""
+    listed = provided_as_json(registry, kind)
+    table = Table(caption=None if listed else f"There are no {kind.plural} to show.")
+    for heading in (kind.name, "summary", "distribution"):
+        table.add_column(heading, overflow="fold")
+    for each in listed:
+        origin = f"{each['distribution']} {each['version']}".strip()
+        table.add_row(Text(each["name"]), Text(each["summary"]), Text(origin))
+    return table
+
+
 def _listed(registry: Registry, hook: str | None) -> list[PluginRecord]:
     known = [n for n in hookspecs.__all__ if n.startswith(f"{hookspecs.PROJECT_NAME}_")]
     if hook is not None and hook not in known:
@@ -107,12 +121,11 @@ def _listed(registry: Registry, hook: str | None) -> list[PluginRecord]:
 
 
 def _provides(record: PluginRecord) -> str:
-    provided = {
-        "policies": record.policies,
-        "backbones": record.backbones,
-        "clip sets": record.clip_sets,
-    }
-    lines = [f"{kind}: {', '.join(names)}" for kind, names in provided.items() if names]
+    lines = [
+        f"{kind.plural}: {', '.join(record.names(kind.name))}"
+        for kind in KINDS.values()
+        if record.names(kind.name)
+    ]
     if "hetcache_observe_run" in record.hooks:
         lines.append("observes runs")
     return "\n".join(lines)

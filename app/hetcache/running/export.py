@@ -122,7 +122,7 @@ def _exports(kind: type[Backbone]) -> bool:
 def _exporting(registry: Registry) -> list[str]:
     """Names of the backbones that can be exported; those that cannot be loaded are left out."""
     names = []
-    for name in registry.backbone_names:
+    for name in registry.names("backbone"):
         try:
             if _exports(registry.backbone(name)):
                 names.append(name)

@@ -69,7 +69,7 @@ def like_5b(seed: int) -> Any:
 
 
 CASE = case(CogVideoX(), "5b", like_5b)
-INSTALLED = {name: discover().policy(name) for name in discover().policy_names}
+INSTALLED = {name: discover().policy(name) for name in discover().names("policy")}
 POLICIES = {name: kind for name, kind in INSTALLED.items() if not kind.needs_settings()}
 
 

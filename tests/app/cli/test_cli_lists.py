@@ -17,10 +17,12 @@ pytest.importorskip("yaml")
 from hetcache.cli.main import main
 from hetcache.plugins.listing import supported_versions
 from hetcache_core.plugins.discovery import discover
+from hetcache_core.plugins.kinds import KINDS
 from hetcache_core.settings.declare import describe
 
 PLUGIN_KEYS = {
-    "name", "distribution", "version", "status", "hooks", "policies", "backbones", "clip_sets", "error",
+    "name", "distribution", "version", "status", "hooks", "error",
+    *(kind.key for kind in KINDS.values()),
 }  # fmt: skip
 POLICY_KEYS = {"name", "summary", "source", "settings", "presets", "preset_shares", "error"}
 SETTING_KEYS = {"name", "type", "default", "doc", "allowed", "required"}
@@ -117,7 +119,7 @@ def test_policies_are_listed_with_every_setting_and_preset(
         policy["name"]: policy for policy in json.loads(output(capsys, "policies", "--json"))
     }
     shown = output(capsys, "policies")
-    assert set(policies) == set(registry.policy_names)
+    assert set(policies) == set(registry.names("policy"))
     for name, policy in policies.items():
         assert set(policy) == POLICY_KEYS
         assert policy["error"] is None
@@ -149,7 +151,7 @@ def test_the_table_of_the_documentation_is_up_to_date(capsys: pytest.CaptureFixt
 def test_backbones_are_listed_with_what_they_can_carry(capsys: pytest.CaptureFixture[str]) -> None:
     backbones = json.loads(output(capsys, "backbones", "--json"))
     shown = output(capsys, "backbones")
-    assert [backbone["name"] for backbone in backbones] == list(discover().backbone_names)
+    assert [backbone["name"] for backbone in backbones] == list(discover().names("backbone"))
     for backbone in backbones:
         assert set(backbone) == BACKBONE_KEYS
         assert backbone["name"] in shown

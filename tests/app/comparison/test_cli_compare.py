@@ -206,7 +206,7 @@ def test_metrics_are_those_of_the_exact_frames(here: None, tmp_path: Path) -> No
     registry = discover()
     kind = registry.backbone("tiny-vace")()
     runner = load(kind, LoadRequest(), registry)
-    clip = registry.clip_set("builtin")().clip(
+    clip = registry.load("clip set", "builtin")().clip(
         "small-still-object-0", frames=5, height=64, width=64
     )
     from hetcache_core.backbone.adapter import EditRequest

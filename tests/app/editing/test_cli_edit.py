@@ -307,7 +307,7 @@ def test_a_warning_of_the_backbone_goes_wherever_the_result_goes(
         steps=4,
         device="cpu",
     )
-    report = run_edit(config, discover().with_backbones(registration))
+    report = run_edit(config, discover().with_registrations("backbone", registration))
     notice = TinyBackbone().notice(TinyPipeline())
     assert report.to_dict()["notice"] == notice
     assert f"notice: {notice}" in capsys.readouterr().err.splitlines()

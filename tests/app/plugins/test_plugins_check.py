@@ -107,8 +107,8 @@ def strange(folder: Path, decide: str = "pass", settings: str = "") -> Path:
 def toys() -> Registry:
     """The installed plugins, with the toy backbone in place of those of libraries."""
     registry = discover(blocked=[BACKBONES])
-    return registry.with_backbones(
-        Registration(name="tiny", target=TinyBackbone, summary=TinyBackbone.summary)
+    return registry.with_registrations(
+        "backbone", Registration(name="tiny", target=TinyBackbone, summary=TinyBackbone.summary)
     )
 
 
@@ -154,7 +154,8 @@ def test_a_policy_runs_on_the_backbones_of_libraries(
     pytest.importorskip("diffusers")
     add(installed)
     registry = discover(blocked=[BACKBONES])
-    registry = registry.with_backbones(
+    registry = registry.with_registrations(
+        "backbone",
         Registration(
             name="wan-vace", target="hetcache_backends.wan.wan_vace:WanVace", summary="Wan-VACE"
         ),
@@ -325,9 +326,9 @@ def test_the_clip_sets_that_come_with_hetcache_pass() -> None:
     from hetcache_core.testing.checks.clips import CLIP_SET_CHECKS, ClipSetSubject
 
     registry = discover()
-    assert registry.clip_set_names
-    for name in registry.clip_set_names:
-        for check in bind(CLIP_SET_CHECKS, ClipSetSubject(registry.clip_set(name)()), name):
+    assert registry.names("clip set")
+    for name in registry.names("clip set"):
+        for check in bind(CLIP_SET_CHECKS, ClipSetSubject(registry.load("clip set", name)()), name):
             check()
 
 

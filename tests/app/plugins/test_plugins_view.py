@@ -13,17 +13,23 @@ pytest.importorskip("rich")
 
 from rich.console import Console
 
-from hetcache.plugins.view import plugins_as_json, plugins_table
+from hetcache.plugins.view import (
+    plugins_as_json,
+    plugins_table,
+    provided_as_json,
+    provided_table,
+)
 from hetcache_core.errors import ConfigError, PluginConflictError, PluginError
 from hetcache_core.plugins.discovery import PluginRecord, Registry
+from hetcache_core.plugins.hookspecs import Registration
+from hetcache_core.plugins.kinds import KINDS
 
 GOOD = PluginRecord(
     name="nth",
     distribution="hetcache-nth",
     version="2.5",
     hooks=("hetcache_observe_run", "hetcache_register_backbones", "hetcache_register_policies"),
-    policies=("nth", "nth-twice"),
-    backbones=("tiny",),
+    provides={"policy": ("nth", "nth-twice"), "backbone": ("tiny",)},
 )
 BLOCKED = PluginRecord(name="shy", distribution="hetcache-shy", version="1.0", status="blocked")
 FAILED = PluginRecord(
@@ -40,7 +46,7 @@ CLASHING = PluginRecord(
     distribution="hetcache-clash",
     version="0.2",
     hooks=("hetcache_register_policies",),
-    policies=("nth",),
+    provides={"policy": ("nth",)},
     status="conflict",
     error=PluginConflictError(
         "provided twice", kind="policy", name="nth", distributions=["a", "b"]
@@ -69,9 +75,9 @@ def test_json_has_the_documented_keys_for_every_plugin() -> None:
             "hetcache_register_backbones",
             "hetcache_register_policies",
         ],
+        **{kind.key: [] for kind in KINDS.values()},
         "policies": ["nth", "nth-twice"],
         "backbones": ["tiny"],
-        "clip_sets": [],
         "error": None,
     }
     assert {row["status"] for row in rows} == {"ok", "blocked", "conflict", "failed"}
@@ -141,7 +147,12 @@ def test_without_plugins_the_table_says_so() -> None:
 def test_showing_the_installed_plugins_does_not_import_torch() -> None:
     script = """
 import sys
-from hetcache.plugins.view import plugins_as_json, plugins_table
+from hetcache.plugins.view import (
+    plugins_as_json,
+    plugins_table,
+    provided_as_json,
+    provided_table,
+)
 from hetcache_core.plugins.discovery import discover
 registry = discover()
 plugins_as_json(registry)
@@ -153,3 +164,18 @@ print(sorted({"torch", "numpy", "diffsynth", "diffusers", "sklearn"} & set(sys.m
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_what_there_is_of_a_kind_is_listed_with_who_provides_it() -> None:
+    near = Registration(name="near", target="nowhere:Near", summary="the nearest [context]")
+    registry = Registry().with_registrations("selector", near)
+    (row,) = provided_as_json(registry, KINDS["selector"])
+    assert (row["name"], row["summary"]) == ("near", "the nearest [context]")
+    assert "program" in row["distribution"]
+    console = Console(file=io.StringIO(), width=200)
+    console.print(provided_table(registry, KINDS["selector"]))
+    console.print(provided_table(registry, KINDS["report section"]))
+    assert isinstance(console.file, io.StringIO)
+    printed = console.file.getvalue()
+    assert "the nearest [context]" in printed
+    assert "There are no report sections to show." in printed

@@ -35,7 +35,7 @@ def find_clips(text: str, registry: Registry) -> tuple[ClipSource, ...]:
         return clips_in_folder(folder)
     name, colon, patterns = text.partition(":")
     try:
-        clips: ClipSet = registry.clip_set(name)()
+        clips: ClipSet = registry.load("clip set", name)()
     except ConfigError as error:
         error.where = "--clips"
         error.remedy += " Or name a folder with a folder for each clip."

@@ -146,7 +146,7 @@ def choose_policies(
         if spec.name != ALL:
             named.append(spec)
             continue
-        every = [name for name in registry.policy_names if _runs_on_any(name, models, registry)]
+        every = [name for name in registry.names("policy") if _runs_on_any(name, models, registry)]
         named += [
             PolicySpec(name=n, preset=spec.preset, target_speedup=spec.target_speedup)
             for n in every
