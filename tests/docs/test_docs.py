@@ -249,11 +249,26 @@ def test_the_legend_of_notation_is_the_one_in_the_code() -> None:
 def test_the_order_inside_core_is_shown_as_it_is_checked() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     layers = project.split("\nlayers = [\n")[1].split("\n]\n")[0]
-    checked = [line.strip(' ",').split(" : ") for line in layers.splitlines()]
+    checked = [line.strip(' ",') for line in layers.splitlines()]
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")
-    picture = text.split("## Order inside the core")[1].split("```")[1]
-    rows = (re.split(r" {4,}(?=the|finding)", line)[0] for line in picture.strip("\n").splitlines())
-    assert [row.split() for row in rows] == checked
+    picture = text.split("Inside core, imports point downwards only.")[1].split("```")[1]
+    assert [row.strip() for row in picture.strip("\n").splitlines()] == checked
+
+
+def test_the_rooms_shown_are_the_folders_there_are() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    outline = text.split("\n## Rooms\n")[1].split("```")[1].strip("\n")
+    shown, path = set(), [ROOT]
+    for line in outline.splitlines():
+        name = line.split()[0]
+        path = [*path[: (len(line) - len(line.lstrip())) // 2 + 1], Path(name)]
+        shown.add(Path(*path))
+    packages = [folder for folder in shown if (folder / "__init__.py").exists()]
+    tops = [folder for folder in packages if folder.parent not in packages]
+    found = {module.parent for top in tops for module in top.rglob("__init__.py")}
+    assert len(tops) == 4
+    assert {str(folder) for folder in packages} == {str(folder) for folder in found}
+    assert not [folder for folder in shown if not folder.is_dir()]
 
 
 def test_the_readme_sets_up_with_two_commands() -> None:
