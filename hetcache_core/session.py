@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import reduce
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, define, field
 
@@ -20,7 +20,7 @@ from hetcache_core.errors import (
     UnsupportedBackboneError,
 )
 from hetcache_core.plugins.discovery import Registry, discover
-from hetcache_core.policy.guards import Guards
+from hetcache_core.policy.guards import GUARDS, Guards
 from hetcache_core.policy.recipe import CachePolicy, PolicyRecipe, combine
 from hetcache_core.records.trace import CallRecord, Trace
 from hetcache_core.settings.declare import build
@@ -28,7 +28,6 @@ from hetcache_core.steps import ModelInfo, StepInfo
 from hetcache_core.store import StoreSettings
 
 if TYPE_CHECKING:
-    from attrs import AttrsInstance
     from typing_extensions import Self
 
     from hetcache_core.backbone.adapter import Backbone
@@ -119,8 +118,9 @@ def accelerate(
             the preset's own.
         backbone: registered name or adapter; None finds the one that accepts the pipeline.
         store: dtype, device and byte limit of what is kept.
-        guards: steps that run in full whatever the policy says.
-        target_speedup: how many times fewer FLOPs to compute; the policy's thresholds follow.
+        guards: steps that are computed whatever the policy says, on top of those that ``settings`` set.
+        target_speedup: how many times fewer FLOPs to compute; the policy's thresholds follow, and so do
+            its guards where nobody set them.
         compile: run the model's blocks with ``torch.compile``, True or the name of one of its
             backends; the model stays as it is. The first steps of each number of tokens compile, for
             seconds to minutes.
@@ -185,7 +185,7 @@ def accelerate(
         policy=composed,
         settings=used,
         store_settings=store or StoreSettings(),
-        guards=guards or Guards(),
+        guards=(guards or Guards()).over(composed.asked),
         target_speedup=None if target_speedup is None else check_target(target_speedup),
         compiler=_compiler(compile),
         on_step=on_step,
@@ -224,14 +224,14 @@ def resolve_policy(
             )
         if isinstance(policy, CachePolicy):
             return policy, {}
-        return policy.compose(model), _plain_settings(policy)
+        return policy.composed(model), _plain_settings(policy)
     names = [name.strip() for name in policy.split("+")]
     used: dict[str, Any] = {}
     recipes = [_recipe(name, names, settings, preset, model, registry) for name in names]
     if len(recipes) > 1:
-        alone = [recipe.compose(model) for recipe in recipes]
+        alone = [recipe.composed(model) for recipe in recipes]
         recipes = [recipe.beside(alone[:i] + alone[i + 1 :]) for i, recipe in enumerate(recipes)]
-    composed = reduce(combine, (recipe.compose(model) for recipe in recipes))
+    composed = reduce(combine, (recipe.composed(model) for recipe in recipes))
     for name, recipe in zip(names, recipes, strict=True):
         prefix = f"{name}." if len(names) > 1 else ""
         used |= {f"{prefix}{k}": v for k, v in _plain_settings(recipe).items()}
@@ -279,7 +279,8 @@ def _preset_speedup(
 
 
 def _plain_settings(recipe: PolicyRecipe) -> dict[str, Any]:
-    return asdict(cast("AttrsInstance", recipe))
+    asked = Guards.of(recipe).named
+    return asdict(recipe, filter=lambda f, _: f.name not in GUARDS or f.name in asked)
 
 
 def _find_backbone(pipeline: Any, wanted: str | Backbone | None, registry: Registry) -> Backbone:

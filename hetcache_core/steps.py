@@ -127,6 +127,7 @@ class StepInfo:
         timestep: unrounded timestep in (0, 1000].
         sigma: noise level in (0, 1].
         expert: which of several expert models runs this step ("" where there is one).
+        computed: whether a guard computes all of it, whatever is proposed.
     """
 
     index: int
@@ -134,6 +135,7 @@ class StepInfo:
     timestep: float
     sigma: float
     expert: str = ""
+    computed: bool = False
 
     @property
     def fraction(self) -> float:
@@ -178,10 +180,11 @@ class Decision:
 
     Attributes:
         mode: FULL, PARTIAL or REUSE.
-        reason: a few words for the trace ("warm-up", "signal 0.061 >= 0.050").
+        reason: a few words for the trace ("every 3 steps", "signal 0.061 >= 0.050").
         signal: the value that was compared, or None.
         span: which blocks a REUSE step leaves out.
         gain: factor handed to the predictor (see ``Predictor.predict``), or None.
+        instead: what a step does whose REUSE would be one too many in a row, FULL or PARTIAL.
     """
 
     mode: Mode
@@ -189,3 +192,4 @@ class Decision:
     signal: float | None = None
     span: Span = WHOLE_TRUNK
     gain: float | None = None
+    instead: Mode = Mode.FULL

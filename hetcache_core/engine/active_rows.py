@@ -124,6 +124,10 @@ class ActiveRows:
     def _chooses(self) -> bool:
         return 0 < self._context_count < self.partition.count(Role.CONTEXT)
 
+    def forget(self) -> None:
+        """Let the next full step choose anew."""
+        self.rows = None
+
     def score_queries(self) -> Tensor:
         """Token indices (m,) of the generative queries that are scored."""
         return spread(self.partition.of(Role.GENERATIVE), self.settings.score_queries)

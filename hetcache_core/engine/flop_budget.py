@@ -15,6 +15,7 @@ from typing import Final
 
 from attrs import define, evolve, field, frozen
 
+from hetcache_core.engine.gate import Gate
 from hetcache_core.policy.recipe import CachePolicy
 from hetcache_core.records.trace import Trace
 from hetcache_core.steps import Decision, Mode, StepInfo
@@ -56,16 +57,14 @@ class Budget:
 
     Attributes:
         target_speedup: FLOPs without caching over FLOPs with it; at least 1.
-        steps: steps of the run.
-        forced: indices of the steps that guards compute.
+        gate: the guards of the run, within which it is kept.
         steady: whether all full steps cost the same, since nothing inside of them is decided.
         factor: what thresholds are multiplied with now.
         follows: whether the factor follows the spending; False once it was solved ahead.
     """
 
     target_speedup: float
-    steps: int
-    forced: frozenset[int] = frozenset()
+    gate: Gate
     steady: bool = True
     factor: float = field(default=1.0, init=False)
     follows: bool = field(default=True, init=False)
@@ -73,36 +72,50 @@ class Budget:
     _seen: dict[Mode, list[float]] = field(factory=dict, init=False)
 
     @property
+    def steps(self) -> int:
+        """Steps of the run."""
+        return self.gate.steps
+
+    @property
     def total(self) -> float:
         """Steps' worth of FLOPs that the run may spend."""
         return self.steps / self.target_speedup
 
-    def apply(self, step: StepInfo, decision: Decision, costs: Costs) -> Decision:
-        """Keep the budget: no more than it, and no less.
+    def computed(self, costs: Costs) -> float:
+        """Steps that may be computed in full where all others are reused."""
+        return (self.total - self.steps * costs.reuse) / max(1 - costs.reuse, TOLERANCE)
+
+    def apply(
+        self, step: StepInfo, decision: Decision, costs: Costs, reused_in_row: int
+    ) -> Decision:
+        """Keep the budget: no more than it, and no less, where the guards leave a choice.
 
         A decision is replaced where the other mode brings the run nearer to its budget even if all
-        later steps were as cheap, or as dear, as they can be. So a budget that can be met is met
-        within half the difference of a full and a reused step.
+        later steps were as cheap as the guards allow, or as dear as they can be. So a budget that can
+        be met is met within half the difference of a full and a reused step.
 
         Args:
             step: the step.
             decision: what the policy wants.
             costs: what the modes cost, as far as it is known ahead.
+            reused_in_row: steps that were reused directly before this one.
         """
-        if step.is_first:
+        if step.is_first or not self.gate.may_reuse(step.index, reused_in_row):
             return decision
         left = self.steps - step.index  # this step and those after it
         spare = self.total - self._spent
         full, reuse = self._cost(Mode.FULL, costs), self._cost(Mode.REUSE, costs)
         wanted = reuse if decision.mode is Mode.REUSE else costs.of(decision.mode)
-        # The last step and those of the guards run in full, the others cost at least a reuse.
-        later = len({i for i in self.forced if i > step.index} | {self.steps - 1} - {step.index})
-        for_this = spare - later - reuse * (left - 1 - later)
-        affordable = for_this >= (1 + reuse) / 2
+        # Steps that the guards compute later on cost a full step each, all others at least a reuse.
+        after = [self.gate.fewest(step.index + 1, row) for row in (0, reused_in_row + 1)]
+        computed, reused = (count + reuse * (left - 1 - count) for count in after)
+        cheapest = reuse + reused
+        affordable = 1 + computed + cheapest <= 2 * spare
         too_little = spare >= full * left - (full - wanted) / 2
         if decision.mode is not Mode.FULL and too_little and affordable:
             return evolve(decision, mode=Mode.FULL, reason="budget: to be spent")
-        too_much = for_this < (wanted + reuse) / 2 and not step.is_last
+        dearer = wanted + computed
+        too_much = cheapest < dearer and dearer + cheapest > 2 * spare and not step.is_last
         if decision.mode is not Mode.REUSE and too_much:
             return evolve(decision, mode=Mode.REUSE, reason="budget: spent")
         return decision
@@ -146,12 +159,13 @@ class Budget:
         self.factor, self.follows = best[1], not self.steady
 
 
-def outcome(trace: Trace, policy: CachePolicy) -> str:
+def outcome(trace: Trace, policy: CachePolicy, gate: Gate) -> str:
     """Say in words which speed-up a whole run was asked for and reached, and why it is another.
 
     Args:
         trace: of the run, which was asked for a speed-up.
         policy: what was done.
+        gate: its guards.
     """
     totals, asked = trace.totals(), trace.target_speedup or 1.0
     said = f"Asked for {asked:g}x fewer FLOPs, reached {totals.flops_speedup:.2f}x."
@@ -165,4 +179,10 @@ def outcome(trace: Trace, policy: CachePolicy) -> str:
         return f"{said} With these settings policy {policy.name} computes no more."
     if policy.step is None:
         return f"{said} Policy {policy.name} leaves out no whole steps, and no more inside of them."
+    obstacles = gate.obstacles()
+    if obstacles and gate.fewest(0) > allowed:
+        return (
+            f"{said} What was set stands in the way: with {' and '.join(obstacles)}, at least "
+            f"{gate.fewest(0)} of {gate.steps} steps are computed, and the target leaves {allowed:.1f}."
+        )
     return f"{said} Policy {policy.name} cannot leave out more with these settings and guards."

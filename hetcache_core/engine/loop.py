@@ -14,6 +14,7 @@ from hetcache_core.engine.block_pass import full_flops, partial_flops
 from hetcache_core.engine.byte_limit import fit_to_limit
 from hetcache_core.engine.clock import Clock
 from hetcache_core.engine.flop_budget import Budget, Costs
+from hetcache_core.engine.gate import Gate
 from hetcache_core.engine.run_state import RunState, make_active
 from hetcache_core.engine.trunk_run import HOLD, TrunkExecution
 from hetcache_core.errors import CacheStateError, ContractError
@@ -21,7 +22,7 @@ from hetcache_core.policy.guards import Guards
 from hetcache_core.policy.partial import ControlMode
 from hetcache_core.policy.recipe import CachePolicy, ReusePoint
 from hetcache_core.policy.signals import Signals
-from hetcache_core.records.trace import CallRecord, Trace
+from hetcache_core.records.trace import CallRecord, Change, StepRecord, Trace
 from hetcache_core.steps import WHOLE_TRUNK, Decision, Mode, StepInfo
 from hetcache_core.store import CacheStore, Kind, Slot, StoreSettings
 
@@ -42,7 +43,7 @@ class Engine:
         policy: what to do.
         settings: the policy's settings, for the trace.
         store_settings: how tensors are kept.
-        guards: steps that run in full whatever the policy says.
+        guards: steps that a user wants computed whatever the policy says.
         target_speedup: FLOPs without caching over FLOPs with it, or None to leave it to the policy.
         compiler: what the backbone's blocks are run with, or None to run them as they are.
         on_step: called after every step with its records, or None.
@@ -101,6 +102,7 @@ class Engine:
             trace=trace,
             clock=Clock(info.device),
             active=make_active(self.policy, info, trace),
+            gate=Gate(steps=info.steps, asked=self.guards, defaults=self.policy.guards),
             budget=None,
         )
         self._run.budget = self._budget(self._run)
@@ -207,7 +209,7 @@ class Engine:
     ) -> Tensor:
         if run.guidance is not None and run.step.signals is None:
             run.step.signals = self._signals(run, step, call, None, None)
-        if run.guidance is not None and run.step.outputs and self.guards.computes(step) is None:
+        if run.guidance is not None and run.step.outputs and not step.computed:
             reason = run.guidance.predicts(step, call.key, run.step.mode or Mode.FULL)
             if reason is not None:
                 record.mode, record.reason, run.step.predicted = Mode.PREDICT, reason, True
@@ -244,12 +246,14 @@ class Engine:
             call=call,
             trunk=trunk,
             record=record,
-            computes_all=self.guards.computes(step) is not None,
+            computes_all=step.computed,
         )
         record.flops = trunk.flops.outside()
         record.flops_full = full_flops(trunk) + record.flops
-        decision = self._decide(run, step, call, record, trunk, execution.probe)
-        decision = self._possible(run, call, decision)
+        wanted = self._decide(run, step, call, record, trunk, execution.probe)
+        decision = self._possible(run, call, wanted)
+        if decision != wanted and run.step.deciding == call.key:
+            _note(run, "cache", decision)
         self._settle(run, record, decision)
         if run.block_decider is not None and decision.mode is Mode.FULL:
             run.block_decider.enter_call(step, call.branches)
@@ -284,18 +288,26 @@ class Engine:
         run.step.deciding = call.key
         if run.step_decider is None:
             run.step.decision = Decision(Mode.FULL, "every step is computed")
+            _propose(run, step, run.step.decision)
             run.recorder.decided(step.index, run.step.decision)
             return run.step.decision
         costs = None
         if run.budget is not None:
             costs = self._costs(run, trunk, record)
+            if step.index == 0:  # what reused steps cost is known only now
+                run.gate.give_way(run.budget.computed(costs))
             if step.index == 0 and run.policy.step is not None and run.policy.step.schedule_only:
                 self._solve(run, call, trunk, run.budget, costs)
         signals = self._signals(run, step, call, trunk, probe)
-        decision = run.step_decider.decide(step, signals)
+        proposed = decision = run.step_decider.decide(step, signals)
+        _propose(run, step, proposed)
         if run.budget is not None and costs is not None:
-            decision = run.budget.apply(step, decision, costs)
-        run.step.decision = self.guards.apply(step, decision, run.reused_in_row)
+            decision = run.budget.apply(step, proposed, costs, run.reused_in_row)
+            if decision != proposed:
+                _note(run, "budget", decision)
+        run.step.decision = run.gate.apply(step, decision, run.reused_in_row)
+        if run.step.decision != decision:
+            _note(run, "gate", run.step.decision)
         run.recorder.decided(step.index, run.step.decision)
         record.host_reads += signals.reads
         return run.step.decision
@@ -360,15 +372,13 @@ class Engine:
 
     def _budget(self, run: RunState) -> Budget | None:
         """Make the budget, or None where none was asked for or nothing could keep it."""
-        policy, steps = run.policy, range(run.info.steps)
+        policy = run.policy
         if self.target_speedup is None or (policy.step is None and policy.blocks is None):
             return None
-        return Budget(
-            self.target_speedup,
-            run.info.steps,
-            forced=frozenset(i for i in steps if self.guards.computes(run.step_info(i))),
-            steady=policy.blocks is None and policy.guidance is None,
-        )
+        steady = policy.blocks is None and policy.guidance is None
+        budget = Budget(self.target_speedup, run.gate, steady=steady)
+        run.gate.give_way(budget.total)
+        return budget
 
     def _costs(self, run: RunState, trunk: TrunkCall | None, record: CallRecord) -> Costs:
         """Costs of the modes, counted where the trunk is at hand."""
@@ -398,7 +408,7 @@ class Engine:
             for index in range(run.info.steps):
                 step = run.step_info(index)
                 signals = self._signals(run, step, call, trunk, None, factor)
-                decision = self.guards.apply(step, decider.decide(step, signals), reused)
+                decision = run.gate.apply(step, decider.decide(step, signals), reused)
                 mode = Mode.FULL if index == 0 else decision.mode
                 decider.settle(step, mode)
                 reused = reused + 1 if mode is Mode.REUSE else 0
@@ -413,3 +423,15 @@ class Engine:
                 "a model call arrived outside a run", remedy="The backbone must begin a run first"
             )
         return self._run
+
+
+def _propose(run: RunState, step: StepInfo, wanted: Decision) -> None:
+    run.trace.decisions.append(
+        StepRecord(step=step.index, wanted=wanted.mode, reason=wanted.reason, signal=wanted.signal)
+    )
+
+
+def _note(run: RunState, by: str, decision: Decision) -> None:
+    run.trace.decisions[-1].changes.append(
+        Change(by=by, mode=decision.mode, reason=decision.reason)
+    )

@@ -11,6 +11,7 @@ from attrs import define, field
 from hetcache_core.engine.active_rows import ActiveRows
 from hetcache_core.engine.clock import Clock
 from hetcache_core.engine.flop_budget import Budget, outcome
+from hetcache_core.engine.gate import Gate
 from hetcache_core.errors import CacheStateError, ConfigError
 from hetcache_core.policy.pieces import BlockDecider, GuidanceDecider, StepDecider
 from hetcache_core.policy.recipe import CachePolicy
@@ -66,6 +67,7 @@ class RunState:
         trace: what is recorded.
         clock: durations.
         active: rows of partial steps, or None.
+        gate: what guards make of decisions.
         budget: what may be spent, or None.
         index: the step under way; -1 before the first.
         step: what is known of it.
@@ -83,6 +85,7 @@ class RunState:
     trace: Trace
     clock: Clock
     active: ActiveRows | None
+    gate: Gate
     budget: Budget | None
     step_decider: StepDecider | None = field(default=None, init=False)
     block_decider: BlockDecider | None = field(default=None, init=False)
@@ -128,6 +131,7 @@ class RunState:
             timestep=self.info.timesteps[index],
             sigma=self.info.sigmas[index],
             expert=self.expert,
+            computed=self.gate.computes(index) is not None,
         )
 
     def enter(self, call: ModelCall) -> StepInfo:
@@ -154,9 +158,14 @@ class RunState:
             )
         self.step.called.add(call.key)
         if call.step > 0 and call.expert != self.expert:
-            # Another model: nothing that the first one computed means anything to it.
+            # Another model: nothing that the first one computed means anything to it, so whatever
+            # was counted or kept begins anew, its first steps too.
             self.store.clear()
             self.ahead = ScheduleSignals()
+            self.reused_in_row, self.chosen_at = 0, -1
+            self.gate.starts.append(call.step)
+            if self.active is not None:
+                self.active.forget()
             self._begin()
             self.trace.notes.append(f"Cache reset at step {call.step}: expert {call.expert!r}.")
         self.expert = call.expert
@@ -165,6 +174,8 @@ class RunState:
     def leave(self) -> list[CallRecord]:
         """Close the step under way and return its records."""
         info, step = self.step_info(self.index), self.step
+        if self.trace.decisions and self.trace.decisions[-1].step == self.index:
+            self.trace.decisions[-1].done = step.mode or Mode.FULL
         if self.step_decider is not None and step.mode is not None:
             self.step_decider.settle(info, step.mode)
         if self.guidance is not None and step.signals is not None and not step.predicted:
@@ -189,6 +200,7 @@ class RunState:
             spilled = self.store.peak_spilled_bytes / 1e6
             trace.notes.append(f"{spilled:,.1f} MB of the cache were in host memory.")
         partition = self.active.partition if self.active is not None else None
+        trace.guards = self.gate.described()
         trace.plan = self.recorder.plan(self.info, partition, self.policy.partial)
         trace.notes.extend(self._findings())
         self.store.clear()
@@ -207,7 +219,7 @@ class RunState:
                 found.append("A cached residual was all zero: the trunk changed nothing.")
         trace = self.trace
         if trace.target_speedup is not None and trace.complete:
-            found.append(outcome(trace, self.policy))
+            found.append(outcome(trace, self.policy, self.gate))
         modes = trace.modes()
         caches = self.step_decider is not None or self.block_decider is not None
         if not trace.complete or not caches or len(modes) < MIN_STEPS_TO_JUDGE:

@@ -1,81 +1,78 @@
-"""Guard rails of a session, the same for every policy."""
+"""Guards: steps that are computed whatever a policy proposes, the same for every policy and every run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from typing import Any, Final, final
 
-from attrs import evolve, field, frozen
+from attrs import evolve, fields, frozen
 
-from hetcache_core.errors import ConfigError
-from hetcache_core.steps import Decision, Mode, StepInfo
+from hetcache_core.settings.declare import setting
 
+__all__ = ["GuardSettings", "Guards", "count_of"]
 
-def _indices(values: Iterable[int]) -> frozenset[int]:
-    return frozenset(values)
+ROUNDING: Final = 1e-9
+"""A share that comes to a whole number of steps counts as that many: 0.55 * 20 is 11.000000000000002."""
 
 
 @frozen(kw_only=True)
-class Guards:
-    """Steps that run in full whatever the policy says.
+class GuardSettings:
+    """The settings of guards: of a policy, of a run and on the command line.
 
-    Attributes:
-        warmup: share of the run, from its start, that is computed.
-        tail: share of the run, up to its end, that is computed.
-        max_reuse: at most this many steps in a row are reused, or None.
-        full_steps: indices of further steps that are computed.
+    A whole number counts steps, a number with a point is a share of the run: 1 is one step, 1.0 are all.
+    A share is rounded down, and never comes to less than one step. None leaves a guard to whoever else
+    sets it: the run goes before the policy's settings, and these before the policy's own defaults.
     """
 
-    warmup: float = 0.0
-    tail: float = 0.0
-    max_reuse: int | None = None
-    full_steps: frozenset[int] = field(factory=frozenset, converter=_indices)
+    first_steps: int | float | None = setting(
+        None, ge=0, share=True, doc="steps computed first: a count, or a share of the run (0.1)"
+    )
+    last_steps: int | float | None = setting(
+        None, ge=0, share=True, doc="steps computed last: a count, or a share of the run (0.1)"
+    )
+    longest_reuse: int | float | None = setting(
+        None,
+        gt=0,
+        share=True,
+        doc="most steps reused in a row: a count, or a share of the run; 1.0 sets no limit",
+    )
+    full_steps: tuple[int, ...] = setting(
+        (), ge=0, doc="further steps computed in full, counted from 0 ([3, 7]; as an option 3,7)"
+    )
 
-    def __attrs_post_init__(self) -> None:
-        """Check the ranges.
 
-        Raises:
-            ConfigError: a share outside 0 to 1, or a negative count.
-        """
-        for name in ("warmup", "tail"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ConfigError(
-                    f"{name} is {value}",
-                    where="guards",
-                    remedy="Give a share of the run between 0 and 1",
-                )
-        if self.max_reuse is not None and self.max_reuse < 1:
-            raise ConfigError(
-                f"max_reuse is {self.max_reuse}",
-                where="guards",
-                remedy="Give the number of steps in a row that may be reused, at least 1",
-            )
+@final
+@frozen(kw_only=True)
+class Guards(GuardSettings):
+    """Guards as values: what a policy brings, or what a user has set."""
 
-    def computes(self, step: StepInfo) -> str | None:
-        """Return the reason for which all of a step is computed, blocks too, or None."""
-        if step.index < math.ceil(self.warmup * step.total):
-            return "guard: warm-up"
-        if step.index >= step.total - math.ceil(self.tail * step.total):
-            return "guard: tail"
-        return "guard: listed step" if step.index in self.full_steps else None
+    @classmethod
+    def of(cls, settings: GuardSettings) -> Guards:
+        """Take the guards out of a policy's settings, or of a command's."""
+        return cls(**{name: getattr(settings, name) for name in GUARDS})
 
-    def apply(self, step: StepInfo, decision: Decision, reused_in_row: int) -> Decision:
-        """Turn the decision into FULL, with the reason, where a guard says so.
+    @property
+    def named(self) -> dict[str, Any]:
+        """Those that say something, by name."""
+        values = {name: getattr(self, name) for name in GUARDS}
+        return {name: value for name, value in values.items() if value not in (None, ())}
 
-        Args:
-            step: the step.
-            decision: what the policy wants.
-            reused_in_row: steps that were reused directly before this one.
-        """
-        if decision.mode is Mode.FULL:
-            return decision
-        reason = self.computes(step)
-        if (
-            reason is None
-            and self.max_reuse is not None
-            and decision.mode is Mode.REUSE
-            and reused_in_row >= self.max_reuse
-        ):
-            reason = f"guard: {reused_in_row} reused in a row"
-        return decision if reason is None else evolve(decision, mode=Mode.FULL, reason=reason)
+    def over(self, others: Guards) -> Guards:
+        """Put these on top of others, guard by guard."""
+        return evolve(others, **self.named)
+
+
+GUARDS: Final = tuple(field.name for field in fields(GuardSettings))
+"""Names of the guards."""
+
+
+def count_of(extent: float, steps: int) -> int:
+    """Return how many steps a guard means.
+
+    Args:
+        extent: a count, or a share (float) of the run.
+        steps: steps ``S`` of the run.
+    """
+    if isinstance(extent, int):
+        return extent
+    return max(1, math.floor(extent * steps + ROUNDING)) if extent > 0 else 0

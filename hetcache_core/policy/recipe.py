@@ -5,17 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from attrs import NOTHING, evolve, fields, frozen
+from attrs import NOTHING, evolve, field, fields, frozen
 
 from hetcache_core.errors import ConfigError
+from hetcache_core.policy.guards import Guards, GuardSettings
 from hetcache_core.policy.partial import KVMode, PartialSettings
 from hetcache_core.policy.pieces import BlockPolicy, GuidancePolicy, Predictor, StepPolicy
 from hetcache_core.steps import WHOLE_TRUNK, ModelInfo, Span
 
 if TYPE_CHECKING:
-    from attrs import AttrsInstance
     from typing_extensions import Self
 
     from hetcache_core.records.calibration import Calibrator
@@ -49,6 +49,8 @@ class CachePolicy:
         sampler_share: share of the sampler steps asked for that is taken, in (0, 1].
         features: names of ``Features`` fields that the pieces need beyond those implied here.
         notes: sentences about how it was made that belong into every trace.
+        guards: steps that it wants computed whatever its pieces say; they give way to a target.
+        asked: guards that a user has set in its settings; these hold.
     """
 
     name: str
@@ -64,6 +66,8 @@ class CachePolicy:
     sampler_share: float = 1.0
     features: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    guards: Guards = field(factory=Guards)
+    asked: Guards = field(factory=Guards)
 
     def __attrs_post_init__(self) -> None:
         """Refuse combinations that could not run.
@@ -129,14 +133,33 @@ def combine(first: CachePolicy, second: CachePolicy) -> CachePolicy:
         merged[piece] = mine if mine != defaults[piece] else other
     merged["features"] = first.features | second.features
     merged["notes"] = first.notes + second.notes
+    # Whoever decides the steps knows best how its own are to be guarded.
+    leading, other = (second, first) if first.step is None else (first, second)
+    merged["guards"] = leading.guards.over(other.guards)
+    merged["asked"] = _both_asked(first, second)
     return evolve(first, **merged)
 
 
-class PolicyRecipe(ABC):
+def _both_asked(first: CachePolicy, second: CachePolicy) -> Guards:
+    mine, others = first.asked.named, second.asked.named
+    for name in mine.keys() & others.keys():
+        if mine[name] != others[name]:
+            raise ConfigError(
+                f"{name} is {mine[name]} for {first.name!r} and {others[name]} for {second.name!r}; a "
+                "run has one",
+                setting=name,
+                remedy="Set it for one of them, or for the run",
+            )
+    return second.asked.over(first.asked)
+
+
+@frozen(kw_only=True)
+class PolicyRecipe(GuardSettings, ABC):
     """A named policy with its settings: what a plugin registers.
 
     Subclasses are final ``attrs.frozen(kw_only=True)`` classes whose fields are the settings that
-    ``--set``, YAML files and keyword arguments may give (declare them with ``settings.setting``).
+    ``--set``, YAML files and keyword arguments may give (declare them with ``settings.setting``). Every
+    policy has those of ``GuardSettings``, which the engine heeds and no policy needs to look at.
     """
 
     name: ClassVar[str]
@@ -148,6 +171,8 @@ class PolicyRecipe(ABC):
     """Checks of the contract kit that it has to fail on ``TinyBackbone``, each with its reason."""
     decides_on: ClassVar[str] = ""
     """What its decisions look at, in a few words for tables."""
+    default_guards: ClassVar[Guards] = Guards()
+    """Guards that it wants where nobody sets others; they give way to a target."""
     preset_shares: ClassVar[Mapping[str, float]] = {}
     """Share of the FLOPs that each preset computes: a run with the preset is asked for it.
 
@@ -163,13 +188,21 @@ class PolicyRecipe(ABC):
             ConfigError: these settings don't fit the model; the message says which would.
         """
 
+    def composed(self, model: ModelInfo) -> CachePolicy:
+        """Compose the policy together with its guards: the defaults, and what its settings set.
+
+        Raises:
+            ConfigError: as ``compose`` says.
+        """
+        made = self.compose(model)
+        return evolve(made, guards=made.guards.over(self.default_guards), asked=Guards.of(self))
+
     @classmethod
     def needs_settings(cls) -> tuple[str, ...]:
         """Name the settings without which it runs on no model, those in ``anywhere`` left out."""
-        settings = cast("type[AttrsInstance]", cls)
         return tuple(
             f.alias or f.name
-            for f in fields(settings)
+            for f in fields(cls)
             if f.default is NOTHING and (f.alias or f.name) not in cls.anywhere
         )
 

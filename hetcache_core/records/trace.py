@@ -72,6 +72,51 @@ class CallRecord:
 
 
 @frozen(kw_only=True)
+class Change:
+    """What the budget, the gate or the cache made of a decision.
+
+    Attributes:
+        by: "budget", "gate" or "cache".
+        mode: what the step was to do from there on.
+        reason: why, in words.
+    """
+
+    by: str
+    mode: Mode
+    reason: str
+
+
+@define(eq=True, kw_only=True)
+class StepRecord:
+    """How one step came to be what it was.
+
+    Attributes:
+        step: index of the step.
+        wanted: what the policy wanted.
+        reason: why, in words.
+        signal: the value that it compared, or None.
+        changes: what was made of it, in order; empty where it was done as wanted.
+        done: what the deciding call did.
+    """
+
+    step: int
+    wanted: Mode
+    reason: str
+    signal: float | None = None
+    changes: list[Change] = field(factory=list)
+    done: Mode = Mode.FULL
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> StepRecord:
+        """Build one from the values of ``Trace.to_dict``."""
+        changes = [
+            Change(**{**change, "mode": Mode(change["mode"])}) for change in plain["changes"]
+        ]
+        modes = {"wanted": Mode(plain["wanted"]), "done": Mode(plain["done"])}
+        return cls(**{**plain, **modes, "changes": changes})
+
+
+@frozen(kw_only=True)
 class Totals:
     """Sums over a run.
 
@@ -118,6 +163,9 @@ class Trace:
         tokens: tokens ``N`` of one batch row.
         tokens_by_role: all tokens by role name; empty for unmasked runs.
         records: one a DiT call, in order.
+        decisions: one a step that was decided, in order; empty in older traces.
+        guards: the guards of the run by name, each as it was given, who gave it ("user" or "policy")
+            and the steps that it came to.
         denoise_seconds: seconds from the first call to the end of the last step.
         peak_cache_bytes: most bytes held at once.
         notes: sentences about the run as a whole.
@@ -137,6 +185,8 @@ class Trace:
     tokens: int
     tokens_by_role: dict[str, int] = field(factory=dict)
     records: list[CallRecord] = field(factory=list)
+    decisions: list[StepRecord] = field(factory=list)
+    guards: dict[str, Any] = field(factory=dict)
     denoise_seconds: float = 0.0
     peak_cache_bytes: int = 0
     notes: list[str] = field(factory=list)
@@ -227,6 +277,7 @@ class Trace:
             values["records"] = [
                 CallRecord(**{**r, "mode": Mode(r["mode"])}) for r in plain["records"]
             ]
+            values["decisions"] = [StepRecord.from_dict(d) for d in plain.get("decisions", ())]
             plan = values.get("plan")
             values["plan"] = None if plan is None else Plan.from_dict(plan)
             return cls(**values)

@@ -25,7 +25,15 @@ import attrs
 from attrs import Attribute, frozen
 
 from hetcache_core.errors import NOT_GIVEN, ConfigError, ContractError, nearest_name
-from hetcache_core.settings.fitting import NUMBER, Limits, UnfitError, allowed_texts, fit, type_text
+from hetcache_core.settings.fitting import (
+    NUMBER,
+    SHARE,
+    Limits,
+    UnfitError,
+    allowed_texts,
+    fit,
+    type_text,
+)
 
 __all__ = [
     "Declared",
@@ -105,6 +113,7 @@ def setting(
     le: float | None = ...,
     lt: float | None = ...,
     choices: Collection[object] = ...,
+    share: bool = ...,
     allow_non_finite: bool = ...,
     metadata: Mapping[str, object] | None = ...,
 ) -> T: ...
@@ -119,6 +128,7 @@ def setting(
     le: float | None = ...,
     lt: float | None = ...,
     choices: Collection[object] = ...,
+    share: bool = ...,
     allow_non_finite: bool = ...,
     metadata: Mapping[str, object] | None = ...,
 ) -> Any: ...
@@ -133,6 +143,7 @@ def setting(
     le: float | None = None,
     lt: float | None = None,
     choices: Collection[object] = (),
+    share: bool = False,
     allow_non_finite: bool = False,
     metadata: Mapping[str, object] | None = None,
 ) -> Any:
@@ -150,10 +161,11 @@ def setting(
         le: It is less than or equal to this.
         lt: It is less than this.
         choices: It is one of these. ``Literal`` and enums say so themselves.
+        share: A number with a point is a share, at most 1.0; a whole number is a count.
         allow_non_finite: It may be infinite or not a number.
         metadata: What else is to be known of the field, such as how a command line writes it.
     """
-    given = ((">=", ge), (">", gt), ("<=", le), ("<", lt))
+    given = ((">=", ge), (">", gt), ("<=", le), ("<", lt), (SHARE, 1.0 if share else None))
     limits = Limits(
         bounds=tuple((sign, bound) for sign, bound in given if bound is not None),
         choices=tuple(choices),

@@ -12,16 +12,20 @@ from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from attrs import frozen
 
-__all__ = ["NUMBER", "Limits", "UnfitError", "allowed_texts", "fit", "type_text"]
+__all__ = ["NUMBER", "SHARE", "Limits", "UnfitError", "allowed_texts", "fit", "type_text"]
 
 NUMBER: Final = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 """A number as people write it; JSON and YAML each leave some of these out."""
+
+SHARE: Final = "as a share <="
+"""Sign of a bound that holds for numbers with a point alone."""
 
 _BOUNDS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     ">=": lambda value, bound: value >= bound,
     ">": lambda value, bound: value > bound,
     "<=": lambda value, bound: value <= bound,
     "<": lambda value, bound: value < bound,
+    SHARE: lambda value, bound: isinstance(value, int) or value <= bound,
 }
 
 

@@ -24,6 +24,7 @@ from hetcache_core import (
     CachePolicy,
     ConfigError,
     Decision,
+    Guards,
     Mode,
     ModelInfo,
     PolicyRecipe,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AdaCache", "RatedBlocks", "RatedSteps"]
 
-FORCED_TAIL: Final = 2
+LAST_STEPS: Final = 2
 """Last steps that are always computed. Source: the reference code forces steps 1, S - 1 and S."""
 
 
@@ -83,11 +84,7 @@ class _StepDecider(StepDecider, BlockDecider):
         if changes:
             self._change = sum(changes.values()) / len(changes)
             self._rate = self._policy.rule.rate(self._change / signals.threshold_factor, step.total)
-        if self._computed is None:
-            return Decision(Mode.FULL, "first step")
-        if step.index >= step.total - FORCED_TAIL:
-            return Decision(Mode.FULL, "last steps")
-        if self._change is None:
+        if self._change is None or self._computed is None:
             return Decision(Mode.FULL, "no change measured yet")
         passed = step.index - self._computed
         reason = f"{passed} of {self._rate} steps, at change {self._change:.3f}"
@@ -146,11 +143,10 @@ class _BlockDecider(BlockDecider):
         self._step = step.index
         for block, change in self._meter.changes(signals.read_many).items():
             self._rates[block] = self._rule.rate(change / signals.threshold_factor, step.total)
-        tail = step.total - FORCED_TAIL
         self._reused = frozenset(
             block
             for block, (_, at) in self._meter.kept.items()
-            if step.index < min(at + self._rates.get(block, 1), tail)
+            if not step.computed and step.index < at + self._rates.get(block, 1)
         )
 
     def block(self, step: StepInfo, branch: str, key: BlockKey, hidden: Tensor) -> BlockAction:
@@ -181,6 +177,7 @@ class AdaCache(PolicyRecipe):
     )
     source: ClassVar[str] = "AdaCache, ICCV 2025, arXiv:2411.02397"
     decides_on: ClassVar[str] = "the change of attention at the last computed step"
+    default_guards: ClassVar[Guards] = Guards(first_steps=1, last_steps=LAST_STEPS)
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
     level: Literal["auto", "step", "block"] = setting(

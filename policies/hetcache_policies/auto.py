@@ -30,6 +30,7 @@ from hetcache_core import (
     CachePolicy,
     ControlMode,
     Decision,
+    Guards,
     KeySettings,
     Mode,
     ModelInfo,
@@ -92,16 +93,16 @@ def positions(sigmas: Sequence[float], exponent: float) -> tuple[float, ...]:
 class SpacedSteps(StepPolicy):
     """Computes steps at even distances along the way that the sampler goes.
 
+    Distances are counted from the last step that a guard computed to the last one of the run.
+
     Attributes:
         every: distance of computed steps, in average steps; an asked speed-up stretches it.
         exponent: see ``positions``.
-        first_steps: steps that are computed first; distances count from the last of them.
         partials: partial steps for each gap between computed ones.
     """
 
     every: float
     exponent: float = EXPONENT
-    first_steps: int = FIRST_STEPS
     partials: float = 0.0
 
     @property
@@ -120,46 +121,37 @@ class _Decider(StepDecider):
     _policy: SpacedSteps
     _positions: tuple[float, ...]
     _begun: int | None = field(default=None, init=False)
-    _partial: dict[int, frozenset[int]] = field(factory=dict, init=False)
-    """Partial steps, by the number of gaps."""
+    _partial: dict[tuple[int, int], frozenset[int]] = field(factory=dict, init=False)
+    """Partial steps, by the step from which distances are counted and the number of gaps."""
 
     def decide(self, step: StepInfo, signals: Signals) -> Decision:
-        # Steps of a model that takes over in mid-run are counted from there.
-        self._begun = step.index if self._begun is None else self._begun
-        if step.index <= self._last_of_first:
-            return Decision(Mode.FULL, "first steps")
-        if step.is_last:
-            return Decision(Mode.FULL, "last step")
-        # The first and the last step are computed in any case, with whole gaps of one size between.
+        if self._begun is None or step.computed:
+            self._begun = step.index
+            return Decision(Mode.FULL, "distances count from here")
+        begun, way = self._begun, self._positions[-1] - self._positions[self._begun]
+        # This and the last step are computed in any case, with whole gaps of one size between.
         gap = max(1.0, self._policy.every * signals.threshold_factor)
-        gaps = max(1, round(self._way / gap))
-        gap = self._way / gaps
+        gaps = max(1, round(way / gap))
+        gap = way / gaps
         if self._is_full(step.index, gap):
             return Decision(Mode.FULL, f"every {gap:.3g} average steps")
-        if gaps not in self._partial:
-            self._partial[gaps] = self._middles(gap, round(self._policy.partials * gaps))
-        if step.index in self._partial[gaps]:
+        if (begun, gaps) not in self._partial:
+            count = round(self._policy.partials * gaps)
+            self._partial[begun, gaps] = self._middles(begun, gap, count)
+        if step.index in self._partial[begun, gaps]:
             return Decision(Mode.PARTIAL, "in the middle of a wide gap")
         return Decision(Mode.REUSE, f"every {gap:.3g} average steps, not yet")
-
-    @property
-    def _last_of_first(self) -> int:
-        return (self._begun or 0) + self._policy.first_steps - 1
-
-    @property
-    def _way(self) -> float:
-        return self._positions[-1] - self._positions[self._last_of_first]
 
     def _is_full(self, index: int, gap: float) -> bool:
         """Whether a step is the first one after a whole number of gaps before the end."""
         left = [(self._positions[-1] - self._positions[at]) / gap for at in (index - 1, index)]
         return math.ceil(left[0] - ROUNDING) > math.ceil(left[1] - ROUNDING)
 
-    def _middles(self, gap: float, count: int) -> frozenset[int]:
+    def _middles(self, begun: int, gap: float, count: int) -> frozenset[int]:
         """Place partial steps one by one, each as near as can be to the middle of the widest gap left."""
         last, places = len(self._positions) - 1, self._positions
-        inner = range(self._last_of_first + 1, last)
-        computed = {self._last_of_first, last, *(i for i in inner if self._is_full(i, gap))}
+        inner = range(begun + 1, last)
+        computed = {begun, last, *(i for i in inner if self._is_full(i, gap))}
         full = frozenset(computed)
         for _ in range(count):
             gaps = [(a, b) for a, b in pairwise(sorted(computed)) if b - a > 1]
@@ -180,6 +172,7 @@ class Auto(PolicyRecipe):
     summary: ClassVar[str] = "the default: steps where the sampler moves most, lines between them"
     source: ClassVar[str] = "hetcache; the line is TaylorSeer's first order, arXiv:2503.06923"
     decides_on: ClassVar[str] = "the noise levels of the schedule"
+    default_guards: ClassVar[Guards] = Guards(first_steps=FIRST_STEPS, last_steps=1)
     preset_shares: ClassVar[Mapping[str, float]] = SHARES
 
     every: float = setting(
@@ -191,7 +184,6 @@ class Auto(PolicyRecipe):
         le=1,
         doc="how much of the way a step counts for: 0 all alike, 1 by its noise",
     )
-    first_steps: int = setting(FIRST_STEPS, ge=1, doc="steps always computed first")
     partials: float = setting(
         0.0,
         ge=0,
@@ -215,7 +207,6 @@ class Auto(PolicyRecipe):
             step=SpacedSteps(
                 every=self.every,
                 exponent=self.exponent,
-                first_steps=self.first_steps,
                 partials=self.partials,
             ),
             predictor=Linear(),

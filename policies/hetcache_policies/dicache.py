@@ -22,6 +22,7 @@ from hetcache_core import (
     CachePolicy,
     ConfigError,
     Decision,
+    Guards,
     Mode,
     ModelInfo,
     PolicyRecipe,
@@ -33,18 +34,17 @@ from hetcache_core import (
     relative_l1,
     setting,
 )
-from hetcache_policies.every_nth import first_part
 from hetcache_policies.shared.predictors import Linear
 from hetcache_policies.shared.presets import find_preset
 from hetcache_policies.shared.probe import ProbeTrail, some_tokens
-from hetcache_policies.teacache import LONGEST_REUSE, longest_run
+from hetcache_policies.teacache import LONGEST_REUSE
 
 __all__ = ["DiCache", "OutputSteps"]
 
 THRESHOLD: Final = 0.08
 """Source: DiCache's code, Wan2.1."""
 
-WARMUP: Final = 0.2
+FIRST_STEPS: Final = 0.2
 """Source: the same."""
 
 GAINS: Final = (1.0, 2.0)
@@ -69,25 +69,14 @@ class OutputSteps(StepPolicy):
     Attributes:
         blocks: how many first blocks are looked at.
         threshold: sum of relative L1 changes at which a step is computed.
-        warmup: share of the run, from its start, that is computed.
-        force_last: whether the last step is computed.
-        longest_reuse: most steps reused in a row, as a share of the run; an asked speed-up may stretch it.
     """
 
     blocks: int
     threshold: float
-    warmup: float
-    force_last: bool
-    longest_reuse: float
 
     def begin(self, run: RunInfo) -> StepDecider:
         """Start with nothing added up."""
-        return _Decider(
-            self,
-            ProbeTrail(self.blocks, depth=2),
-            warmup=first_part(self.warmup, run.steps),
-            longest=longest_run(self.longest_reuse, run.steps),
-        )
+        return _Decider(self, ProbeTrail(self.blocks, depth=2))
 
 
 @final
@@ -95,20 +84,14 @@ class OutputSteps(StepPolicy):
 class _Decider(StepDecider):
     _policy: OutputSteps
     _trail: ProbeTrail
-    _warmup: int = field(kw_only=True)
-    _longest: int = field(kw_only=True)
     _sum: float = field(default=0.0, init=False)
-    _reused: int = field(default=0, init=False)
 
     def decide(self, step: StepInfo, signals: Signals) -> Decision:
-        policy = self._policy
-        if policy.force_last and step.is_last:
-            return Decision(Mode.FULL, "last step")
         added, previous = self._trail.look(signals), signals.kept("probe output")
-        output = some_tokens(signals.probe(policy.blocks)).clone()  # (b, m, D)
+        output = some_tokens(signals.probe(self._policy.blocks)).clone()  # (b, m, D)
         signals.keep("probe output", output)
-        if step.index < self._warmup or previous is None:
-            return Decision(Mode.FULL, "warm-up")
+        if previous is None:
+            return Decision(Mode.FULL, "nothing to compare with yet")
         change, gain = signals.read_many(
             torch.stack([relative_l1(output, previous), self._gain(added, signals)])
         )
@@ -121,8 +104,6 @@ class _Decider(StepDecider):
         threshold = self._policy.threshold * factor
         if not self._sum < threshold:  # "not": a sum that is not a number must not reuse
             return Mode.FULL, f"probe {self._sum:.3f} >= {threshold:.3f}"
-        if self._reused >= self._longest * max(1.0, factor):
-            return Mode.FULL, f"{self._reused} steps reused in a row"
         return Mode.REUSE, f"probe {self._sum:.3f} < {threshold:.3f}"
 
     def _gain(self, added: Tensor, signals: Signals) -> Tensor:
@@ -138,9 +119,7 @@ class _Decider(StepDecider):
     def settle(self, step: StepInfo, mode: Mode) -> None:
         if mode is Mode.FULL:
             self._trail.settle()
-            self._sum, self._reused = 0.0, 0
-        else:
-            self._reused += 1
+            self._sum = 0.0
 
 
 @final
@@ -154,18 +133,13 @@ class DiCache(PolicyRecipe):
     )
     source: ClassVar[str] = "DiCache, arXiv:2508.17356"
     decides_on: ClassVar[str] = "the first block's output"
+    default_guards: ClassVar[Guards] = Guards(
+        first_steps=FIRST_STEPS, last_steps=1, longest_reuse=LONGEST_REUSE
+    )
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.60, "balanced": 0.50, "fast": 0.43}
 
     threshold: float = setting(THRESHOLD, ge=0, doc="sum of changes at which a step is computed")
     blocks: int = setting(1, ge=1, doc="blocks that every step runs first and looks at")
-    warmup: float = setting(WARMUP, ge=0, le=1, doc="share of the steps always computed first")
-    force_last: bool = setting(True, doc="always compute the last step")
-    longest_reuse: float = setting(
-        LONGEST_REUSE,
-        gt=0,
-        le=1,
-        doc="most steps reused in a row, as a share of the run; 1 sets no limit, as published",
-    )
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
@@ -191,12 +165,6 @@ class DiCache(PolicyRecipe):
             )
         return CachePolicy(
             name=self.name,
-            step=OutputSteps(
-                blocks=self.blocks,
-                threshold=self.threshold,
-                warmup=self.warmup,
-                force_last=self.force_last,
-                longest_reuse=self.longest_reuse,
-            ),
+            step=OutputSteps(blocks=self.blocks, threshold=self.threshold),
             predictor=Linear(),
         )

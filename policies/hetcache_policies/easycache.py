@@ -21,6 +21,7 @@ from torch import Tensor
 from hetcache_core import (
     CachePolicy,
     Decision,
+    Guards,
     Mode,
     ModelInfo,
     PolicyRecipe,
@@ -32,16 +33,15 @@ from hetcache_core import (
     StepPolicy,
     setting,
 )
-from hetcache_policies.every_nth import first_part
 from hetcache_policies.shared.presets import find_preset
-from hetcache_policies.teacache import LONGEST_REUSE, longest_run
+from hetcache_policies.teacache import LONGEST_REUSE
 
 __all__ = ["EasyCache", "RateSteps"]
 
 THRESHOLD: Final = 0.05
 """Source: EasyCache, the setting for Wan2.1, 2.54 times faster with the 1.3B model."""
 
-WARMUP: Final = 0.2
+FIRST_STEPS: Final = 0.2
 """Source: the first 10 of 50 steps of its code."""
 
 PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
@@ -62,55 +62,36 @@ class RateSteps(StepPolicy):
 
     Attributes:
         threshold: sum of relative changes at which a step is computed.
-        warmup: share of the run, from its start, that is computed.
-        force_last: whether the last step is computed.
-        longest_reuse: most steps reused in a row, as a share of the run; an asked speed-up may stretch it.
     """
 
     threshold: float
-    warmup: float
-    force_last: bool
-    longest_reuse: float
 
     def begin(self, run: RunInfo) -> StepDecider:
         """Start without a rate of change."""
-        return _Decider(
-            self,
-            warmup=first_part(self.warmup, run.steps),
-            longest=longest_run(self.longest_reuse, run.steps),
-        )
+        return _Decider(self)
 
 
 @final
 @define(eq=False)
 class _Decider(StepDecider):
     _policy: RateSteps
-    _warmup: int = field(kw_only=True)
-    _longest: int = field(kw_only=True)
     _rate: Tensor | None = field(default=None, init=False)
     """Relative change of the output for one unit of change of the latents; a scalar, on the device."""
     _signals: Signals | None = field(default=None, init=False)
     """Those of the step under way, which know where things are kept."""
     _sum: float = field(default=0.0, init=False)
-    _reused: int = field(default=0, init=False)
 
     def decide(self, step: StepInfo, signals: Signals) -> Decision:
-        policy, self._signals = self._policy, signals
-        threshold = policy.threshold * signals.threshold_factor
+        self._signals = signals
+        threshold = self._policy.threshold * signals.threshold_factor
         latents, previous = signals.latent(), signals.kept("latents of the last step")
         signals.keep("latents of the last step", latents.clone())
-        if step.index < self._warmup:
-            return Decision(Mode.FULL, "warm-up")
-        if policy.force_last and step.is_last:
-            return Decision(Mode.FULL, "last step")
         if self._rate is None or previous is None:
             return Decision(Mode.FULL, "no rate of change yet")
         self._sum += signals.read(self._rate * _distance(latents, previous))
         if not self._sum < threshold:  # "not": a sum that is not a number must not reuse
             reason = f"change {self._sum:.3f} >= {threshold:.3f}"
             return Decision(Mode.FULL, reason, self._sum)
-        if self._reused >= self._longest * max(1.0, signals.threshold_factor):
-            return Decision(Mode.FULL, f"{self._reused} steps reused in a row", self._sum)
         reason = f"change {self._sum:.3f} < {threshold:.3f}"
         return Decision(Mode.REUSE, reason, self._sum)
 
@@ -130,9 +111,7 @@ class _Decider(StepDecider):
     def settle(self, step: StepInfo, mode: Mode) -> None:
         self._signals = None
         if mode is Mode.FULL:
-            self._sum, self._reused = 0.0, 0
-        else:
-            self._reused += 1
+            self._sum = 0.0
 
 
 def _distance(new: Tensor, old: Tensor) -> Tensor:
@@ -148,18 +127,13 @@ class EasyCache(PolicyRecipe):
     summary: ClassVar[str] = "reuse whole model calls while the latents say that little has changed"
     source: ClassVar[str] = "EasyCache, arXiv:2507.02860"
     decides_on: ClassVar[str] = "changes of the latents, at the model's rate"
+    default_guards: ClassVar[Guards] = Guards(
+        first_steps=FIRST_STEPS, last_steps=1, longest_reuse=LONGEST_REUSE
+    )
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
     threshold: float = setting(
         THRESHOLD, ge=0, doc="sum of estimated relative changes at which a step is computed"
-    )
-    warmup: float = setting(WARMUP, ge=0, le=1, doc="share of the steps always computed first")
-    force_last: bool = setting(True, doc="always compute the last step")
-    longest_reuse: float = setting(
-        LONGEST_REUSE,
-        gt=0,
-        le=1,
-        doc="most steps reused in a row, as a share of the run; 1 sets no limit, as published",
     )
 
     @classmethod
@@ -175,11 +149,6 @@ class EasyCache(PolicyRecipe):
         """Make the step policy; it is the same for every model."""
         return CachePolicy(
             name=self.name,
-            step=RateSteps(
-                threshold=self.threshold,
-                warmup=self.warmup,
-                force_last=self.force_last,
-                longest_reuse=self.longest_reuse,
-            ),
+            step=RateSteps(threshold=self.threshold),
             reuse_point=ReusePoint.OUTPUT,
         )

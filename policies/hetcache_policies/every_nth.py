@@ -13,11 +13,12 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar, Final, final
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from hetcache_core import (
     CachePolicy,
     Decision,
+    Guards,
     Mode,
     ModelInfo,
     PolicyRecipe,
@@ -30,7 +31,7 @@ from hetcache_core import (
 )
 from hetcache_policies.shared.presets import find_preset
 
-__all__ = ["EveryNth", "UniformSteps", "first_part"]
+__all__ = ["EveryNth", "UniformSteps"]
 
 PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
     "quality": {"every": 2},
@@ -40,25 +41,16 @@ PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
 """About 50, 36 and 28 % of the steps, the last one included."""
 
 
-def first_part(share: float, steps: int) -> int:
-    """Return how many steps the first part of a run has; at least one."""
-    return max(1, math.floor(share * steps))
-
-
 @final
 @frozen(kw_only=True)
 class UniformSteps(StepPolicy):
-    """Computes every n-th step.
+    """Computes every n-th step, counted from the last one that a guard computed.
 
     Attributes:
         every: distance ``n`` of computed steps; an asked speed-up stretches it.
-        first_steps: steps that are computed first; the distance counts from the last of them.
-        force_last: whether the last step is computed.
     """
 
     every: int
-    first_steps: int = 1
-    force_last: bool = True
 
     @property
     def schedule_only(self) -> bool:
@@ -66,34 +58,33 @@ class UniformSteps(StepPolicy):
         return True
 
     def begin(self, run: RunInfo) -> StepDecider:
-        """Make the decider, which has no state."""
+        """Start counting."""
         return _Decider(self)
 
-    def decision(self, index: int, steps: int, stretch: float = 1.0) -> Decision:
+    def decision(self, since: int, stretch: float = 1.0) -> Decision:
         """Say what a step does.
 
         Args:
-            index: the step.
-            steps: steps ``S`` of the run.
+            since: steps since the one from which distances are counted.
             stretch: what the distance is multiplied with.
         """
-        if index < self.first_steps:
-            return Decision(Mode.FULL, "first steps")
-        if self.force_last and index == steps - 1:
-            return Decision(Mode.FULL, "last step")
-        gap, since = max(1.0, self.every * stretch), index - self.first_steps + 1
+        gap = max(1.0, self.every * stretch)
         if math.floor(since / gap) > math.floor((since - 1) / gap):
             return Decision(Mode.FULL, f"every {gap:.3g} steps")
         return Decision(Mode.REUSE, f"every {gap:.3g} steps, not yet")
 
 
 @final
-@frozen
+@define(eq=False)
 class _Decider(StepDecider):
     _policy: UniformSteps
+    _counted_from: int | None = field(default=None, init=False)
 
     def decide(self, step: StepInfo, signals: Signals) -> Decision:
-        return self._policy.decision(step.index, step.total, signals.threshold_factor)
+        if self._counted_from is None or step.computed:
+            self._counted_from = step.index
+            return Decision(Mode.FULL, "distances count from here")
+        return self._policy.decision(step.index - self._counted_from, signals.threshold_factor)
 
 
 @final
@@ -105,11 +96,10 @@ class EveryNth(PolicyRecipe):
     summary: ClassVar[str] = "compute every n-th step: the floor that every signal has to beat"
     source: ClassVar[str] = "DeepCache, CVPR 2024, arXiv:2312.00858 (1:N inference)"
     decides_on: ClassVar[str] = "the step's index"
+    default_guards: ClassVar[Guards] = Guards(first_steps=1, last_steps=1)
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
     every: int = setting(2, ge=1, doc="every n-th step is computed; 1 computes all")
-    first_steps: int = setting(1, ge=1, doc="steps always computed first")
-    force_last: bool = setting(True, doc="always compute the last step")
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
@@ -124,7 +114,5 @@ class EveryNth(PolicyRecipe):
         """Make the step policy; it is the same for every model."""
         return CachePolicy(
             name=self.name,
-            step=UniformSteps(
-                every=self.every, first_steps=self.first_steps, force_last=self.force_last
-            ),
+            step=UniformSteps(every=self.every),
         )

@@ -32,6 +32,7 @@ from hetcache_core import (
     BranchRows,
     CachePolicy,
     ConfigError,
+    Guards,
     ModelInfo,
     PolicyRecipe,
     RunInfo,
@@ -137,7 +138,7 @@ class _Decider(BlockDecider):
             for index, known in self._known.items()
             if known.drift * (step.index - known.ran) <= threshold
             and known.hits < self._policy.max_hits
-            and not step.is_last
+            and not step.computed
         )
 
     def block(self, step: StepInfo, branch: str, key: BlockKey, hidden: Tensor) -> BlockAction:
@@ -186,6 +187,7 @@ class FastCache(PolicyRecipe):
     summary: ClassVar[str] = "leave out middle blocks while their input has hardly moved"
     source: ClassVar[str] = "FastCache, arXiv:2505.20353"
     decides_on: ClassVar[str] = "distances of the blocks' inputs"
+    default_guards: ClassVar[Guards] = Guards(last_steps=1)
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.81, "balanced": 0.78, "fast": 0.35}
 
     threshold: float = setting(

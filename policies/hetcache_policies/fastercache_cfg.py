@@ -29,6 +29,7 @@ from hetcache_core import (
     ConfigError,
     ContractError,
     Grid,
+    Guards,
     GuidanceDecider,
     GuidancePolicy,
     Mode,
@@ -118,9 +119,7 @@ class PredictedUncond(GuidancePolicy):
 
     def inside(self, step: StepInfo) -> bool:
         """Whether the branch may be predicted in a step."""
-        return (
-            not step.is_first and not step.is_last and _within(self.window, step.index, step.total)
-        )
+        return not step.is_first and _within(self.window, step.index, step.total)
 
     def weights(self, step: StepInfo) -> tuple[float, float]:
         """Return the weights of low and high frequencies in a step."""
@@ -214,6 +213,7 @@ class FasterCacheCFG(PolicyRecipe):
     summary: ClassVar[str] = "predict the unconditional branch of guidance from the conditional one"
     source: ClassVar[str] = "FasterCache, ICLR 2025, arXiv:2410.19355 (CFG-cache)"
     decides_on: ClassVar[str] = "the step's index"
+    default_guards: ClassVar[Guards] = Guards(last_steps=1)
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.80, "balanced": 0.75, "fast": 0.65}
 
     every: int = setting(EVERY, ge=1, doc="every n-th step runs both branches; 1 predicts nothing")

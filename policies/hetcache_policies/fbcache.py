@@ -16,7 +16,7 @@ from typing import ClassVar, Final, Literal, final
 
 from attrs import frozen
 
-from hetcache_core import CachePolicy, ConfigError, ModelInfo, PolicyRecipe, Span, setting
+from hetcache_core import CachePolicy, ConfigError, Guards, ModelInfo, PolicyRecipe, Span, setting
 from hetcache_policies.shared.predictors import Taylor
 from hetcache_policies.shared.presets import find_preset
 from hetcache_policies.shared.probe import ProbeSteps
@@ -43,7 +43,7 @@ DB_FRONT: Final = 8
 DB_FRONT_SHARE: Final = 3
 """Our design: at most one block in so many is a front block, so that small models have a middle."""
 
-DB_WARMUP: Final = 0.16
+DB_FIRST_STEPS: Final = 0.16
 """Source: cache-dit, 8 warm-up steps, taken as a share of 50."""
 
 DB_PRESETS: Final[Mapping[str, float]] = {"quality": 0.03, "balanced": DB_THRESHOLD, "fast": 0.12}
@@ -59,6 +59,9 @@ class FBCache(PolicyRecipe):
     summary: ClassVar[str] = "run the first block, and the others only if it does something new"
     source: ClassVar[str] = "First Block Cache of ParaAttention and diffusers"
     decides_on: ClassVar[str] = "what the first block adds"
+    default_guards: ClassVar[Guards] = Guards(
+        first_steps=1, last_steps=1, longest_reuse=LONGEST_REUSE
+    )
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.40, "fast": 0.32}
 
     threshold: float | None = setting(
@@ -67,14 +70,6 @@ class FBCache(PolicyRecipe):
         doc="relative difference at which a step is computed; null takes the model's own",
     )
     blocks: int = setting(1, ge=1, doc="blocks that every step runs first")
-    warmup: float = setting(0.0, ge=0, le=1, doc="share of the steps always computed first")
-    force_last: bool = setting(True, doc="always compute the last step")
-    longest_reuse: float = setting(
-        LONGEST_REUSE,
-        gt=0,
-        le=1,
-        doc="most steps reused in a row, as a share of the run; 1 sets no limit, as published",
-    )
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
@@ -99,9 +94,6 @@ class FBCache(PolicyRecipe):
             step=ProbeSteps(
                 span=span,
                 threshold=threshold if self.threshold is None else self.threshold,
-                warmup=self.warmup,
-                force_last=self.force_last,
-                longest_reuse=self.longest_reuse,
             ),
             spans=(span,),
         )
@@ -116,6 +108,9 @@ class DBCache(PolicyRecipe):
     summary: ClassVar[str] = "run the first and last blocks, and the middle only if it will change"
     source: ClassVar[str] = "DBCache of cache-dit (vipshop)"
     decides_on: ClassVar[str] = "what the first blocks add"
+    default_guards: ClassVar[Guards] = Guards(
+        first_steps=DB_FIRST_STEPS, last_steps=1, longest_reuse=LONGEST_REUSE
+    )
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.70, "balanced": 0.58, "fast": 0.48}
 
     threshold: float = setting(
@@ -126,11 +121,6 @@ class DBCache(PolicyRecipe):
     )
     back: int = setting(
         0, ge=0, doc="blocks that every step runs last; these need the whole control branch"
-    )
-    warmup: float = setting(DB_WARMUP, ge=0, le=1, doc="share of the steps always computed first")
-    force_last: bool = setting(True, doc="always compute the last step")
-    longest_reuse: float = setting(
-        LONGEST_REUSE, gt=0, le=1, doc="most steps reused in a row, as a share of the run"
     )
     most_reuse: float = setting(
         1.0, gt=0, le=1, doc="most steps reused in all, as a share of the run"
@@ -164,9 +154,6 @@ class DBCache(PolicyRecipe):
             step=ProbeSteps(
                 span=span,
                 threshold=self.threshold,
-                warmup=self.warmup,
-                force_last=self.force_last,
-                longest_reuse=self.longest_reuse,
                 most_reuse=self.most_reuse,
                 max_sum=self.max_sum,
             ),

@@ -19,6 +19,7 @@ from hetcache_core import (
     ConfigError,
     ContextSelector,
     ControlMode,
+    Guards,
     KeySettings,
     KVMode,
     ModelInfo,
@@ -52,7 +53,7 @@ RHO: Final = 2.0
 """Our design; HetCache, section 3, has 1.5. Two average steps, the sum at which the default threshold is
 first passed, are 1.3 thresholds, and 1.5 leaves too little for steps that are not quite average."""
 
-WARMUP_STEPS: Final = 2
+FIRST_STEPS: Final = 2
 """Source: HetCache's code."""
 
 MAX_PARTIALS: Final = 2
@@ -114,6 +115,9 @@ class HetCache(PolicyRecipe):
     )
     source: ClassVar[str] = "HetCache, CVPR 2026"
     decides_on: ClassVar[str] = "changes of the timestep's modulation; the mask"
+    default_guards: ClassVar[Guards] = Guards(
+        first_steps=FIRST_STEPS, last_steps=1, longest_reuse=LONGEST_REUSE
+    )
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.38, "balanced": 0.30, "fast": 0.22}
 
     threshold: float | None = setting(
@@ -136,11 +140,7 @@ class HetCache(PolicyRecipe):
         None,
         doc="steps by a pattern instead of the signal: F full, p partial, s reused, such as Fsspss",
     )
-    warmup_steps: int = setting(WARMUP_STEPS, ge=1, doc="steps that always run in full first")
     max_partials: int = setting(MAX_PARTIALS, ge=0, doc="partial steps between two full ones")
-    longest_reuse: float = setting(
-        LONGEST_REUSE, gt=0, le=1, doc="most steps reused in a row, as a share of the run"
-    )
     margin: int = setting(MARGIN, ge=0, doc="width of the margin around the mask, in tokens")
     temporal_margin: int = setting(0, ge=0, doc="width of the margin, in latent frames")
     margin_ratio: float = setting(1.0, ge=0, le=1, doc="share of the margin that stays active")
@@ -267,20 +267,20 @@ class HetCache(PolicyRecipe):
                 residual_ema=self.residual_ema,
                 seed=self.seed,
             ),
+            # Whoever writes a pattern down has said how many are reused in a row.
+            guards=Guards() if self.pattern is None else Guards(longest_reuse=1.0),
         )
 
     def _steps(self, model: ModelInfo) -> StepPolicy:
         if self.pattern is not None:
-            return PatternSteps(pattern=self.pattern, warmup_steps=self.warmup_steps)
+            return PatternSteps(pattern=self.pattern)
         drift = self._drift(model)
         return TieredSteps(
             drift=drift,
             threshold=THRESHOLDS[drift.rescale] if self.threshold is None else self.threshold,
             rho=self.rho,
             reset_on_partial=self.reset_on_partial,
-            warmup_steps=self.warmup_steps,
             max_partials=self.max_partials,
-            longest_reuse=self.longest_reuse,
         )
 
     def _drift(self, model: ModelInfo) -> DriftSettings:

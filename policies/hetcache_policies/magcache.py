@@ -22,6 +22,7 @@ from hetcache_core import (
     Calibrator,
     ConfigError,
     Decision,
+    Guards,
     Mode,
     ModelInfo,
     PolicyRecipe,
@@ -32,7 +33,6 @@ from hetcache_core import (
     StepPolicy,
     setting,
 )
-from hetcache_policies.every_nth import first_part
 from hetcache_policies.fits.magcache_ratios import RATIOS, Ratios, find_ratios, ratios_of
 from hetcache_policies.shared.calibrating import MagnitudeCalibrator
 from hetcache_policies.shared.presets import find_preset
@@ -42,21 +42,19 @@ __all__ = ["MagCache", "MagnitudeSteps"]
 THRESHOLD: Final = 0.12
 """Source: MagCache4Wan2.1, setting E012K2R02."""
 
-MAX_REUSE: Final = 2
+LONGEST_REUSE: Final = 2
 """Source: the same setting."""
 
-WARMUP: Final = 0.2
+FIRST_STEPS: Final = 0.2
 """Source: the same setting, ``retention_ratio``."""
 
 PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
-    "quality": {"threshold": THRESHOLD, "max_reuse": MAX_REUSE, "warmup": WARMUP},
-    "balanced": {"threshold": 0.24, "max_reuse": 6, "warmup": WARMUP},
-    "fast": {"threshold": 0.16, "max_reuse": 6, "warmup": 0.1},
+    "quality": {"threshold": THRESHOLD},
+    "balanced": {"threshold": 0.24},
+    "fast": {"threshold": 0.16},
 }
-"""About 50, 36 and 28 % of the steps, with each of the published ratios, from 20 to 100 steps.
-
-Source: E012K2R02 and E024K6R02 of MagCache4Wan2.1; our design for "fast".
-"""
+"""Source: E012K2R02 and E024K6R02 of MagCache4Wan2.1; our design for "fast". Their limits of reuse and
+their first steps follow from the share of the FLOPs that a preset is asked for."""
 
 
 @final
@@ -67,17 +65,11 @@ class MagnitudeSteps(StepPolicy):
     Attributes:
         ratios: the residual's ratios.
         threshold: error at which a step is computed.
-        max_reuse: most steps reused in a row; an asked speed-up may stretch it.
-        warmup: share of the run, from its start, that is computed.
-        force_last: whether the last step is computed.
         calibration: where the ratios come from, which the run's steps must match, or None.
     """
 
     ratios: Ratios
     threshold: float
-    max_reuse: int
-    warmup: float
-    force_last: bool
     calibration: Calibration | None = None
 
     @property
@@ -93,43 +85,30 @@ class MagnitudeSteps(StepPolicy):
         """
         if self.calibration is not None:
             self.calibration.check_run(run)
-        return _Decider(
-            self, ratios=self.ratios.at(run.steps), warmup=first_part(self.warmup, run.steps)
-        )
+        return _Decider(self, self.ratios.at(run.steps))
 
 
 @final
 @define(eq=False)
 class _Decider(StepDecider):
     _policy: MagnitudeSteps
-    _ratios: tuple[float, ...] = field(kw_only=True)
-    _warmup: int = field(kw_only=True)
+    _ratios: tuple[float, ...]
     _ratio: float = field(default=1.0, init=False)
     _error: float = field(default=0.0, init=False)
-    _reused: int = field(default=0, init=False)
 
     def decide(self, step: StepInfo, signals: Signals) -> Decision:
-        policy, factor = self._policy, signals.threshold_factor
-        threshold = policy.threshold * factor
-        if step.index < self._warmup:
-            return Decision(Mode.FULL, "warm-up")
-        if policy.force_last and step.is_last:
-            return Decision(Mode.FULL, "last step")
+        threshold = self._policy.threshold * signals.threshold_factor
         self._ratio *= self._ratios[step.index]
         self._error += abs(1 - self._ratio)
         if self._error >= threshold:
             reason = f"error {self._error:.3f} >= {threshold:.3f}"
             return Decision(Mode.FULL, reason, self._error)
-        if self._reused >= policy.max_reuse * max(1.0, factor):
-            return Decision(Mode.FULL, f"{self._reused} steps reused in a row", self._error)
         reason = f"error {self._error:.3f} < {threshold:.3f}"
         return Decision(Mode.REUSE, reason, self._error)
 
     def settle(self, step: StepInfo, mode: Mode) -> None:
         if mode is Mode.FULL:
-            self._ratio, self._error, self._reused = 1.0, 0.0, 0
-        else:
-            self._reused += 1
+            self._ratio, self._error = 1.0, 0.0
 
 
 @final
@@ -143,6 +122,9 @@ class MagCache(PolicyRecipe):
     )
     source: ClassVar[str] = "MagCache, NeurIPS 2025, arXiv:2506.09045"
     decides_on: ClassVar[str] = "how the residual's magnitude is known to change"
+    default_guards: ClassVar[Guards] = Guards(
+        first_steps=FIRST_STEPS, last_steps=1, longest_reuse=LONGEST_REUSE
+    )
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
     anywhere: ClassVar[Mapping[str, object]] = {"ratios": "vace-1.3b"}
     """With its defaults it is refused on a model without ratios of its own."""
@@ -157,13 +139,10 @@ class MagCache(PolicyRecipe):
         (), gt=0, doc="ratios given here, one a step; they go before both"
     )
     threshold: float = setting(THRESHOLD, ge=0, doc="estimated error at which a step is computed")
-    max_reuse: int = setting(MAX_REUSE, ge=1, doc="most steps reused in a row")
-    warmup: float = setting(WARMUP, ge=0, le=1, doc="share of the steps always computed first")
-    force_last: bool = setting(True, doc="always compute the last step")
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return threshold, limit of reuse and warm-up; the same for every model.
+        """Return a threshold; the same for every model.
 
         Raises:
             ConfigError: There is no such preset.
@@ -190,9 +169,6 @@ class MagCache(PolicyRecipe):
             step=MagnitudeSteps(
                 ratios=ratios,
                 threshold=self.threshold,
-                max_reuse=self.max_reuse,
-                warmup=self.warmup,
-                force_last=self.force_last,
                 calibration=calibration,
             ),
         )

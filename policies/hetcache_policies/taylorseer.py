@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final, Literal, final
 
-from attrs import evolve, frozen
+from attrs import define, evolve, field, frozen
 from torch import Tensor
 
 from hetcache_core import (
@@ -26,6 +26,7 @@ from hetcache_core import (
     BlockPolicy,
     CachePolicy,
     ConfigError,
+    Guards,
     Mode,
     ModelInfo,
     PartAction,
@@ -71,20 +72,24 @@ class PredictedParts(BlockPolicy):
     steps: UniformSteps
 
     def begin(self, run: RunInfo) -> BlockDecider:
-        """Make the decider, which has no state."""
+        """Start counting."""
         return _Decider(self.steps)
 
 
 @final
-@frozen
+@define(eq=False)
 class _Decider(BlockDecider):
     _steps: UniformSteps
+    _counted_from: int | None = field(default=None, init=False)
 
     def block(self, step: StepInfo, branch: str, key: BlockKey, hidden: Tensor) -> BlockAction:
         return self.control(step, branch, key)
 
     def control(self, step: StepInfo, branch: str, key: BlockKey) -> BlockAction:
-        if self._steps.decision(step.index, step.total).mode is Mode.FULL:
+        if self._counted_from is None or step.computed:
+            self._counted_from = step.index
+        since = step.index - self._counted_from
+        if since == 0 or self._steps.decision(since).mode is Mode.FULL:
             action = PartAction(store=not step.is_last)
         else:
             # A part of which nothing is kept yet runs after all, and is kept then.
@@ -101,14 +106,13 @@ class TaylorSeer(PolicyRecipe):
     summary: ClassVar[str] = "predict features by a Taylor series instead of holding them"
     source: ClassVar[str] = "TaylorSeer, ICCV 2025, arXiv:2503.06923"
     decides_on: ClassVar[str] = "the step's index"
+    default_guards: ClassVar[Guards] = Guards(first_steps=FIRST_STEPS, last_steps=1)
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
     interval: int | None = setting(
         INTERVAL, ge=1, doc="every n-th step is computed; null leaves that to the policy beside it"
     )
     order: int = setting(ORDER, ge=1, doc="highest derivative of the series")
-    first_steps: int = setting(FIRST_STEPS, ge=1, doc="steps always computed first")
-    force_last: bool = setting(True, doc="always compute the last step")
     level: Literal["trunk", "sub_layer"] = setting(
         "trunk", doc="what is predicted: the trunk's residual, or the output of every sub-layer"
     )
@@ -144,9 +148,7 @@ class TaylorSeer(PolicyRecipe):
                     remedy=f"Give one, such as interval={INTERVAL}, or use level=trunk.",
                 )
             return CachePolicy(name=self.name, predictor=predictor)
-        steps = UniformSteps(
-            every=self.interval, first_steps=self.first_steps, force_last=self.force_last
-        )
+        steps = UniformSteps(every=self.interval)
         if self.level == "sub_layer":
             return CachePolicy(name=self.name, blocks=PredictedParts(steps), predictor=predictor)
         return CachePolicy(name=self.name, step=steps, predictor=predictor)

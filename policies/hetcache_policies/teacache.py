@@ -9,7 +9,6 @@ units of the schedule's average step.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import ClassVar, Final, Literal, final
 
@@ -20,6 +19,7 @@ from hetcache_core import (
     Calibration,
     Calibrator,
     Decision,
+    Guards,
     Mode,
     ModelInfo,
     PolicyRecipe,
@@ -35,7 +35,7 @@ from hetcache_policies.shared.calibrating import PolynomialCalibrator
 from hetcache_policies.shared.drift import Drift, DriftSettings
 from hetcache_policies.shared.presets import find_preset
 
-__all__ = ["LONGEST_REUSE", "RAW_THRESHOLD", "DriftSteps", "TeaCache", "longest_run"]
+__all__ = ["LONGEST_REUSE", "RAW_THRESHOLD", "DriftSteps", "TeaCache"]
 
 NO_FIT: Final = (
     "No TeaCache polynomial is known for this model: changes count in average steps. "
@@ -64,11 +64,6 @@ moving signal is computed one step later.
 """
 
 
-def longest_run(share: float, steps: int) -> int:
-    """Return how many steps may be reused in a row; at least one."""
-    return max(1, math.floor(share * steps))
-
-
 @final
 @frozen(kw_only=True)
 class DriftSteps(StepPolicy):
@@ -77,16 +72,10 @@ class DriftSteps(StepPolicy):
     Attributes:
         drift: what is looked at, and the unit of its changes.
         threshold: in that unit.
-        first_steps: steps that are always computed first.
-        force_last: whether the last step is always computed.
-        longest_reuse: most steps reused in a row, as a share of the run.
     """
 
     drift: DriftSettings
     threshold: float
-    first_steps: int
-    force_last: bool
-    longest_reuse: float
 
     @property
     def schedule_only(self) -> bool:
@@ -97,7 +86,7 @@ class DriftSteps(StepPolicy):
         """Start with nothing added up."""
         if self.drift.calibration is not None:
             self.drift.calibration.check_run(run)
-        return _Decider(self, Drift(self.drift), longest_run(self.longest_reuse, run.steps))
+        return _Decider(self, Drift(self.drift))
 
 
 @final
@@ -105,34 +94,20 @@ class DriftSteps(StepPolicy):
 class _Decider(StepDecider):
     _policy: DriftSteps
     _drift: Drift
-    _longest: int
     _sum: float = field(default=0.0, init=False)
-    _reused: int = field(default=0, init=False)
-    _begun: int | None = field(default=None, init=False)
 
     def decide(self, step: StepInfo, signals: Signals) -> Decision:
-        policy = self._policy
-        # Steps of a model that takes over in mid-run are counted from there.
-        self._begun = step.index if self._begun is None else self._begun
         self._sum += self._drift.change(step, signals)
-        if step.index - self._begun < policy.first_steps:
-            return Decision(Mode.FULL, "first steps")
-        if policy.force_last and step.is_last:
-            return Decision(Mode.FULL, "last step")
-        threshold = policy.threshold * signals.threshold_factor
+        threshold = self._policy.threshold * signals.threshold_factor
         if self._sum >= threshold:
             reason = f"signal {self._sum:.3f} >= {threshold:.3f}"
             return Decision(Mode.FULL, reason, self._sum)
-        if self._reused >= self._longest:
-            return Decision(Mode.FULL, f"{self._reused} steps reused in a row", self._sum)
         reason = f"signal {self._sum:.3f} < {threshold:.3f}"
         return Decision(Mode.REUSE, reason, self._sum)
 
     def settle(self, step: StepInfo, mode: Mode) -> None:
         if mode is Mode.FULL:
-            self._sum, self._reused = 0.0, 0
-        else:
-            self._reused += 1
+            self._sum = 0.0
 
 
 @final
@@ -146,6 +121,9 @@ class TeaCache(PolicyRecipe):
     )
     source: ClassVar[str] = "TeaCache, CVPR 2025, arXiv:2411.19108"
     decides_on: ClassVar[str] = "changes of the timestep's modulation"
+    default_guards: ClassVar[Guards] = Guards(
+        first_steps=1, last_steps=1, longest_reuse=LONGEST_REUSE
+    )
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
     threshold: float | None = setting(
@@ -163,16 +141,6 @@ class TeaCache(PolicyRecipe):
     calibration: str | None = setting(
         None,
         doc="file of hetcache calibrate whose polynomial is used; it goes before coefficients",
-    )
-    first_steps: int | None = setting(
-        None, ge=1, doc="steps always computed first; null takes the polynomial's own, or 1"
-    )
-    force_last: bool = setting(True, doc="always compute the last step")
-    longest_reuse: float = setting(
-        LONGEST_REUSE,
-        gt=0,
-        le=1,
-        doc="most steps reused in a row, as a share of the run; 1 sets no limit, as published",
     )
 
     @classmethod
@@ -204,10 +172,8 @@ class TeaCache(PolicyRecipe):
             step=DriftSteps(
                 drift=drift,
                 threshold=_threshold(drift) if self.threshold is None else self.threshold,
-                first_steps=self.first_steps or (drift.fit.first_steps if drift.fit else 1),
-                force_last=self.force_last,
-                longest_reuse=self.longest_reuse,
             ),
+            guards=Guards(first_steps=drift.fit.first_steps) if drift.fit else Guards(),
         )
 
     @classmethod

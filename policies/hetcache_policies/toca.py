@@ -12,7 +12,7 @@ from typing import ClassVar, Final, final
 
 from attrs import frozen
 
-from hetcache_core import CachePolicy, ModelInfo, PolicyRecipe, SubLayer, setting
+from hetcache_core import CachePolicy, Guards, ModelInfo, PolicyRecipe, SubLayer, setting
 from hetcache_policies.shared.presets import find_preset
 from hetcache_policies.shared.token_cycle import ScoreName, TokenCycle
 
@@ -52,6 +52,7 @@ class ToCa(PolicyRecipe):
     summary: ClassVar[str] = "reuse attention between full steps and recompute a few tokens' rest"
     source: ClassVar[str] = "ToCa, ICLR 2025, arXiv:2410.05317"
     decides_on: ClassVar[str] = "the step's index; norms of attention outputs"
+    default_guards: ClassVar[Guards] = Guards(first_steps=FIRST_STEPS, last_steps=1)
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.63, "balanced": 0.50, "fast": 0.39}
 
     cycle: int = setting(CYCLE, ge=1, doc="steps from one full step to the next")
@@ -60,7 +61,6 @@ class ToCa(PolicyRecipe):
         ge=1,
         doc="steps from which on a full step computes cross-attention again; 1: every one",
     )
-    first_steps: int = setting(FIRST_STEPS, ge=1, doc="steps that are always full first")
     feed_forward_share: float = setting(
         FEED_FORWARD_SHARE, ge=0, le=1, doc="share of the tokens whose feed-forward is recomputed"
     )
@@ -97,6 +97,7 @@ class DuCa(PolicyRecipe):
     )
     source: ClassVar[str] = "DuCa, arXiv:2412.18911"
     decides_on: ClassVar[str] = "the step's index; norms of attention outputs"
+    default_guards: ClassVar[Guards] = Guards(first_steps=FIRST_STEPS, last_steps=1)
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.51, "balanced": 0.42, "fast": 0.33}
 
     cycle: int = setting(CYCLE, ge=1, doc="steps from one full step to the next")
@@ -105,7 +106,6 @@ class DuCa(PolicyRecipe):
         ge=1,
         doc="steps from which on a full step computes cross-attention again; 1: every one",
     )
-    first_steps: int = setting(FIRST_STEPS, ge=1, doc="steps that are always full first")
     feed_forward_share: float = setting(
         FEED_FORWARD_SHARE, ge=0, le=1, doc="share of the tokens whose feed-forward is recomputed"
     )
@@ -136,7 +136,6 @@ def _cycle(recipe: ToCa | DuCa) -> TokenCycle:
     return TokenCycle(
         cycle=recipe.cycle,
         cross_cycle=recipe.cross_cycle,
-        first_steps=recipe.first_steps,
         shares={
             SubLayer.FEED_FORWARD: recipe.feed_forward_share,
             SubLayer.CROSS_ATTENTION: recipe.cross_attention_share,

@@ -15,6 +15,7 @@ import pytest
 
 from hetcache_core import Guards, Mode, Trace, accelerate
 from hetcache_core.engine.flop_budget import Budget, Costs
+from hetcache_core.engine.gate import Gate
 from hetcache_core.errors import ConfigError
 from hetcache_core.plugins.discovery import discover
 from hetcache_core.session import check_target
@@ -36,8 +37,8 @@ POLICIES: Final[dict[str, tuple[TinyConfig, dict[str, object]]]] = {
     "every-nth": (SMALL, {}),
     "taylorseer": (SMALL, {}),
     "fbcache": (DEEP, {}),
-    "dbcache": (DEEP, {"front": 1, "warmup": 0.0}),
-    "dicache": (DEEP, {"warmup": 0.0}),
+    "dbcache": (DEEP, {"front": 1}),
+    "dicache": (DEEP, {}),
     "hetcache+taylorseer": (SMALL, {}),
     "pab+teacache": (SMALL, {}),
 }
@@ -144,7 +145,7 @@ def test_a_signal_is_followed_within_the_run() -> None:
 
 
 def test_steps_of_the_guards_are_kept_free_in_the_budget() -> None:
-    trace = run("teacache", 20, 2.0, guards=Guards(warmup=0.15, tail=0.25))
+    trace = run("teacache", 20, 2.0, guards=Guards(first_steps=0.15, last_steps=0.25))
     assert abs(missed(trace)) <= 0.5
     assert trace.modes()[-5:] == [Mode.FULL] * 5
 
@@ -168,9 +169,12 @@ def test_what_cannot_be_reached_is_said(policy: str, target: float, reason: str)
 
 
 def test_guards_can_make_it_unreachable() -> None:
-    trace = run("every-nth", 20, 4.0, guards=Guards(max_reuse=1))
+    trace = run("every-nth", 20, 4.0, guards=Guards(longest_reuse=1))
     assert trace.totals().flops_speedup < 2.5
-    assert said(trace).endswith("cannot leave out more with these settings and guards.")
+    assert said(trace).endswith(
+        "What was set stands in the way: with longest_reuse=1 (1 in a row), at least 11 of 20 steps "
+        "are computed, and the target leaves 5.0."
+    )
 
 
 @pytest.mark.parametrize("target", [0.5, 0.0, -1.0, float("inf"), float("nan")])
@@ -193,36 +197,37 @@ FREE: Final = Costs(partial=0.5, reuse=0.0)
 
 
 def play(budget: Budget, wanted: Decision) -> list[Decision]:
-    found = []
+    found: list[Decision] = []
     for index in range(budget.steps):
-        decision = budget.apply(step(index), wanted, FREE)
+        row = next((i for i, d in enumerate(found[::-1]) if d.mode is not Mode.REUSE), index)
+        decision = budget.apply(step(index), wanted, FREE, row)
         found.append(decision)
         budget.spend(step(index), decision.mode, FREE.of(decision.mode))
     return found
 
 
 def test_a_policy_that_only_computes_is_stopped_when_the_budget_is_spent() -> None:
-    found = play(Budget(2.5, 10), FULL)
+    found = play(Budget(2.5, Gate(steps=10)), FULL)
     assert "".join(decision.mode.value[0] for decision in found) == "fffrrrrrrf"
     assert {decision.reason for decision in found[3:-1]} == {"budget: spent"}
 
 
 def test_a_policy_that_only_reuses_spends_the_budget_at_the_end() -> None:
-    budget = Budget(2.5, 10)
+    budget = Budget(2.5, Gate(steps=10))
     found = [FULL, *play(budget, REUSE)[1:]]
     assert "".join(decision.mode.value[0] for decision in found) == "frrrrrffff"
     assert {decision.reason for decision in found[6:]} == {"budget: to be spent"}
 
 
 def test_the_factor_rises_with_what_was_spent_too_much_and_falls_with_too_little() -> None:
-    rising, falling = Budget(2.0, 10), Budget(2.0, 10)
+    rising, falling = Budget(2.0, Gate(steps=10)), Budget(2.0, Gate(steps=10))
     rising.spend(step(0), Mode.FULL, 1.0)
     falling.spend(step(0), Mode.REUSE, 0.0)
     assert rising.factor > 1 > falling.factor
 
 
 def test_the_solver_finds_the_factor_and_lets_it_be() -> None:
-    budget = Budget(4.0, 40)
+    budget = Budget(4.0, Gate(steps=40))
     budget.solve(lambda factor: 40 / factor)
     assert budget.factor == pytest.approx(4.0, rel=1e-3)
     found = budget.factor
@@ -231,7 +236,7 @@ def test_the_solver_finds_the_factor_and_lets_it_be() -> None:
 
 
 def test_a_solved_factor_still_follows_where_full_steps_cost_less_than_a_step() -> None:
-    budget = Budget(4.0, 40, steady=False)
+    budget = Budget(4.0, Gate(steps=40), steady=False)
     budget.solve(lambda factor: 40 / factor)
     found = budget.factor
     budget.spend(step(0, 40), Mode.FULL, 1.0)

@@ -491,10 +491,12 @@ def test_guards_reach_the_blocks() -> None:
 
 
 def test_guards_reach_the_steps() -> None:
-    engine = run(scripted(FULL, REUSE, REUSE, REUSE), 8, guards=Guards(max_reuse=2, tail=0.25))
+    engine = run(
+        scripted(FULL, REUSE, REUSE, REUSE), 8, guards=Guards(longest_reuse=2, last_steps=0.25)
+    )
     assert modes(engine) == [FULL, REUSE, REUSE, FULL, FULL, REUSE, FULL, FULL]
     assert engine.trace.records[3].reason == "guard: 2 reused in a row"
-    assert engine.trace.records[7].reason == "guard: tail"
+    assert engine.trace.records[7].reason == "guard: last steps"
 
 
 # Guidance ----------------------------------------------------------------------------------------

@@ -102,22 +102,27 @@ def reasons(trace: Trace) -> dict[int, str]:
 @pytest.mark.parametrize(
     ("guards", "expected"),
     [
-        (Guards(warmup=0.25), dict.fromkeys(range(3), "guard: warm-up")),
-        (Guards(tail=0.25), {0: "no cache yet", **dict.fromkeys(range(7, 10), "guard: tail")}),
+        (Guards(first_steps=0.35), dict.fromkeys(range(3), "guard: first steps")),
+        (Guards(first_steps=3), dict.fromkeys(range(3), "guard: first steps")),
         (
-            Guards(full_steps=frozenset({3, 7})),
+            Guards(last_steps=0.35),
+            {0: "no cache yet", **dict.fromkeys(range(7, 10), "guard: last steps")},
+        ),
+        (Guards(last_steps=1), {0: "no cache yet", 9: "guard: last steps"}),
+        (
+            Guards(full_steps=(3, 7)),
             {0: "no cache yet", 3: "guard: listed step", 7: "guard: listed step"},
         ),
         (
-            Guards(max_reuse=3),
+            Guards(longest_reuse=3),
             {0: "no cache yet", 4: "guard: 3 reused in a row", 8: "guard: 3 reused in a row"},
         ),
         (
-            Guards(warmup=0.1, max_reuse=4, full_steps=frozenset({4})),
-            {0: "guard: warm-up", 4: "guard: listed step", 9: "guard: 4 reused in a row"},
+            Guards(first_steps=1, longest_reuse=0.4, full_steps=(4,)),
+            {0: "guard: first steps", 4: "guard: listed step", 9: "guard: 4 reused in a row"},
         ),
     ],
-    ids=["warm-up", "tail", "listed steps", "reused in a row", "all together"],
+    ids=["first", "counted", "last", "counted last", "listed", "reused in a row", "all together"],
 )
 def test_every_guard_computes_its_steps_and_says_so(
     guards: Guards, expected: dict[int, str]
@@ -130,12 +135,12 @@ def test_every_guard_computes_its_steps_and_says_so(
 
 
 def test_a_step_that_is_computed_anyway_keeps_its_own_reason() -> None:
-    trace = run(always(Mode.FULL), Guards(warmup=0.5))
+    trace = run(always(Mode.FULL), Guards(first_steps=0.5))
     assert set(reasons(trace).values()) == {"always"}
 
 
 def test_the_whole_run_may_be_guarded() -> None:
-    trace = run(always(Mode.REUSE), Guards(warmup=1.0))
+    trace = run(always(Mode.REUSE), Guards(first_steps=1.0))
     assert trace.modes() == [Mode.FULL] * STEPS
     assert trace.totals().flops_speedup == 1
 
@@ -146,7 +151,7 @@ def test_the_whole_run_may_be_guarded() -> None:
 @pytest.mark.parametrize("whole", [True, False], ids=["blocks", "sub-layers"])
 def test_guards_compute_all_blocks_and_sub_layers_of_a_step(whole: bool) -> None:
     policy = CachePolicy(name="blocks", blocks=ReusedBlocks(whole=whole))
-    guards = Guards(warmup=0.2, tail=0.1, full_steps=frozenset({5}))
+    guards = Guards(first_steps=0.2, last_steps=0.1, full_steps=(5,))
     guarded = {0, 1, 5, 9}
     for record in run(policy, guards).records:
         if record.step in guarded:
@@ -160,7 +165,7 @@ def test_guards_compute_all_blocks_and_sub_layers_of_a_step(whole: bool) -> None
 
 def test_a_limit_of_reuse_is_one_of_whole_steps() -> None:
     policy = CachePolicy(name="blocks", blocks=ReusedBlocks(whole=True))
-    limited = run(policy, Guards(max_reuse=1))
+    limited = run(policy, Guards(longest_reuse=1))
     assert limited.totals().flops == run(policy).totals().flops
 
 
@@ -170,16 +175,19 @@ def test_a_limit_of_reuse_is_one_of_whole_steps() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"warmup": 1.5}, "warmup is 1.5"),
-        ({"tail": -0.1}, "tail is -0.1"),
-        ({"warmup": float("nan")}, "warmup is nan"),
-        ({"max_reuse": 0}, "max_reuse is 0"),
+        ({"first_steps": 1.5}, "first_steps must be >= 0 and as a share <= 1.0, got 1.5"),
+        ({"last_steps": -0.1}, "last_steps must be >= 0 and as a share <= 1.0, got -0.1"),
+        ({"last_steps": -1}, "last_steps must be >= 0 and as a share <= 1.0, got -1"),
+        ({"first_steps": float("nan")}, "first_steps must be a whole number or a finite number"),
+        ({"first_steps": True}, "first_steps must be a whole number or a finite number"),
+        ({"longest_reuse": 0}, "longest_reuse must be > 0 and as a share <= 1.0, got 0"),
+        ({"full_steps": (-1,)}, "full_steps must be >= 0"),
     ],
 )
 def test_guards_out_of_range_are_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said) as refused:
         Guards(**values)
-    assert refused.value.where == "guards"
+    assert refused.value.where == "Guards"
 
 
 # What is said in the end
@@ -212,7 +220,7 @@ def test_a_residual_that_is_all_zero_is_said() -> None:
 
 
 def test_a_healthy_run_has_nothing_to_say() -> None:
-    trace = run(always(Mode.REUSE), Guards(max_reuse=2))
+    trace = run(always(Mode.REUSE), Guards(longest_reuse=2))
     assert said(trace) == []
 
 
@@ -239,5 +247,5 @@ def test_short_runs_are_not_judged(mode: Mode) -> None:
 
 def test_every_decision_has_a_reason() -> None:
     for mode in (Mode.FULL, Mode.REUSE):
-        trace = run(always(mode), Guards(warmup=0.2, max_reuse=1), layout="separate")
+        trace = run(always(mode), Guards(first_steps=0.2, longest_reuse=1), layout="separate")
         assert all(record.reason for record in trace.records)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hetcache_core.backbone.adapter import ModelCall, RunInfo
+from hetcache_core.engine.gate import Gate
 from hetcache_core.errors import ConfigError
 from hetcache_core.policy.signals import Signals
 from hetcache_core.steps import BranchRows, Decision, Mode, ModelInfo, StepInfo
@@ -31,11 +32,12 @@ def decisions(
     recipe: DiCache, added: Sequence[float], *, forced: int = -1, factor: float = 1.0
 ) -> list[Decision]:
     """What is decided where the trunk's input is 0 and the first block adds a known number."""
-    piece = recipe.compose(MODEL).step
-    assert piece is not None
+    policy = recipe.composed(MODEL)
+    assert policy.step is not None
     steps = len(added)
     sigmas = tuple(1 - index / steps for index in range(steps))
-    decider = piece.begin(
+    gate = Gate(steps=steps, asked=policy.asked, defaults=policy.guards)
+    decider = policy.step.begin(
         RunInfo(
             model=MODEL,
             timesteps=sigmas,
@@ -46,10 +48,14 @@ def decisions(
             device="cpu",
         )
     )
-    store, found, x = CacheStore(), [], torch.zeros(1, 2, 4)
+    store, found, reused, x = CacheStore(), [], 0, torch.zeros(1, 2, 4)
     for index, value in enumerate(added):
         step = StepInfo(
-            index=index, total=steps, timestep=1000 * sigmas[index], sigma=sigmas[index]
+            index=index,
+            total=steps,
+            timestep=1000 * sigmas[index],
+            sigma=sigmas[index],
+            computed=gate.computes(index) is not None,
         )
         call = ModelCall(step=index, branches=(BranchRows("cond", 0, 1),), latents=x)
 
@@ -57,9 +63,11 @@ def decisions(
             return x + value
 
         signals = Signals(step, sigmas, call, SimpleNamespace(x=x), probe, {}, store, factor)
-        found.append(decider.decide(step, signals))
+        found.append(gate.apply(step, decider.decide(step, signals), reused))
         assert signals.reads <= 1
-        decider.settle(step, Mode.FULL if index == forced else found[-1].mode)
+        mode = Mode.FULL if index == forced else found[-1].mode
+        decider.settle(step, mode)
+        reused = reused + 1 if mode is Mode.REUSE else 0
     return found
 
 
@@ -68,7 +76,7 @@ def letters(found: list[Decision]) -> str:
 
 
 def run(recipe: DiCache, steps: int, layout: str) -> tuple[WatchedEngine, Tensor]:
-    return watched_run(tiny_case(), recipe.compose(MODEL), steps=steps, layout=layout)
+    return watched_run(tiny_case(), recipe.composed(MODEL), steps=steps, layout=layout)
 
 
 # The rule
@@ -82,10 +90,10 @@ def test_changes_of_the_probes_output_add_up_from_step_to_step() -> None:
     assert found[4].signal == pytest.approx(0.02 / 1.1 + 0.04 / 1.12 + 0.04 / 1.16, rel=1e-4)
     assert found[5].signal == pytest.approx(0.05 / 1.2, rel=1e-4)
     assert [decision.reason for decision in (found[1], found[2], found[4], found[9])] == [
-        "warm-up",
+        "guard: first steps",
         "probe 0.018 < 0.080",
         "probe 0.088 >= 0.080",
-        "last step",
+        "guard: last steps",
     ]
 
 

@@ -44,9 +44,10 @@ def decisions(
     factor: float = 1.0,
 ) -> list[Decision]:
     """What is decided where latents and outputs have the same known value everywhere."""
-    policy = recipe.compose(MODEL)
+    policy = recipe.composed(MODEL)
     assert policy.step is not None
     sigmas = tuple(1 - index / steps for index in range(steps))
+    gate = Gate(steps=steps, asked=policy.asked, defaults=policy.guards)
     decider = policy.step.begin(
         RunInfo(
             model=MODEL,
@@ -58,18 +59,25 @@ def decisions(
             device="cpu",
         )
     )
-    store, found = CacheStore(), []
+    store, found, reused = CacheStore(), [], 0
     for index, sigma in enumerate(sigmas):
-        step = StepInfo(index=index, total=steps, timestep=1000 * sigma, sigma=sigma)
+        step = StepInfo(
+            index=index,
+            total=steps,
+            timestep=1000 * sigma,
+            sigma=sigma,
+            computed=gate.computes(index) is not None,
+        )
         latents = torch.full((1, 3), latent(index))
         call = ModelCall(step=index, branches=(BranchRows("cond", 0, 1),), latents=latents)
         signals = Signals(step, sigmas, call, None, None, {}, store, factor)
-        found.append(decider.decide(step, signals))
+        found.append(gate.apply(step, decider.decide(step, signals), reused))
         assert signals.reads <= 1
         mode = Mode.FULL if index == forced else found[-1].mode
         if mode is Mode.FULL:
             decider.output(step, latents, torch.full((1, 3), output(index)))
         decider.settle(step, mode)
+        reused = reused + 1 if mode is Mode.REUSE else 0
     return found
 
 
@@ -78,7 +86,7 @@ def letters(found: list[Decision]) -> str:
 
 
 def run(recipe: EasyCache, steps: int, layout: str) -> tuple[WatchedEngine, Tensor]:
-    return watched_run(tiny_case(), recipe.compose(MODEL), steps=steps, layout=layout)
+    return watched_run(tiny_case(), recipe.composed(MODEL), steps=steps, layout=layout)
 
 
 # The rule
@@ -95,12 +103,12 @@ def test_the_rate_of_change_times_the_latents_change_adds_up() -> None:
     assert found[5].signal == pytest.approx(0.1 / 2.4)
     assert found[8].signal == pytest.approx(0.1 / 2.7)
     assert [decision.reason for decision in found[1:5]] == [
-        "warm-up",
+        "no rate of change yet",
         "change 0.048 < 0.120",
         "change 0.095 < 0.120",
         "change 0.143 >= 0.120",
     ]
-    assert found[9].reason == "last step"
+    assert found[9].reason == "guard: last steps"
 
 
 def test_a_step_that_is_computed_in_any_case_gives_a_rate_and_starts_the_sum_again() -> None:
@@ -110,7 +118,7 @@ def test_a_step_that_is_computed_in_any_case_gives_a_rate_and_starts_the_sum_aga
 
 
 def test_without_a_second_computed_step_there_is_no_rate() -> None:
-    found = decisions(EasyCache(warmup=0.0, longest_reuse=1.0), 8)
+    found = decisions(EasyCache(first_steps=0, longest_reuse=1.0), 8)
     assert found[1].reason == "no rate of change yet"
     assert found[2].mode is Mode.REUSE
 

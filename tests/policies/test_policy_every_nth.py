@@ -9,18 +9,16 @@ from hetcache_core.records.trace import Trace
 from hetcache_core.session import accelerate
 from hetcache_core.steps import Mode, ModelInfo
 from hetcache_core.testing import tiny_case
-from hetcache_policies.every_nth import PRESETS, EveryNth, UniformSteps, first_part
+from hetcache_policies.every_nth import PRESETS, EveryNth, UniformSteps
 
 MODEL = ModelInfo(backbone="tiny", variant="", layers=4, width=32, heads=2)
 STEPS = (8, 20, 50, 100)
 SHARES = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
 
-def modes(steps: int, *, stretch: float = 1.0, **settings: object) -> str:
-    piece = EveryNth(**settings).compose(MODEL).step
-    assert isinstance(piece, UniformSteps)
-    decided = [piece.decision(index, steps, stretch).mode for index in range(steps)]
-    return "".join("F" if mode is Mode.FULL else "s" for mode in decided)
+def modes(steps: int, **settings: object) -> str:
+    trace = trace_of(EveryNth(**settings), steps, "none")
+    return "".join("F" if mode is Mode.FULL else "s" for mode in trace.modes())
 
 
 def trace_of(recipe: EveryNth, steps: int, layout: str, speedup: float | None = None) -> Trace:
@@ -36,8 +34,8 @@ def test_every_nth_step_and_the_last_one_are_computed() -> None:
     assert modes(8, every=3) == "FssFssFF"
     assert modes(9, every=4) == "FsssFsssF"
     assert modes(8, every=1) == "FFFFFFFF"
-    assert modes(9, every=4, force_last=False) == "FsssFsssF"
-    assert modes(8, every=4, force_last=False) == "FsssFsss"
+    assert modes(9, every=4, last_steps=0) == "FsssFsssF"
+    assert modes(8, every=4, last_steps=0) == "FsssFsss"
 
 
 def test_the_distance_counts_from_the_last_of_the_first_steps() -> None:
@@ -65,8 +63,10 @@ def test_presets_compute_the_declared_share(preset: str) -> None:
 
 
 def test_a_stretched_distance_stays_uniform() -> None:
-    assert modes(12, every=2, stretch=1.25) == "FssFsFssFsFF"
-    assert modes(4, every=2, stretch=0.1) == "FFFF"
+    piece = UniformSteps(every=2)
+    stretched = [piece.decision(since, 1.25).mode.value[0] for since in range(1, 11)]
+    assert "".join(stretched) == "rrfrfrrfrf"
+    assert {piece.decision(since, 0.1).mode for since in range(1, 4)} == {Mode.FULL}
 
 
 def test_a_distance_of_nothing_is_refused() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hetcache_core.backbone.adapter import ModelCall, RunInfo
+from hetcache_core.engine.gate import Gate
 from hetcache_core.errors import ConfigError
 from hetcache_core.policy.recipe import PolicyRecipe
 from hetcache_core.policy.signals import Signals
@@ -37,11 +38,12 @@ def decisions(
     recipe: PolicyRecipe, added: Sequence[float], *, forced: int = -1, factor: float = 1.0
 ) -> list[Decision]:
     """What is decided where the first blocks add the same known number everywhere."""
-    piece = recipe.compose(MODEL).step
-    assert piece is not None
+    policy = recipe.composed(MODEL)
+    assert policy.step is not None
     steps = len(added)
     sigmas = tuple(1 - index / steps for index in range(steps))
-    decider = piece.begin(
+    gate = Gate(steps=steps, asked=policy.asked, defaults=policy.guards)
+    decider = policy.step.begin(
         RunInfo(
             model=MODEL,
             timesteps=sigmas,
@@ -52,10 +54,14 @@ def decisions(
             device="cpu",
         )
     )
-    store, found, x = CacheStore(), [], torch.full((1, 2, 4), 5.0)
+    store, found, reused, x = CacheStore(), [], 0, torch.full((1, 2, 4), 5.0)
     for index, value in enumerate(added):
         step = StepInfo(
-            index=index, total=steps, timestep=1000 * sigmas[index], sigma=sigmas[index]
+            index=index,
+            total=steps,
+            timestep=1000 * sigmas[index],
+            sigma=sigmas[index],
+            computed=gate.computes(index) is not None,
         )
         call = ModelCall(step=index, branches=(BranchRows("cond", 0, 1),), latents=x)
 
@@ -63,9 +69,11 @@ def decisions(
             return x + value
 
         signals = Signals(step, sigmas, call, SimpleNamespace(x=x), probe, {}, store, factor)
-        found.append(decider.decide(step, signals))
+        found.append(gate.apply(step, decider.decide(step, signals), reused))
         assert signals.reads <= 1
-        decider.settle(step, Mode.FULL if index == forced else found[-1].mode)
+        mode = Mode.FULL if index == forced else found[-1].mode
+        decider.settle(step, mode)
+        reused = reused + 1 if mode is Mode.REUSE else 0
     return found
 
 
@@ -78,11 +86,11 @@ def fbcache(**settings: object) -> FBCache:
 
 
 def dbcache(**settings: object) -> DBCache:
-    return DBCache(**{"threshold": 0.05, "longest_reuse": 1.0, "warmup": 0.0, **settings})
+    return DBCache(**{"threshold": 0.05, "longest_reuse": 1.0, "first_steps": 0, **settings})
 
 
 def run(recipe: PolicyRecipe, steps: int, layout: str) -> tuple[WatchedEngine, Tensor]:
-    return watched_run(tiny_case(), recipe.compose(MODEL), steps=steps, layout=layout)
+    return watched_run(tiny_case(), recipe.composed(MODEL), steps=steps, layout=layout)
 
 
 # The rule
@@ -96,10 +104,10 @@ def test_the_probe_is_compared_with_that_of_the_last_computed_step() -> None:
     assert found[3].signal == pytest.approx(0.06, rel=1e-4)
     assert found[4].signal == pytest.approx(0.02 / 1.06, rel=1e-4)
     assert [decision.reason for decision in (found[0], found[2], found[3], found[7])] == [
-        "warm-up",
+        "nothing to compare with yet",
         "probe 0.040 < 0.050",
         "probe 0.060 >= 0.050",
-        "last step",
+        "guard: last steps",
     ]
 
 
@@ -122,13 +130,13 @@ def test_a_probe_that_is_not_a_number_is_never_reused() -> None:
     assert letters(decisions(fbcache(), [float("nan")] * 8)) == "F" * 8
 
 
-def test_warm_up_is_a_share_of_the_run() -> None:
-    assert letters(decisions(fbcache(warmup=0.5), [1.0] * 8)) == "FFFFsssF"
-    assert letters(decisions(fbcache(warmup=0.25), [1.0] * 16)).startswith("FFFFs")
+def test_first_steps_may_be_a_share_of_the_run() -> None:
+    assert letters(decisions(fbcache(first_steps=0.5), [1.0] * 8)) == "FFFFsssF"
+    assert letters(decisions(fbcache(first_steps=0.25), [1.0] * 16)).startswith("FFFFs")
 
 
 def test_the_last_step_is_computed_unless_told_not_to() -> None:
-    assert letters(decisions(fbcache(force_last=False), [1.0] * 4)) == "Fsss"
+    assert letters(decisions(fbcache(last_steps=0), [1.0] * 4)) == "Fsss"
 
 
 @pytest.mark.parametrize("recipe", [FBCache(), DBCache()], ids=["fbcache", "dbcache"])

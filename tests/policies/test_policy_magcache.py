@@ -10,6 +10,7 @@ import torch
 from attrs import evolve
 
 from hetcache_core.backbone.adapter import ModelCall, RunInfo
+from hetcache_core.engine.gate import Gate
 from hetcache_core.errors import ConfigError
 from hetcache_core.policy.signals import Signals
 from hetcache_core.records.calibration import Calibration
@@ -34,10 +35,11 @@ def decisions(
     recipe: MagCache, steps: int, model: ModelInfo = WAN, *, factor: float = 1.0, forced: int = -1
 ) -> list[Decision]:
     """What is decided at every step of a run in which step ``forced`` is computed in any case."""
-    piece = recipe.compose(model).step
-    assert piece is not None
+    policy = recipe.composed(model)
+    assert policy.step is not None
     sigmas = tuple(1 - index / steps for index in range(steps))
-    decider = piece.begin(
+    gate = Gate(steps=steps, asked=policy.asked, defaults=policy.guards)
+    decider = policy.step.begin(
         RunInfo(
             model=model,
             timesteps=sigmas,
@@ -48,16 +50,24 @@ def decisions(
             device="cpu",
         )
     )
-    found = []
+    found, reused = [], 0
     for index, sigma in enumerate(sigmas):
-        step = StepInfo(index=index, total=steps, timestep=1000 * sigma, sigma=sigma)
+        step = StepInfo(
+            index=index,
+            total=steps,
+            timestep=1000 * sigma,
+            sigma=sigma,
+            computed=gate.computes(index) is not None,
+        )
         call = ModelCall(
             step=index, branches=(BranchRows("cond", 0, 1),), latents=torch.zeros(1, 1)
         )
         signals = Signals(step, sigmas, call, None, None, {}, CacheStore(), factor)
-        found.append(decider.decide(step, signals))
+        found.append(gate.apply(step, decider.decide(step, signals), reused))
         assert signals.reads == 0
-        decider.settle(step, Mode.FULL if index == forced else found[-1].mode)
+        mode = Mode.FULL if index == forced else found[-1].mode
+        decider.settle(step, mode)
+        reused = reused + 1 if mode is Mode.REUSE else 0
     return found
 
 
@@ -68,8 +78,8 @@ def computed(
     return [index for index, decision in enumerate(found) if decision.mode is Mode.FULL]
 
 
-def setting(threshold: float, longest: int, warmup: float = 0.2, **more: object) -> MagCache:
-    return MagCache(threshold=threshold, max_reuse=longest, warmup=warmup, **more)
+def setting(threshold: float, longest: int, first: float = 0.2, **more: object) -> MagCache:
+    return MagCache(threshold=threshold, longest_reuse=longest, first_steps=first, **more)
 
 
 # Golden schedules: computed from the rule and the published ratios
@@ -99,7 +109,7 @@ def test_forcing_the_last_step_changes_no_published_schedule(
     threshold: float, longest: int
 ) -> None:
     forced = computed(setting(threshold, longest), 50)
-    free = computed(setting(threshold, longest, force_last=False), 50)
+    free = computed(setting(threshold, longest, last_steps=0), 50)
     assert forced == free
 
 
@@ -107,7 +117,7 @@ def test_forcing_the_last_step_changes_no_published_schedule(
 
 
 def test_the_error_is_the_sum_of_what_the_product_of_ratios_is_off_by() -> None:
-    recipe = setting(0.5, 5, warmup=0.0, values=(1.0, 0.9, 0.9, 0.9, 0.9, 0.9))
+    recipe = setting(0.5, 5, first=1, values=(1.0, 0.9, 0.9, 0.9, 0.9, 0.9))
     found = decisions(recipe, 6)
     assert [decision.mode.value[0] for decision in found] == ["f", "r", "r", "f", "r", "f"]
     assert found[1].signal == pytest.approx(0.1)
@@ -115,22 +125,22 @@ def test_the_error_is_the_sum_of_what_the_product_of_ratios_is_off_by() -> None:
     assert found[3].signal == pytest.approx(0.1 + 0.19 + 0.271)
     assert found[4].signal == pytest.approx(0.1)
     assert [decision.reason for decision in found] == [
-        "warm-up",
+        "guard: first steps",
         "error 0.100 < 0.500",
         "error 0.290 < 0.500",
         "error 0.561 >= 0.500",
         "error 0.100 < 0.500",
-        "last step",
+        "guard: last steps",
     ]
 
 
 def test_a_step_that_is_computed_in_any_case_starts_the_error_again() -> None:
-    recipe = setting(0.5, 5, warmup=0.0, values=(1.0, 0.9, 0.9, 0.9, 0.9, 0.9))
+    recipe = setting(0.5, 5, first=1, values=(1.0, 0.9, 0.9, 0.9, 0.9, 0.9))
     assert decisions(recipe, 6, forced=2)[3].signal == pytest.approx(0.1)
 
 
 def test_the_limit_of_reuse_holds_where_ratios_are_1() -> None:
-    assert computed(setting(0.1, 3, warmup=0.0, values=(1.0,) * 9), 9) == [0, 4, 8]
+    assert computed(setting(0.1, 3, first=1, values=(1.0,) * 9), 9) == [0, 4, 8]
 
 
 def test_threshold_zero_computes_every_step() -> None:
@@ -179,7 +189,7 @@ def test_a_model_without_ratios_gets_none_of_another_ones() -> None:
 
 
 def test_another_models_ratios_can_be_borrowed_by_name() -> None:
-    borrowed = MagCache(ratios="vace-1.3b", threshold=0.02, max_reuse=3)
+    borrowed = MagCache(ratios="vace-1.3b", threshold=0.02, longest_reuse=3)
     assert computed(borrowed, 50, TINY) == computed(setting(0.02, 3), 50, VACE)
     assert MagCache(**MagCache.anywhere).compose(TINY).step is not None
 

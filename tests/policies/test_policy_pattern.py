@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hetcache_core.errors import ConfigError
+from hetcache_core.records.trace import Trace
 from hetcache_core.session import accelerate
 from hetcache_core.settings.declare import build
 from hetcache_core.testing import tiny_case
@@ -12,9 +13,18 @@ from hetcache_policies.hetcache import HetCache
 from hetcache_policies.shared.pattern import PatternSteps
 
 
-def modes(pattern: str, steps: int, **settings: int) -> str:
-    piece = PatternSteps(pattern=pattern, **settings)
-    return "".join(piece.mode(index, steps).value[0] for index in range(steps))
+def trace_of(pattern: str, steps: int, **settings: object) -> Trace:
+    case = tiny_case()
+    pipeline = case.make_pipeline(0)
+    recipe = HetCache(pattern=pattern, margin=0, **settings)
+    with accelerate(pipeline, recipe, backbone=case.backbone) as session:
+        case.run(pipeline, steps, "separate", 0)
+    return session.trace
+
+
+def modes(pattern: str, steps: int, first_steps: int = 1) -> str:
+    trace = trace_of(pattern, steps, first_steps=first_steps)
+    return "".join(mode.value[0] for mode in trace.modes())
 
 
 def test_a_pattern_is_repeated_and_the_last_step_runs_in_full() -> None:
@@ -23,8 +33,8 @@ def test_a_pattern_is_repeated_and_the_last_step_runs_in_full() -> None:
     assert modes("F", 3) == "fff"
 
 
-def test_the_pattern_begins_with_the_last_step_of_the_warm_up() -> None:
-    assert modes("Fss", 9, warmup_steps=3) == "fffrrfrrf"
+def test_the_pattern_begins_with_the_last_of_the_first_steps() -> None:
+    assert modes("Fss", 9, first_steps=3) == "fffrrfrrf"
 
 
 @pytest.mark.parametrize("pattern", ["", "sF", "pF", "FfF", "F s", "Fx"])
@@ -36,10 +46,10 @@ def test_what_is_no_pattern_is_refused(pattern: str) -> None:
 
 
 def test_hetcache_runs_a_pattern() -> None:
-    case = tiny_case()
-    pipeline = case.make_pipeline(0)
-    recipe = HetCache(pattern="Fsps", warmup_steps=1, margin=0)
-    with accelerate(pipeline, recipe, backbone=case.backbone) as session:
-        case.run(pipeline, 10, "separate", 0)
-    assert "".join(m.value[0] for m in session.trace.modes()) == "frprfrprff"
-    assert {r.reason for r in session.trace.records} <= {"pattern Fsps"}
+    trace = trace_of("Fsps", 10, first_steps=1)
+    assert "".join(m.value[0] for m in trace.modes()) == "frprfrprff"
+    assert {r.reason for r in trace.records} == {"pattern Fsps"}
+
+
+def test_a_written_pattern_may_reuse_as_many_in_a_row_as_it_says() -> None:
+    assert modes("Fssssss", 9) == "frrrrrrff"

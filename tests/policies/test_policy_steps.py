@@ -15,6 +15,7 @@ from hetcache_core.backbone.adapter import FlopModel, ModelCall, RunInfo
 from hetcache_core.backbone.trunk import BlockHooks, TrunkCall, TrunkView
 from hetcache_core.engine.loop import Engine
 from hetcache_core.errors import ConfigError
+from hetcache_core.policy.guards import GUARDS, Guards
 from hetcache_core.policy.partial import ControlMode, KVMode, PartialSettings
 from hetcache_core.policy.recipe import CachePolicy
 from hetcache_core.records.trace import Trace
@@ -154,10 +155,9 @@ def raw(signal: str = "modulation") -> DriftSettings:
 
 
 def teacache(**changes: object) -> CachePolicy:
-    steps = DriftSteps(
-        drift=raw(), threshold=0.05, first_steps=1, force_last=True, longest_reuse=1.0
-    )
-    return CachePolicy(name="teacache", step=evolve(steps, **changes))
+    steps = DriftSteps(drift=raw(), threshold=0.05)
+    guards = Guards(first_steps=1, last_steps=1)
+    return _changed(CachePolicy(name="teacache", step=steps, guards=guards), changes)
 
 
 def hetcache(**changes: object) -> CachePolicy:
@@ -166,16 +166,23 @@ def hetcache(**changes: object) -> CachePolicy:
         threshold=1.0,
         rho=1.5,
         reset_on_partial=False,
-        warmup_steps=2,
         max_partials=4,
-        longest_reuse=1.0,
     )
-    return CachePolicy(
+    policy = CachePolicy(
         name="hetcache",
-        step=evolve(steps, **changes),
+        step=steps,
         partitioner=MaskPartitioner(margin=0),
         partial=PartialSettings(kv_mode=KVMode.PRUNED, control_mode=ControlMode.RECOMPUTE),
+        guards=Guards(first_steps=2, last_steps=1),
     )
+    return _changed(policy, changes)
+
+
+def _changed(policy: CachePolicy, changes: dict[str, object]) -> CachePolicy:
+    """Change the policy's guards, or else its steps."""
+    guards = {name: value for name, value in changes.items() if name in GUARDS}
+    steps = {name: value for name, value in changes.items() if name not in GUARDS}
+    return evolve(policy, step=evolve(policy.step, **steps), guards=evolve(policy.guards, **guards))
 
 
 # TeaCache ----------------------------------------------------------------------------------------
@@ -185,12 +192,12 @@ def test_teacache_computes_when_the_changes_add_up() -> None:
     trace = run(teacache(), [0.02] * 7)
     assert modes(trace) == "FssFssFF"
     assert [record.reason for record in trace.records[:4]] == [
-        "first steps",
+        "guard: first steps",
         "signal 0.020 < 0.050",
         "signal 0.040 < 0.050",
         "signal 0.060 >= 0.050",
     ]
-    assert trace.records[-1].reason == "last step"
+    assert trace.records[-1].reason == "guard: last steps"
     assert trace.records[3].signal == pytest.approx(0.06, rel=1e-4)
 
 
@@ -204,7 +211,7 @@ def test_teacache_forces_the_first_steps_and_starts_the_sum_after_them() -> None
 
 
 def test_teacache_without_a_forced_last_step_may_reuse_it() -> None:
-    assert modes(run(teacache(force_last=False), [0.02] * 4)) == "FssFs"
+    assert modes(run(teacache(last_steps=0), [0.02] * 4)) == "FssFs"
 
 
 def test_teacache_compares_with_the_step_before_whether_that_was_reused_or_not() -> None:
@@ -217,7 +224,7 @@ def test_teacache_compares_with_the_step_before_whether_that_was_reused_or_not()
 def test_a_run_of_reused_steps_ends_at_its_limit() -> None:
     trace = run(teacache(longest_reuse=0.2), [0.0] * 19)
     assert modes(trace) == "FssssFssssFssssFsssF"
-    assert trace.records[5].reason == "4 steps reused in a row"
+    assert trace.records[5].reason == "guard: 4 reused in a row"
 
 
 @pytest.mark.parametrize("signal", ["timestep", "modulation"])
@@ -234,7 +241,7 @@ def test_a_signal_of_the_content_is_read_once_a_step() -> None:
 def test_a_second_expert_starts_with_first_steps_of_its_own() -> None:
     tea = run(teacache(first_steps=2), [0.01] * 11, switch_at=6)
     assert modes(tea) == "FFssssFFsssF"
-    assert tea.records[6].reason == "first steps"
+    assert tea.records[6].reason == "guard: first steps"
     assert modes(run(hetcache(), [0.1] * 11, switch_at=6)) == "FFssssFFsssF"
 
 
@@ -315,7 +322,7 @@ def test_no_signal_makes_a_default_policy_skip_for_ever(
     steps: int, model: ModelInfo, change: float
 ) -> None:
     for recipe in (TeaCache(), HetCache(), HetCache(rescale="none")):
-        trace = run(recipe.compose(model), [change] * (steps - 1))
+        trace = run(recipe.composed(model), [change] * (steps - 1))
         assert longest_reuse(trace) <= max(1, steps // 5)
         assert modes(trace)[-1] == "F"
 
@@ -328,13 +335,13 @@ def test_the_sum_decides_between_reuse_partial_and_full() -> None:
     trace = run(hetcache(), [0.6] * 10)
     assert modes(trace) == "FFspFspFspF"
     assert [record.reason for record in trace.records[:5]] == [
-        "warm-up",
-        "warm-up",
+        "guard: first steps",
+        "guard: first steps",
         "signal 0.600 <= 1.000",
         "1.000 < signal 1.200 <= 1.500",
         "signal 1.800 > 1.500",
     ]
-    assert trace.records[-1].reason == "last step"
+    assert trace.records[-1].reason == "guard: last steps"
 
 
 def test_a_partial_step_may_start_the_sum_again() -> None:
@@ -361,7 +368,7 @@ def test_no_partial_steps_leaves_two_kinds() -> None:
 def test_a_long_run_of_reused_steps_ends_in_a_partial_one() -> None:
     trace = run(hetcache(longest_reuse=0.2, max_partials=1), [0.0] * 19)
     assert modes(trace) == "FFsssspssssFsssspssF"
-    assert trace.records[6].reason == "4 steps reused in a row"
+    assert trace.records[6].reason == "guard: 4 reused in a row"
 
 
 def test_hetcache_at_threshold_zero_runs_every_step() -> None:
@@ -390,10 +397,11 @@ def step_piece(recipe: TeaCache | HetCache, model: ModelInfo) -> DriftSteps | Ti
 def test_teacache_takes_the_polynomial_of_a_known_model_with_its_threshold() -> None:
     piece = step_piece(TeaCache(), WAN)
     assert piece.drift.fit is FITS["wan2.1-t2v-1.3b/modulation"]
-    assert (piece.threshold, piece.first_steps) == (0.05, 5)
+    assert (piece.threshold, TeaCache().composed(WAN).guards.first_steps) == (0.05, 5)
     other = step_piece(TeaCache(signal="timestep"), WAN)
     assert other.drift.fit is FITS["wan2.1-t2v-1.3b/timestep"]
-    assert (other.threshold, other.first_steps) == (0.05, 1)
+    guards = TeaCache(signal="timestep").composed(WAN).guards
+    assert (other.threshold, guards.first_steps) == (0.05, 1)
 
 
 @pytest.mark.parametrize(

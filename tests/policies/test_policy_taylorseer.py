@@ -14,7 +14,7 @@ from hetcache_core.steps import Mode, ModelInfo
 from hetcache_core.testing import BoundCheck, parametrize_with_checks, tiny_case
 from hetcache_core.testing.replaying import replay
 from hetcache_core.testing.watch import WatchedEngine, watched_run
-from hetcache_policies.every_nth import EveryNth, UniformSteps
+from hetcache_policies.every_nth import EveryNth
 from hetcache_policies.shared.predictors import Taylor
 from hetcache_policies.shared.tiers import TieredSteps
 from hetcache_policies.taylorseer import PRESETS, TaylorSeer
@@ -33,7 +33,7 @@ def resolved(names: str, **settings: object) -> CachePolicy:
 def run(
     recipe: TaylorSeer | EveryNth, steps: int, layout: str = "none"
 ) -> tuple[WatchedEngine, Tensor]:
-    return watched_run(tiny_case(), recipe.compose(MODEL), steps=steps, layout=layout)
+    return watched_run(tiny_case(), recipe.composed(MODEL), steps=steps, layout=layout)
 
 
 def letters(engine: WatchedEngine) -> str:
@@ -88,10 +88,9 @@ def test_where_things_move_evenly_the_series_is_closer_than_holding() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_compute_the_declared_share(preset: str) -> None:
-    piece = TaylorSeer(**TaylorSeer.preset(preset, MODEL)).compose(MODEL).step
-    assert isinstance(piece, UniformSteps)
+    recipe = TaylorSeer(**TaylorSeer.preset(preset, MODEL))
     for steps in (30, 50, 100):
-        full = sum(piece.decision(index, steps).mode is Mode.FULL for index in range(steps))
+        full = letters(run(recipe, steps)[0]).count("F")
         assert full / steps == pytest.approx(SHARES[preset], abs=0.05)
 
 

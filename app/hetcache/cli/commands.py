@@ -33,9 +33,9 @@ DEMO: Final = option_help(DemoConfig)
 CALIBRATE: Final = option_help(CalibrateConfig)
 
 TargetSpeedup = Annotated[float | None, typer.Option(help=EDIT["target_speedup"])]
-Warmup = Annotated[float | None, typer.Option(help=EDIT["warmup"])]
-Tail = Annotated[float | None, typer.Option(help=EDIT["tail"])]
-MaxReuse = Annotated[int | None, typer.Option(help=EDIT["max_reuse"])]
+FirstSteps = Annotated[str | None, typer.Option(metavar="N|SHARE", help=EDIT["first_steps"])]
+LastSteps = Annotated[str | None, typer.Option(metavar="N|SHARE", help=EDIT["last_steps"])]
+LongestReuse = Annotated[str | None, typer.Option(metavar="N|SHARE", help=EDIT["longest_reuse"])]
 FullSteps = Annotated[str | None, typer.Option(help=EDIT["full_steps"])]
 MaxCacheBytes = Annotated[str | None, typer.Option(metavar="SIZE", help=EDIT["max_cache_bytes"])]
 CacheDtype = Annotated[str | None, typer.Option(help=EDIT["cache_dtype"])]
@@ -121,9 +121,9 @@ def edit(
     device: Annotated[str | None, typer.Option(help=EDIT["device"])] = None,
     dtype: Annotated[str | None, typer.Option(help=EDIT["dtype"])] = None,
     target_speedup: TargetSpeedup = None,
-    warmup: Warmup = None,
-    tail: Tail = None,
-    max_reuse: MaxReuse = None,
+    first_steps: FirstSteps = None,
+    last_steps: LastSteps = None,
+    longest_reuse: LongestReuse = None,
     full_steps: FullSteps = None,
     max_cache_bytes: MaxCacheBytes = None,
     cache_dtype: CacheDtype = None,
@@ -168,9 +168,9 @@ def demo(
     device: Annotated[str | None, typer.Option(help=DEMO["device"])] = None,
     dtype: Annotated[str | None, typer.Option(help=DEMO["dtype"])] = None,
     target_speedup: TargetSpeedup = None,
-    warmup: Warmup = None,
-    tail: Tail = None,
-    max_reuse: MaxReuse = None,
+    first_steps: FirstSteps = None,
+    last_steps: LastSteps = None,
+    longest_reuse: LongestReuse = None,
     full_steps: FullSteps = None,
     max_cache_bytes: MaxCacheBytes = None,
     cache_dtype: CacheDtype = None,

@@ -10,6 +10,8 @@ from attrs import frozen
 
 from hetcache.running.device import choose_device
 from hetcache_core import ConfigError, setting
+from hetcache_core.policy.guards import GuardSettings
+from hetcache_core.settings.fitting import NUMBER
 
 if TYPE_CHECKING:
     from hetcache_core import Guards, StoreSettings
@@ -24,11 +26,14 @@ UNITS: Final = {
     "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40,
 }  # fmt: skip
 
+EXTENTS: Final = ("first_steps", "last_steps", "longest_reuse")
+"""Options that are a count or, with a point, a share of the run: that is why they are read as text."""
+
 INDICES: Final = re.compile(r"\d+(\s*,\s*\d+)*")
 
 
 @frozen(kw_only=True)
-class LimitsConfig:
+class LimitsConfig(GuardSettings):
     """What a run with caching may spend and keep.
 
     Its fields are options, and keys of ``--config``, and say themselves what they mean.
@@ -36,12 +41,6 @@ class LimitsConfig:
 
     target_speedup: float | None = setting(
         None, ge=1, doc="how many times fewer FLOPs to compute; the policy's thresholds follow"
-    )
-    warmup: float = setting(0.0, ge=0, le=1, doc="share of the steps that run in full first")
-    tail: float = setting(0.0, ge=0, le=1, doc="share of the steps that run in full last")
-    max_reuse: int | None = setting(None, ge=1, doc="most steps reused in a row")
-    full_steps: tuple[int, ...] = setting(
-        (), ge=0, doc="steps that run in full, counted from 0 and joined by commas"
     )
     max_cache_bytes: int | None = setting(
         None, ge=1, doc="most that the cache may hold, such as 500MB or 2GiB"
@@ -58,7 +57,7 @@ class LimitsConfig:
 
 
 def read_texts(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the values that are written as text: sizes and lists of steps.
+    """Read the values that are written as text: sizes, steps and lists of steps.
 
     Args:
         values: Options by the names of their fields.
@@ -69,9 +68,24 @@ def read_texts(values: Mapping[str, Any]) -> dict[str, Any]:
     read = dict(values)
     if isinstance(read.get("max_cache_bytes"), str):
         read["max_cache_bytes"] = read_size(read["max_cache_bytes"], option="--max-cache-bytes")
+    for name in EXTENTS:
+        if isinstance(read.get(name), str):
+            read[name] = _extent(read[name], name)
     if isinstance(read.get("full_steps"), str):
         read["full_steps"] = _indices(read["full_steps"])
     return read
+
+
+def _extent(text: str, name: str) -> int | float:
+    if NUMBER.fullmatch(text.strip()) is None:
+        raise ConfigError(
+            f"cannot read {text!r} as steps",
+            where=f"--{name.replace('_', '-')}",
+            setting=name,
+            given=text,
+            remedy="Write a count, such as 3, or a share of the run with a point, such as 0.1",
+        )
+    return int(text) if text.strip().isdigit() else float(text)
 
 
 def guards(limits: LimitsConfig, steps: int) -> Guards:
@@ -94,12 +108,7 @@ def guards(limits: LimitsConfig, steps: int) -> Guards:
             setting="full_steps",
             given=limits.full_steps,
         )
-    return Guards(
-        warmup=limits.warmup,
-        tail=limits.tail,
-        max_reuse=limits.max_reuse,
-        full_steps=frozenset(limits.full_steps),
-    )
+    return Guards.of(limits)
 
 
 def store_settings(limits: LimitsConfig) -> StoreSettings:

@@ -28,6 +28,7 @@ from hetcache_core import (
     CachePolicy,
     ConfigError,
     Decision,
+    Guards,
     Mode,
     ModelInfo,
     PolicyRecipe,
@@ -46,7 +47,7 @@ __all__ = ["BWCache", "BlockWiseSteps"]
 THRESHOLDS: Final[Mapping[str, float]] = {"quality": 0.15, "balanced": 0.20, "fast": 0.25}
 """Source: BWCache, its three settings; 41, 53 and 59 % of the steps reused on Open-Sora."""
 
-REUSE_SHARE: Final = 0.1
+LONGEST_REUSE: Final = 0.1
 """Source: BWCache, steps reused in a row as a share of the run."""
 
 SKETCH_SHARE: Final = 1 / 16
@@ -64,14 +65,12 @@ class BlockWiseSteps(StepPolicy, BlockPolicy):
 
     Attributes:
         threshold: mean relative L1 change of all blocks' outputs, per step or in all.
-        reuse_share: steps reused in a row, as a share of the run.
         gap_normalize: whether a change is divided by the steps that it took.
         sketch_share: share of the tokens that is compared.
         seed: seed of their choice.
     """
 
     threshold: float
-    reuse_share: float
     gap_normalize: bool
     sketch_share: float
     seed: int
@@ -87,7 +86,7 @@ class BlockWiseSteps(StepPolicy, BlockPolicy):
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(tokens, generator=generator)
         chosen = order[: max(1, round(self.sketch_share * tokens))].sort().values  # (n,)
-        return _Decider(self, chosen.to(run.device), max(1, round(self.reuse_share * run.steps)))
+        return _Decider(self, chosen.to(run.device))
 
 
 @final
@@ -95,7 +94,6 @@ class BlockWiseSteps(StepPolicy, BlockPolicy):
 class _Decider(StepDecider, BlockDecider):
     _policy: BlockWiseSteps
     _tokens: Tensor
-    _longest: int
     _first: str | None = field(default=None, init=False)
     _rows: slice | None = field(default=None, init=False)
     _fresh: list[Tensor] = field(factory=list, init=False)
@@ -110,19 +108,15 @@ class _Decider(StepDecider, BlockDecider):
         if self._fresh:
             self._change = self._measure(signals)
             self._reuses = self._change is not None and self._change < threshold
-        if self._computed is None:
-            return Decision(Mode.FULL, "first step")
-        if self._reuses and self._tail is None:
+        if self._reuses and self._tail is None and self._computed is not None:
             self._tail = step.total - (step.total - 1 - self._computed) // 2
-        if step.is_last or (self._tail is not None and step.index >= self._tail):
+        if self._tail is not None and step.index >= self._tail:
             return Decision(Mode.FULL, "last steps")
         if self._change is None:
             return Decision(Mode.FULL, "no change measured yet")
         if not self._reuses:
             reason = f"change {self._change:.3f} >= {threshold:.3f}"
             return Decision(Mode.FULL, reason, self._change)
-        if step.index - self._computed > self._longest:
-            return Decision(Mode.FULL, f"{self._longest} steps reused in a row", self._change)
         return Decision(Mode.REUSE, f"change {self._change:.3f} < {threshold:.3f}", self._change)
 
     def settle(self, step: StepInfo, mode: Mode) -> None:
@@ -163,14 +157,14 @@ class BWCache(PolicyRecipe):
     name: ClassVar[str] = "bwcache"
     summary: ClassVar[str] = "reuse steps while the outputs of all blocks have hardly changed"
     source: ClassVar[str] = "BWCache, ICLR 2026, arXiv:2509.13789"
+    default_guards: ClassVar[Guards] = Guards(
+        first_steps=1, last_steps=1, longest_reuse=LONGEST_REUSE
+    )
 
     threshold: float = setting(
         THRESHOLDS["quality"],
         ge=0,
         doc="mean change of the blocks' outputs below which the next steps are reused",
-    )
-    reuse_share: float = setting(
-        REUSE_SHARE, gt=0, le=1, doc="steps reused in a row, as a share of the run"
     )
     gap_normalize: bool = setting(True, doc="divide a change by the steps that it took")
     sketch_share: float = setting(
@@ -197,7 +191,6 @@ class BWCache(PolicyRecipe):
         """Make the one piece that decides steps and looks at blocks; the same for every model."""
         steps = BlockWiseSteps(
             threshold=self.threshold,
-            reuse_share=self.reuse_share,
             gap_normalize=self.gap_normalize,
             sketch_share=self.sketch_share,
             seed=self.seed,

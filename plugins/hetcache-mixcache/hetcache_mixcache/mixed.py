@@ -8,14 +8,13 @@ the blocks between the first and the last ones are reused (block). The way of lo
 last two full steps, and the way used last counts five times. How many cheaper steps follow a full one
 grows and shrinks with how slowly the model's output moves.
 
-Our choices: warm-up, thresholds (``interval``) and equal impacts until they are calibrated. After a cfg
+Our choices: thresholds (``interval``) and equal impacts until they are calibrated. After a cfg
 step the unconditional branch's residuals are older than the other's, so that only cfg steps follow until
 the next full one.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from enum import Enum
 from typing import Final, final
@@ -80,7 +79,6 @@ class MixedSteps(StepPolicy, GuidancePolicy):
         longest: most cheaper steps between two full ones.
         low: deviation below which they become more, or None for one from the run itself.
         high: deviation above which they become fewer, or None likewise.
-        warmup: share of the run that is computed first.
         calibration: where low and high come from, which the run's steps must match, or None.
     """
 
@@ -89,7 +87,6 @@ class MixedSteps(StepPolicy, GuidancePolicy):
     longest: int
     low: float | None
     high: float | None
-    warmup: float
     calibration: Calibration | None = None
 
     def begin(self, run: RunInfo) -> _Decider:
@@ -121,10 +118,8 @@ class _Decider(StepDecider, GuidanceDecider):
     def decide(self, step: StepInfo, signals: Signals) -> Decision:
         self._measure(signals)
         self._way, policy = None, self._policy
-        if self._full is None or step.index < math.ceil(policy.warmup * step.total):
-            return Decision(Mode.FULL, "warm-up")
-        if step.is_last:
-            return Decision(Mode.FULL, "last step")
+        if self._full is None or step.computed:
+            return Decision(Mode.FULL, "a full step")
         passed, steps = step.index - self._full, self._interval.steps
         if passed > steps:
             return Decision(Mode.FULL, f"{steps} cheaper steps since a full one")

@@ -16,6 +16,7 @@ from hetcache_core import (
     Calibration,
     Calibrator,
     ConfigError,
+    Guards,
     ModelInfo,
     PolicyRecipe,
     Span,
@@ -26,7 +27,7 @@ from hetcache_mixcache.mixed import MixedSteps
 
 __all__ = ["MixCache"]
 
-WARMUP: Final = 0.15
+FIRST_STEPS: Final = 0.15
 """Share of the run. Our choice."""
 
 EDGE: Final = 6
@@ -46,6 +47,7 @@ class MixCache(PolicyRecipe):
         "reuse a step, a guidance branch or a range of blocks, whichever will show least"
     )
     source: ClassVar[str] = "MixCache, arXiv:2508.12691"
+    default_guards: ClassVar[Guards] = Guards(first_steps=FIRST_STEPS, last_steps=1)
     expected_failures: ClassVar[Mapping[str, str]] = {
         "check_branches_do_not_mix": "it decides by the difference of the branches, which the "
         "deciding one has not alone",
@@ -65,7 +67,6 @@ class MixCache(PolicyRecipe):
     calibration: str | None = setting(
         None, doc="file of hetcache calibrate with both of these; low and high go before it"
     )
-    warmup: float = setting(WARMUP, ge=0, le=1, doc="share of the run that is computed first")
     step_impact: float = setting(1.0, gt=0, doc="how much a reused step's error shows")
     cfg_impact: float = setting(1.0, gt=0, doc="how much a predicted branch's error shows")
     block_impact: float = setting(1.0, gt=0, doc="how much reused blocks' error shows")
@@ -127,7 +128,6 @@ class MixCache(PolicyRecipe):
             low=low,
             high=high,
             calibration=calibration,
-            warmup=self.warmup,
         )
         spans = (Span(),) if middle is None else (Span(), middle)
         return CachePolicy(name=self.name, step=mixed, guidance=mixed, spans=spans)

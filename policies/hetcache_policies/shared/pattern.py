@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, final
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from hetcache_core import (
     ConfigError,
@@ -41,15 +41,13 @@ def check_pattern(pattern: str) -> None:
 @final
 @frozen(kw_only=True)
 class PatternSteps(StepPolicy):
-    """Repeats a pattern; the first steps and the last one run in full.
+    """Repeats a pattern, which begins with the last step that a guard computed.
 
     Attributes:
         pattern: letters F, p and s, beginning with F.
-        warmup_steps: steps that always run in full first; the pattern begins with the last of them.
     """
 
     pattern: str
-    warmup_steps: int = 1
 
     def __attrs_post_init__(self) -> None:
         """Refuse what is no pattern."""
@@ -61,27 +59,18 @@ class PatternSteps(StepPolicy):
         return True
 
     def begin(self, run: RunInfo) -> StepDecider:
-        """Make the decider, which has no state."""
-        return _Decider(self)
-
-    def mode(self, index: int, steps: int) -> Mode:
-        """Say what a step does.
-
-        Args:
-            index: the step.
-            steps: steps ``S`` of the run.
-        """
-        if index < self.warmup_steps or index == steps - 1:
-            return Mode.FULL
-        return LETTERS[self.pattern[(index - self.warmup_steps + 1) % len(self.pattern)]]
+        """Start with the pattern's first letter."""
+        return _Decider(self.pattern)
 
 
 @final
-@frozen
+@define(eq=False)
 class _Decider(StepDecider):
-    _policy: PatternSteps
+    _pattern: str
+    _begun: int | None = field(default=None, init=False)
 
     def decide(self, step: StepInfo, signals: Signals) -> Decision:
-        return Decision(
-            self._policy.mode(step.index, step.total), f"pattern {self._policy.pattern}"
-        )
+        if self._begun is None or step.computed:
+            self._begun = step.index
+        letter = self._pattern[(step.index - self._begun) % len(self._pattern)]
+        return Decision(LETTERS[letter], f"pattern {self._pattern}")

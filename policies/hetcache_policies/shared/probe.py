@@ -7,6 +7,7 @@ slow drift: here it is the last computed one.
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 from attrs import define, field, frozen
@@ -23,9 +24,7 @@ from hetcache_core import (
     StepPolicy,
     relative_l1,
 )
-from hetcache_policies.every_nth import first_part
 from hetcache_policies.shared.drift import SIGNAL_TOKENS
-from hetcache_policies.teacache import longest_run
 
 __all__ = ["ProbeSteps", "ProbeTrail", "some_tokens"]
 
@@ -76,30 +75,19 @@ class ProbeSteps(StepPolicy):
     Attributes:
         span: what a reused step leaves out; the blocks before it are the probe.
         threshold: relative L1 difference at which a step is computed.
-        warmup: share of the run, from its start, that is computed.
-        force_last: whether the last step is computed.
-        longest_reuse: most steps reused in a row, as a share of the run; an asked speed-up may stretch it.
         most_reuse: most steps reused in all, as a share of the run.
         max_sum: sum of the differences, since the last computed step, at which one is computed.
     """
 
     span: Span
     threshold: float
-    warmup: float
-    force_last: bool
-    longest_reuse: float
     most_reuse: float = 1.0
     max_sum: float | None = None
 
     def begin(self, run: RunInfo) -> StepDecider:
         """Start with nothing to compare with."""
-        return _Decider(
-            self,
-            ProbeTrail(self.span.front),
-            warmup=first_part(self.warmup, run.steps),
-            longest=longest_run(self.longest_reuse, run.steps),
-            most=longest_run(self.most_reuse, run.steps),
-        )
+        most = max(1, math.floor(self.most_reuse * run.steps))
+        return _Decider(self, ProbeTrail(self.span.front), most)
 
 
 @final
@@ -107,29 +95,22 @@ class ProbeSteps(StepPolicy):
 class _Decider(StepDecider):
     _policy: ProbeSteps
     _trail: ProbeTrail
-    _warmup: int = field(kw_only=True)
-    _longest: int = field(kw_only=True)
-    _most: int = field(kw_only=True)
+    _most: int
     _sum: float = field(default=0.0, init=False)
-    _reused: int = field(default=0, init=False)
     _in_all: int = field(default=0, init=False)
 
     def decide(self, step: StepInfo, signals: Signals) -> Decision:
-        mode, reason, change = self._weigh(step, signals)
+        mode, reason, change = self._weigh(signals)
         # The span goes with every decision: a budget may make a reused step of a full one.
         return Decision(mode, reason, change, span=self._policy.span)
 
-    def _weigh(self, step: StepInfo, signals: Signals) -> tuple[Mode, str, float | None]:
+    def _weigh(self, signals: Signals) -> tuple[Mode, str, float | None]:
         policy, factor = self._policy, signals.threshold_factor
-        if policy.force_last and step.is_last:
-            return Mode.FULL, "last step", None
         added, computed = self._trail.look(signals), self._trail.computed(signals)
-        if step.index < self._warmup or computed is None:
-            return Mode.FULL, "warm-up", None
+        if computed is None:
+            return Mode.FULL, "nothing to compare with yet", None
         if self._in_all >= self._most:
             return Mode.FULL, f"{self._in_all} steps reused in all", None
-        if self._reused >= self._longest * max(1.0, factor):
-            return Mode.FULL, f"{self._reused} steps reused in a row", None
         change, threshold = signals.read(relative_l1(added, computed)), policy.threshold * factor
         if not change < threshold:  # "not": what is not a number must not reuse
             return Mode.FULL, f"probe {change:.3f} >= {threshold:.3f}", change
@@ -141,7 +122,6 @@ class _Decider(StepDecider):
     def settle(self, step: StepInfo, mode: Mode) -> None:
         if mode is Mode.FULL:
             self._trail.settle()
-            self._sum, self._reused = 0.0, 0
+            self._sum = 0.0
         else:
-            self._reused += 1
             self._in_all += 1

@@ -63,7 +63,6 @@ class TokenCycle(StepPolicy, BlockPolicy):
     Attributes:
         cycle: steps from one full step to the next.
         cross_cycle: steps from which on a full step computes cross-attention again.
-        first_steps: steps that are always full first.
         shares: sub-layers that are recomputed in part, and for which share of the tokens.
         score: what a token's importance is.
         dual: whether every second step in between reuses the whole trunk (DuCa).
@@ -72,7 +71,6 @@ class TokenCycle(StepPolicy, BlockPolicy):
 
     cycle: int
     cross_cycle: int
-    first_steps: int
     shares: Mapping[SubLayer, float]
     score: ScoreName
     dual: bool
@@ -97,9 +95,8 @@ class _Decider(StepDecider, BlockDecider):
     _batch_rows: slice | None = field(default=None, init=False)
     _step: int = field(default=-1, init=False)
     _kind: _Kind = field(default=_Kind.FULL, init=False)
-    _begun: int | None = field(default=None, init=False)
-    _full: int = field(default=-1, init=False)
-    _cross: int = field(default=-1, init=False)
+    _full: int | None = field(default=None, init=False)
+    _cross: int | None = field(default=None, init=False)
     _importance: dict[BlockKey, Tensor] = field(factory=dict, init=False)
     _staleness: dict[tuple[BlockKey, SubLayer], Tensor] = field(factory=dict, init=False)
     _rows: dict[tuple[BlockKey, SubLayer], Tensor] = field(factory=dict, init=False)
@@ -122,7 +119,7 @@ class _Decider(StepDecider, BlockDecider):
     def control(self, step: StepInfo, branch: str, key: BlockKey) -> BlockAction:
         self._enter(step)
         if self._kind is _Kind.REUSE:
-            self._kind = _Kind.FULL  # a guard of the session wants this step computed
+            self._kind = _Kind.FULL  # a guard wants this step computed
         if self._kind is _Kind.FULL:
             return self._full_action(step)
         return BlockAction(
@@ -143,23 +140,19 @@ class _Decider(StepDecider, BlockDecider):
         if step.index == self._step:
             return
         self._step, policy = step.index, self._policy
-        # Steps of a model that takes over in mid-run are counted from there.
-        self._begun = step.index if self._begun is None else self._begun
-        passed = step.index - self._full
-        if self._first(step) or step.is_last or passed >= policy.cycle:
+        passed = policy.cycle if self._full is None else step.index - self._full
+        if step.computed or passed >= policy.cycle:
             self._kind = _Kind.FULL
         else:
             self._kind = _Kind.REUSE if policy.dual and passed % 2 else _Kind.TOKENS
         self._rows.clear()
 
-    def _first(self, step: StepInfo) -> bool:
-        return step.index - (self._begun or 0) < self._policy.first_steps
-
     def _full_action(self, step: StepInfo) -> BlockAction:
         if self._full != step.index:
             self._full = step.index
             self._staleness.clear()
-            if self._first(step) or step.index - self._cross >= self._policy.cross_cycle:
+            aged = self._cross is None or step.index - self._cross >= self._policy.cross_cycle
+            if step.computed or aged:
                 self._cross = step.index
         parts = {part: PartAction(store=not step.is_last) for part in SubLayer}
         if self._cross != step.index:
