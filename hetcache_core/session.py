@@ -9,7 +9,7 @@ from functools import reduce
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from attrs import asdict, define, field
+from attrs import asdict, define, evolve, field
 
 from hetcache_core.backbone.compiling import BlockCompiler, many_graphs
 from hetcache_core.engine.loop import Engine
@@ -185,7 +185,7 @@ def accelerate(
         policy=composed,
         settings=used,
         store_settings=store or StoreSettings(),
-        guards=(guards or Guards()).over(composed.asked),
+        guards=guards or Guards(),
         target_speedup=None if target_speedup is None else check_target(target_speedup),
         compiler=_compiler(compile),
         on_step=on_step,
@@ -231,7 +231,11 @@ def resolve_policy(
     if len(recipes) > 1:
         alone = [recipe.composed(model) for recipe in recipes]
         recipes = [recipe.beside(alone[:i] + alone[i + 1 :]) for i, recipe in enumerate(recipes)]
-    composed = reduce(combine, (recipe.composed(model) for recipe in recipes))
+    pieces = [
+        _with_preset(recipe.composed(model), preset, registry.policy(name), model)
+        for name, recipe in zip(names, recipes, strict=True)
+    ]
+    composed = reduce(combine, pieces)
     for name, recipe in zip(names, recipes, strict=True):
         prefix = f"{name}." if len(names) > 1 else ""
         used |= {f"{prefix}{k}": v for k, v in _plain_settings(recipe).items()}
@@ -256,9 +260,20 @@ def _recipe(
     own = dict(settings)
     if len(names) > 1:
         own = {k[len(name) + 1 :]: v for k, v in settings.items() if k.startswith(f"{name}.")}
-    base = dict(kind.preset(preset, model)) if preset is not None else {}
+    base = {} if preset is None else kind.preset(preset, model)
+    # A preset's guards are defaults: what was set is what a user has set.
+    base = {key: value for key, value in base.items() if key not in GUARDS}
     recipe = build(kind, {**base, **own}, where=f"policy {name}")
     return recipe
+
+
+def _with_preset(
+    composed: CachePolicy, preset: str | None, kind: type[PolicyRecipe], model: ModelInfo
+) -> CachePolicy:
+    """Put the guards of a preset on top of the policy's own."""
+    values = {} if preset is None else kind.preset(preset, model)
+    guards = build(Guards, {k: v for k, v in values.items() if k in GUARDS}, where="preset")
+    return evolve(composed, guards=guards.over(composed.guards))
 
 
 def _preset_speedup(
@@ -273,7 +288,7 @@ def _preset_speedup(
         return None
     kind = registry.policy(policy)
     share = kind.preset_shares.get(preset)
-    if share is None or kind.preset(preset, model).keys() & settings.keys():
+    if share is None or (kind.preset(preset, model).keys() - set(GUARDS)) & settings.keys():
         return None
     return 1 / share
 

@@ -43,7 +43,7 @@ class Engine:
         policy: what to do.
         settings: the policy's settings, for the trace.
         store_settings: how tensors are kept.
-        guards: steps that a user wants computed whatever the policy says.
+        guards: steps that a user wants computed, on top of those set in the policy's settings.
         target_speedup: FLOPs without caching over FLOPs with it, or None to leave it to the policy.
         compiler: what the backbone's blocks are run with, or None to run them as they are.
         on_step: called after every step with its records, or None.
@@ -102,7 +102,11 @@ class Engine:
             trace=trace,
             clock=Clock(info.device),
             active=make_active(self.policy, info, trace),
-            gate=Gate(steps=info.steps, asked=self.guards, defaults=self.policy.guards),
+            gate=Gate(
+                steps=info.steps,
+                asked=self.guards.over(self.policy.asked),
+                defaults=self.policy.guards,
+            ),
             budget=None,
         )
         self._run.budget = self._budget(self._run)

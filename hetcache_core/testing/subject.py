@@ -56,7 +56,7 @@ class PolicySubject:
         """
         made = self.make()
         if not isinstance(made, CachePolicy):
-            made = made.compose(self.case.backbone.describe(self.case.make_pipeline(0)))
+            made = made.composed(self.case.backbone.describe(self.case.make_pipeline(0)))
         missing = self.case.features.missing(made.needs())
         if missing:
             raise NotApplicableError(f"{self.case.name} lacks {', '.join(missing)}")

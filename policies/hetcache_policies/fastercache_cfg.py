@@ -119,7 +119,8 @@ class PredictedUncond(GuidancePolicy):
 
     def inside(self, step: StepInfo) -> bool:
         """Whether the branch may be predicted in a step."""
-        return not step.is_first and _within(self.window, step.index, step.total)
+        guarded = step.is_first or step.computed
+        return not guarded and _within(self.window, step.index, step.total)
 
     def weights(self, step: StepInfo) -> tuple[float, float]:
         """Return the weights of low and high frequencies in a step."""

@@ -139,7 +139,7 @@ def edited(case_of: Callable[[str], BackboneCase]) -> Edit:
         pipeline = case.make_pipeline(0)
         plain = {
             "pattern": "Fpp",
-            "warmup_steps": 1,
+            "first_steps": 1,
             "margin": 0,
             "max_active_share": 0.99,
             **settings,

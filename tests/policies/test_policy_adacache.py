@@ -11,6 +11,7 @@ from attrs import define, field
 from torch import Tensor
 
 from hetcache_core.backbone.adapter import RunInfo
+from hetcache_core.engine.gate import Gate
 from hetcache_core.engine.loop import Engine
 from hetcache_core.errors import ConfigError
 from hetcache_core.policy.guards import Guards
@@ -144,13 +145,20 @@ def drive(
     Returns:
         The modes, F or a point for a reused step, and the changes that were compared.
     """
-    policy = recipe.compose(MODEL)
+    policy = recipe.composed(MODEL)
     assert policy.step is policy.blocks is not None
+    gate = Gate(steps=len(outputs), defaults=policy.guards)
     decider = policy.step.begin(run_info(len(outputs), order))
     modes, changes = "", []
     for index, output in enumerate(outputs):
-        step = StepInfo(index=index, total=len(outputs), timestep=1000 - index, sigma=0.5)
-        decision = decider.decide(step, numbers or Numbers())
+        step = StepInfo(
+            index=index,
+            total=len(outputs),
+            timestep=1000 - index,
+            sigma=0.5,
+            computed=gate.computes(index) is not None,
+        )
+        decision = gate.apply(step, decider.decide(step, numbers or Numbers()), 0)
         modes += "F" if decision.mode is Mode.FULL else "."
         changes.append(decision.signal)
         for branch in order if decision.mode is Mode.FULL else ():
@@ -450,7 +458,7 @@ def test_a_probe_before_the_plan_runs_its_blocks() -> None:
 
 
 def test_guarded_steps_run_every_block() -> None:
-    _, trace = edit("adacache+teacache", guards=Guards(full_steps=frozenset({6})))
+    _, trace = edit("adacache+teacache", guards=Guards(full_steps=(6,)))
     layers = MODEL.layers
     assert [r.blocks_run for r in trace.records if r.step == 6] == [layers, layers]
 

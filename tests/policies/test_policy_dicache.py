@@ -90,7 +90,7 @@ def test_changes_of_the_probes_output_add_up_from_step_to_step() -> None:
     assert found[4].signal == pytest.approx(0.02 / 1.1 + 0.04 / 1.12 + 0.04 / 1.16, rel=1e-4)
     assert found[5].signal == pytest.approx(0.05 / 1.2, rel=1e-4)
     assert [decision.reason for decision in (found[1], found[2], found[4], found[9])] == [
-        "guard: first steps",
+        "probe 0.100 >= 0.080",
         "probe 0.018 < 0.080",
         "probe 0.088 >= 0.080",
         "guard: last steps",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hetcache_core.backbone.adapter import ModelCall, RunInfo
+from hetcache_core.engine.gate import Gate
 from hetcache_core.policy.signals import Signals
 from hetcache_core.steps import BranchRows, Decision, Mode, ModelInfo, StepInfo
 from hetcache_core.store import CacheStore

@@ -89,7 +89,3 @@ def test_reused_steps_run_no_block_and_look_at_nothing(layout: str) -> None:
 def test_an_asked_speed_up_is_reached(steps: int, speedup: float) -> None:
     totals = trace_of(EveryNth(), steps, "none", speedup).totals()
     assert totals.flops_speedup == pytest.approx(speedup, rel=0.05)
-
-
-def test_the_first_part_of_a_run_has_at_least_one_step() -> None:
-    assert [first_part(0.2, steps) for steps in (1, 8, 20, 50, 100)] == [1, 1, 4, 10, 20]

@@ -169,7 +169,7 @@ def test_an_expert_that_takes_over_and_a_reference_are_replayed(
 def test_steps_that_guards_ran_in_full_are_replayed_without_the_guards(
     policy: str, tmp_path: Path
 ) -> None:
-    guards = Guards(warmup=0.3, max_reuse=1, full_steps=frozenset({7}))
+    guards = Guards(first_steps=0.3, longest_reuse=1, full_steps=(7,))
     result, trace = run(CASE, policy, guards=guards)
     again, replayed = run(CASE, "replay", schedule_of(trace, tmp_path))
     assert torch.equal(again, result)

@@ -341,7 +341,7 @@ def test_the_sum_decides_between_reuse_partial_and_full() -> None:
         "1.000 < signal 1.200 <= 1.500",
         "signal 1.800 > 1.500",
     ]
-    assert trace.records[-1].reason == "guard: last steps"
+    assert trace.records[-1].reason == "signal 1.800 > 1.500"
 
 
 def test_a_partial_step_may_start_the_sum_again() -> None:
@@ -467,7 +467,7 @@ def test_a_faster_preset_computes_no_more(
     flops = []
     for preset in PRESETS:
         recipe = kind(**kind.preset(preset, UNKNOWN))
-        trace = run(recipe.compose(UNKNOWN), shape(steps))
+        trace = run(recipe.composed(UNKNOWN), shape(steps))
         flops.append(sum(record.flops for record in trace.records))
     assert flops == sorted(flops, reverse=True)
     assert flops[-1] < flops[0] or steps == min(STEPS)
@@ -477,7 +477,7 @@ def test_a_preset_means_the_same_schedule_whatever_the_scale_of_the_signal() -> 
     for preset in PRESETS:
         recipe = HetCache(**HetCache.preset(preset, UNKNOWN))
         small, large = (
-            run(recipe.compose(UNKNOWN), [scale * x for x in shifted(50)]) for scale in (0.01, 5)
+            run(recipe.composed(UNKNOWN), [scale * x for x in shifted(50)]) for scale in (0.01, 5)
         )
         assert modes(small) == modes(large)
 
@@ -499,7 +499,7 @@ def test_the_table_of_presets_in_the_docs_is_what_they_do() -> None:
     lines = page.read_text(encoding="utf-8").splitlines()
     for kind in (TeaCache, HetCache):
         for preset in PRESETS:
-            policy = kind(**kind.preset(preset, UNKNOWN)).compose(UNKNOWN)
+            policy = kind(**kind.preset(preset, UNKNOWN)).composed(UNKNOWN)
             cells = [f"`{kind.name}`", f"`{preset}`"]
             for steps in (20, 50):
                 for shape in (even, shifted):

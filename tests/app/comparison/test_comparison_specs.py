@@ -46,9 +46,9 @@ MODEL = ModelInfo(backbone="somebody's", variant="", layers=4, width=8, heads=2)
         ("teacache@3x", PolicySpec(name="teacache", target_speedup=3.0), "teacache 3x"),
         ("teacache@2.5x", PolicySpec(name="teacache", target_speedup=2.5), "teacache 2.5x"),
         (
-            "teacache:threshold=0.1;force_last=false",
-            PolicySpec(name="teacache", settings={"threshold": 0.1, "force_last": False}),
-            "teacache threshold=0.1 force_last=false",
+            "teacache:threshold=0.1;last_steps=0",
+            PolicySpec(name="teacache", settings={"threshold": 0.1, "last_steps": 0}),
+            "teacache threshold=0.1 last_steps=0",
         ),
         (
             "fastcache@fast:blocks=[0.1,0.9]",

@@ -161,12 +161,13 @@ def test_limits_become_guards_and_settings_of_the_cache() -> None:
     assert store_settings(plain) == StoreSettings()
     asked = make_demo_config(
         {
-            "warmup": 0.1, "tail": 0.2, "max_reuse": 3, "full_steps": "3,7", "cache_device": "cpu",
+            "first_steps": "0.1", "last_steps": 2, "longest_reuse": "3", "full_steps": "3,7",
+            "cache_device": "cpu",
             "max_cache_bytes": "1kB", "cache_dtype": "float16",
         }
     )  # fmt: skip
     assert guards(asked, 20) == Guards(
-        warmup=0.1, tail=0.2, max_reuse=3, full_steps=frozenset({3, 7})
+        first_steps=0.1, last_steps=2, longest_reuse=3, full_steps=(3, 7)
     )
     assert store_settings(asked) == StoreSettings(dtype="float16", device="cpu", max_bytes=1000)
     with pytest.raises(ConfigError, match="no step 7: the 5 steps are counted from 0"):

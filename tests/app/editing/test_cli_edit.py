@@ -206,16 +206,16 @@ def test_a_file_and_options_go_together(
 ) -> None:
     (tmp_path / "run.yaml").write_text(
         f"video: {clip['video']}\nmask: {clip['mask']}\noutput: {tmp_path / 'out.mp4'}\n"
-        "steps: 50\npolicy: teacache\nsettings: {threshold: 0.4, force_last: true}\njson: true\n"
+        "steps: 50\npolicy: teacache\nsettings: {threshold: 0.4, last_steps: 1}\njson: true\n"
         "frames: 1\ndevice: cpu\n"
     )
-    options = ["--steps", "4", "--set", "force_last=false"]
+    options = ["--steps", "4", "--set", "last_steps=0"]
     assert main(["edit", "--config", str(tmp_path / "run.yaml"), *options]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["run"]["steps"] == 4
     assert report["run"]["policy"] == "teacache"
     assert report["run"]["settings"]["threshold"] == 0.4
-    assert report["run"]["settings"]["force_last"] is False
+    assert report["run"]["settings"]["last_steps"] == 0
     assert report["frames"] == 1
 
 
@@ -273,12 +273,20 @@ def test_guards_and_cache_settings_come_from_options_and_from_a_file(
     clip: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trace, options = tmp_path / "trace.json", ["--policy", "every-nth", "--set", "every=8"]
-    given = ["--warmup", "0.25", "--tail", "0.1", "--full-steps", "4, 6", "--max-reuse", "1"]
+    given = [
+        "--first-steps",
+        "2",
+        "--last-steps",
+        "0.1",
+        "--full-steps",
+        "4, 6",
+        "--longest-reuse",
+        "1",
+    ]
     assert edit(clip, tmp_path / "out.mp4", *options, *given, "--trace", str(trace)) == 0
     assert {record.step: record.reason for record in Trace.load(trace).records} == {
-        0: "first steps", 1: "guard: warm-up", 2: "every 8 steps, not yet",
-        3: "guard: 1 reused in a row", 4: "guard: listed step", 5: "every 8 steps, not yet",
-        6: "guard: listed step", 7: "last step",
+        **dict.fromkeys((0, 1, 4, 6, 7), "distances count from here"),
+        2: "every 8 steps, not yet", 3: "guard: 1 reused in a row", 5: "every 8 steps, not yet",
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(
         "full-steps: [4, 6]\nmax-cache-bytes: 1MiB\ncache_dtype: bfloat16\ncache-device: cpu\n"
