@@ -14,6 +14,7 @@ from hetcache_core import ConfigError, HetCacheError, Registry, UnsupportedBackb
 from hetcache_core.errors import nearest_name
 from hetcache_core.plugins.hookspecs import PROJECT_NAME
 from hetcache_core.plugins.registry import PluginRecord
+from hetcache_core.settings.declare import build
 
 if TYPE_CHECKING:
     from hetcache_core.testing import BackboneCase, BoundCheck
@@ -219,7 +220,7 @@ def _check_policy(name: str, registry: Registry) -> list[CheckRow]:
         return [row, unset]
 
     def make() -> Any:
-        return kind(**kind.anywhere)
+        return build(kind, kind.anywhere, where=f"policy {name}")
 
     rows, toy = [row], tiny_case()
     subject = PolicySubject(name=name, make=make, case=toy)
