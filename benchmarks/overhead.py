@@ -56,7 +56,7 @@ from hetcache_core.engine.active_rows import attention_scores
 from hetcache_core.steps import WHOLE_TRUNK
 from hetcache_core.store import Kind, Slot
 from hetcache_policies.shared.partition import MaskPartitioner
-from hetcache_policies.shared.selectors import ClusterSelector
+from hetcache_policies.shared.selectors import GuidedClusterSelector
 
 LARGE_TOKENS: Final = 14_040
 LARGE_LIMIT: Final = 0.01
@@ -185,7 +185,10 @@ def _choosing(info: RunInfo, trunk: TrunkCall) -> Calls:
     choices = "each choice of context"
     return {
         **partitioner,
-        "selector, k-means and attention": (choices, lambda: ClusterSelector().select(request)),
+        "selector, k-means and attention": (
+            choices,
+            lambda: GuidedClusterSelector().select(request),
+        ),
         "attention scores": (choices, lambda: attention_scores(queries, x[:1], trunk.heads)),
     }
 

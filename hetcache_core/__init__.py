@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         BlockPolicy,
         GuidanceDecider,
         GuidancePolicy,
+        Hold,
         PartAction,
         Predictor,
         StepDecider,
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
     from hetcache_core.records.schedule import Schedule
     from hetcache_core.records.trace import CallRecord, Totals, Trace
     from hetcache_core.session import Session, accelerate, resolve_policy
-    from hetcache_core.settings.declare import setting
+    from hetcache_core.settings.declare import piece, setting
     from hetcache_core.steps import (
         BlockKey,
         BranchRows,
@@ -111,8 +112,8 @@ _HOMES: Final[dict[str, str]] = {
         "plugins.hookspecs": "Registration hookimpl",
         "policy.guards": "Guards",
         "policy.partial": "ControlMode KVMode KeySettings PartialSettings",
-        "policy.pieces": "BlockAction BlockDecider BlockPolicy GuidanceDecider GuidancePolicy PartAction "
-        "Predictor StepDecider StepPolicy Use",
+        "policy.pieces": "BlockAction BlockDecider BlockPolicy GuidanceDecider GuidancePolicy Hold "
+        "PartAction Predictor StepDecider StepPolicy Use",
         "policy.recipe": "CachePolicy PolicyRecipe ReusePoint combine",
         "policy.signals": "Signal Signals relative_l1",
         "records.calibration": "Calibration Calibrator",
@@ -120,7 +121,7 @@ _HOMES: Final[dict[str, str]] = {
         "records.schedule": "Schedule",
         "records.trace": "CallRecord Totals Trace",
         "session": "Session accelerate resolve_policy",
-        "settings.declare": "setting",
+        "settings.declare": "piece setting",
         "steps": "BlockKey BranchRows Decision Mode ModelInfo Span Stack StepInfo SubLayer",
         "store": "CacheStore StoreSettings Stored",
         "tokens": "ContextSelector Grid Partition Role Selection SelectionRequest TokenPartitioner "
@@ -163,6 +164,7 @@ __all__ = [
     "GuidanceDecider",
     "GuidancePolicy",
     "HetCacheError",
+    "Hold",
     "KVMode",
     "KeySettings",
     "LoadRequest",
@@ -220,6 +222,7 @@ __all__ = [
     "mask_to_tokens",
     "matrix_macs",
     "nearest_name",
+    "piece",
     "relative_l1",
     "resolve_policy",
     "run_edit",

@@ -9,7 +9,7 @@ from functools import reduce
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from attrs import asdict, define, evolve, field
+from attrs import define, evolve, field
 
 from hetcache_core.backbone.compiling import BlockCompiler, many_graphs
 from hetcache_core.engine.loop import Engine
@@ -23,7 +23,7 @@ from hetcache_core.plugins.discovery import Registry, discover
 from hetcache_core.policy.guards import GUARDS, Guards
 from hetcache_core.policy.recipe import CachePolicy, PolicyRecipe, combine
 from hetcache_core.records.trace import CallRecord, Trace
-from hetcache_core.settings.declare import build
+from hetcache_core.settings.declare import build, plain_values
 from hetcache_core.steps import ModelInfo, StepInfo
 from hetcache_core.store import StoreSettings
 
@@ -263,7 +263,7 @@ def _recipe(
     base = {} if preset is None else kind.preset(preset, model)
     # A preset's guards are defaults: what was set is what a user has set.
     base = {key: value for key, value in base.items() if key not in GUARDS}
-    recipe = build(kind, {**base, **own}, where=f"policy {name}")
+    recipe = build(kind, {**base, **own}, where=f"policy {name}", pieces=registry)
     return recipe
 
 
@@ -295,7 +295,8 @@ def _preset_speedup(
 
 def _plain_settings(recipe: PolicyRecipe) -> dict[str, Any]:
     asked = Guards.of(recipe).named
-    return asdict(recipe, filter=lambda f, _: f.name not in GUARDS or f.name in asked)
+    plain = plain_values(recipe)
+    return {name: value for name, value in plain.items() if name not in GUARDS or name in asked}
 
 
 def _find_backbone(pipeline: Any, wanted: str | Backbone | None, registry: Registry) -> Backbone:

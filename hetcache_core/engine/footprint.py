@@ -14,7 +14,6 @@ import torch
 from attrs import define, field, frozen
 
 from hetcache_core.engine.run_state import make_active
-from hetcache_core.engine.trunk_run import HOLD
 from hetcache_core.policy.partial import ControlMode, KVMode
 from hetcache_core.policy.recipe import ReusePoint
 from hetcache_core.records.trace import Trace
@@ -57,7 +56,7 @@ def footprint(policy: CachePolicy, run: RunInfo, *, latents: int) -> Footprint:
         run: The run, whose mask is needed where the policy needs one.
         latents: Numbers in the latents of one branch.
     """
-    tensor, history = run.grid.tokens * run.model.width, (policy.predictor or HOLD).history
+    tensor, history = run.grid.tokens * run.model.width, policy.predictor.history
     words, elements, levels, fixed_bytes = [], 0, [], 0
     if policy.sampler_share < 1:
         levels.append("run")

@@ -92,12 +92,7 @@ class KeptKeys:
 
     def _stale(self, slot: Slot, like: Tensor) -> Tensor:
         values = self.store.get(self.branch, slot, like=like)
-        predictor = self.settings.predictor
-        stale = (
-            values[-1].value
-            if predictor is None
-            else predictor.predict(values, step=self.step, gain=None)
-        )
+        stale = self.settings.predictor.predict(values, step=self.step, gain=None)
         if self.settings.stride > 1:
             stale = stale.repeat_interleave(self.settings.stride, 1)
         return stale[:, : self.trunk.x.shape[1]]

@@ -16,7 +16,7 @@ from hetcache_core.engine.clock import Clock
 from hetcache_core.engine.flop_budget import Budget, Costs
 from hetcache_core.engine.gate import Gate
 from hetcache_core.engine.run_state import RunState, make_active
-from hetcache_core.engine.trunk_run import HOLD, TrunkExecution
+from hetcache_core.engine.trunk_run import TrunkExecution
 from hetcache_core.errors import CacheStateError, ContractError
 from hetcache_core.policy.guards import Guards
 from hetcache_core.policy.partial import ControlMode
@@ -222,7 +222,7 @@ class Engine:
                 return run.guidance.predict(step, call.key, run.step.outputs, signals)
         if run.policy.reuse_point is ReusePoint.TRUNK:
             return forward()
-        predictor, slot = run.policy.predictor or HOLD, Slot(Kind.OUTPUT)
+        predictor, slot = run.policy.predictor, Slot(Kind.OUTPUT)
         decision = self._decide(run, step, call, record, None)
         if decision.mode is Mode.REUSE and run.store.has(call.key, slot):
             self._settle(run, record, decision)

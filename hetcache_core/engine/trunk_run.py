@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,29 +15,13 @@ from hetcache_core.policy.pieces import Predictor
 from hetcache_core.policy.recipe import ReusePoint
 from hetcache_core.records.trace import CallRecord
 from hetcache_core.steps import WHOLE_TRUNK, Decision, Mode, Span, StepInfo
-from hetcache_core.store import Kind, Slot, Stored
+from hetcache_core.store import Kind, Slot
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hetcache_core.backbone.adapter import ModelCall
     from hetcache_core.backbone.trunk import TrunkCall
-
-
-class Hold(Predictor):
-    """The last computed value stands in."""
-
-    @property
-    def history(self) -> int:
-        """One value."""
-        return 1
-
-    def predict(self, values: Sequence[Stored], *, step: int, gain: float | None) -> Tensor:
-        """Return the newest value."""
-        return values[-1].value
-
-
-HOLD = Hold()
 
 
 @define(eq=False, kw_only=True)
@@ -66,7 +49,7 @@ class TrunkExecution:
     @property
     def predictor(self) -> Predictor:
         """What stands in for what is not computed."""
-        return self.run.policy.predictor or HOLD
+        return self.run.policy.predictor
 
     @property
     def _prepares(self) -> bool:

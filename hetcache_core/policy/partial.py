@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
 from hetcache_core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hetcache_core.policy.pieces import Predictor
+from hetcache_core.policy.pieces import Hold, Predictor
 
 __all__ = ["ControlMode", "KVMode", "KeySettings", "PartialSettings"]
 
@@ -49,18 +46,18 @@ class KeySettings:
             others, active tokens see each other only. A control block goes with the main block that
             takes its hint.
         stride: every n-th token's are kept, and stand in for those of the tokens after it.
-        predictor: what stands in for them at a later step, None for the last computed ones.
+        predictor: what stands in for them at a later step.
     """
 
     dtype: str | None = field(default=None, validator=_is_floating)
     layers: tuple[int, ...] | None = None
     stride: int = field(default=1, validator=_is_positive)
-    predictor: Predictor | None = None
+    predictor: Predictor = field(factory=Hold)
 
     @property
     def history(self) -> int:
         """Computed keys and values that are held of each block."""
-        return 1 if self.predictor is None else self.predictor.history
+        return self.predictor.history
 
     def kept_layers(self, layers: int) -> frozenset[int]:
         """Return the main blocks whose keys are kept, of ``layers``."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, final
 
 from attrs import field, frozen
 
@@ -236,3 +236,21 @@ class Predictor(ABC):
             step: the step to predict for.
             gain: the factor of the step's ``Decision``, or None.
         """
+
+
+@final
+@frozen
+class Hold(Predictor):
+    """The last computed value stands in."""
+
+    name: ClassVar[str] = "hold"
+    summary: ClassVar[str] = "the last computed value"
+
+    @property
+    def history(self) -> int:
+        """One value."""
+        return 1
+
+    def predict(self, values: Sequence[Stored], *, step: int, gain: float | None) -> Tensor:
+        """Return the newest value; step and gain do not matter."""
+        return values[-1].value

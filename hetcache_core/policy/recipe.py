@@ -12,7 +12,7 @@ from attrs import NOTHING, evolve, field, fields, frozen
 from hetcache_core.errors import ConfigError
 from hetcache_core.policy.guards import Guards, GuardSettings
 from hetcache_core.policy.partial import KVMode, PartialSettings
-from hetcache_core.policy.pieces import BlockPolicy, GuidancePolicy, Predictor, StepPolicy
+from hetcache_core.policy.pieces import BlockPolicy, GuidancePolicy, Hold, Predictor, StepPolicy
 from hetcache_core.steps import WHOLE_TRUNK, ModelInfo, Span
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class CachePolicy:
         step: FULL, PARTIAL or REUSE; None runs every step in full.
         blocks: what happens inside computed steps.
         guidance: which branches are predicted.
-        predictor: what stands in for what is not computed; None holds the last value.
+        predictor: what stands in for what is not computed.
         partitioner: roles of tokens; needed for PARTIAL.
         selector: which context tokens stay active; needed for PARTIAL with ``context_ratio > 0``.
         partial: how PARTIAL steps run; None where the step policy never asks for one.
@@ -57,7 +57,7 @@ class CachePolicy:
     step: StepPolicy | None = None
     blocks: BlockPolicy | None = None
     guidance: GuidancePolicy | None = None
-    predictor: Predictor | None = None
+    predictor: Predictor = field(factory=Hold)
     partitioner: TokenPartitioner | None = None
     selector: ContextSelector | None = None
     partial: PartialSettings | None = None
@@ -119,18 +119,19 @@ def combine(first: CachePolicy, second: CachePolicy) -> CachePolicy:
     Raises:
         ConfigError: both answer the same question.
     """
-    defaults = {f.name: f.default for f in fields(CachePolicy)}
+    bare = CachePolicy(name="")
     merged: dict[str, Any] = {"name": f"{first.name}+{second.name}"}
     for piece in (*_PIECES, "reuse_point", "spans", "sampler_share"):
         mine, other = getattr(first, piece), getattr(second, piece)
-        both = mine != defaults[piece] and other != defaults[piece]
+        default = getattr(bare, piece)
+        both = default not in (mine, other)
         if both and (piece in _PIECES or mine != other):
             raise ConfigError(
                 f"Policies {first.name!r} and {second.name!r} both bring a {piece} piece "
                 f"({type(mine).__name__} and {type(other).__name__}); only one can decide it. "
                 "Drop one of them."
             )
-        merged[piece] = mine if mine != defaults[piece] else other
+        merged[piece] = mine if mine != default else other
     merged["features"] = first.features | second.features
     merged["notes"] = first.notes + second.notes
     # Whoever decides the steps knows best how its own are to be guarded.

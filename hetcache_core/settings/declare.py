@@ -19,12 +19,18 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Final, TypeVar, get_type_hints, overload
+from typing import Any, Final, Protocol, TypeVar, get_type_hints, overload
 
 import attrs
 from attrs import Attribute, frozen
 
-from hetcache_core.errors import NOT_GIVEN, ConfigError, ContractError, nearest_name
+from hetcache_core.errors import (
+    NOT_GIVEN,
+    ConfigError,
+    ContractError,
+    HetCacheError,
+    nearest_name,
+)
 from hetcache_core.settings.fitting import (
     NUMBER,
     SHARE,
@@ -37,12 +43,15 @@ from hetcache_core.settings.fitting import (
 
 __all__ = [
     "Declared",
+    "Pieces",
     "SettingInfo",
     "build",
     "declared",
     "describe",
     "group",
     "parse_assignments",
+    "piece",
+    "plain_values",
     "setting",
     "values_of",
 ]
@@ -51,6 +60,17 @@ T = TypeVar("T")
 
 _METADATA: Final = "hetcache"
 _GROUP: Final = "hetcache group"
+_KIND: Final = "hetcache kind"
+
+
+class Pieces(Protocol):
+    """Where pieces are found by kind and name; a ``Registry`` is one."""
+
+    def names(self, kind: str, /) -> tuple[str, ...]:
+        """Names of one kind."""
+
+    def load(self, kind: str, name: str, /) -> type[Any]:
+        """Load the class of a name; a ``HetCacheError`` says why that cannot be."""
 
 
 @frozen(kw_only=True)
@@ -64,6 +84,7 @@ class SettingInfo:
         doc: What it does.
         allowed: The values that it may take, or the bounds, such as ``(">= 0", "<= 1")``; empty if
             the type says all.
+        pieces: The settings of each piece that it may be, by the piece's name.
     """
 
     name: str
@@ -71,6 +92,7 @@ class SettingInfo:
     default: object
     doc: str
     allowed: tuple[str, ...]
+    pieces: Mapping[str, tuple[SettingInfo, ...]] = {}
 
 
 @frozen(kw_only=True)
@@ -83,6 +105,7 @@ class Declared:
         default: Its default, or ``NOT_GIVEN`` if it must be given.
         limits: What it allows beyond its type.
         metadata: What else was said of it where it was declared.
+        kind: The kind of pieces that it takes, "" for other values.
     """
 
     name: str
@@ -90,14 +113,15 @@ class Declared:
     default: object
     limits: Limits
     metadata: Mapping[Any, Any]
+    kind: str = ""
 
     @property
     def info(self) -> SettingInfo:
         """What help and documentation show of it."""
         return SettingInfo(
             name=self.name,
-            type=type_text(self.hint),
-            default=self.default,
+            type=self.kind or type_text(self.hint),
+            default=_brief(self.default) if self.kind else self.default,
             doc=str(self.metadata.get("doc", "")),
             allowed=allowed_texts(self.hint, self.limits),
         )
@@ -195,7 +219,29 @@ def group(default: T) -> T:
     return made
 
 
-def build(cls: type[T], values: Mapping[str, object], *, where: str) -> T:
+def piece(kind: str, default: T, *, doc: str) -> T:
+    """Declare a field of an attrs class that takes a piece of some kind, such as a selector.
+
+    In Python the value is the piece itself. Whoever writes settings names it, and gives its own settings
+    beside it, as in ``--set selector=kmeans --set selector.clusters=8``, or in a mapping, as in
+    ``{"name": "kmeans", "clusters": 8}``. Without a name these are settings of the default.
+
+    Args:
+        kind: The kind, as the table of kinds has it.
+        default: The piece that is used if none is given.
+        doc: What it does, on one line.
+    """
+    made: T = attrs.field(
+        default=default,
+        validator=_validate,
+        metadata={"doc": doc, _METADATA: Limits(), _KIND: kind},
+    )
+    return made
+
+
+def build(
+    cls: type[T], values: Mapping[str, object], *, where: str, pieces: Pieces | None = None
+) -> T:
     """Make an attrs object from settings that a person wrote.
 
     Whole numbers are taken for ``float``, lists for tuples and values for members of an enum.
@@ -206,6 +252,7 @@ def build(cls: type[T], values: Mapping[str, object], *, where: str) -> T:
         values: Settings by name.
         where: What the settings are for and where they come from, such as
             ``"policy 'hetcache' (--set)"``; it opens every message.
+        pieces: Where pieces are found by name; without it only the defaults are.
 
     Raises:
         ConfigError: A setting is unknown, missing, of the wrong type or out of range, or the class
@@ -217,6 +264,7 @@ def build(cls: type[T], values: Mapping[str, object], *, where: str) -> T:
             f"settings must be given by name, got {_shown(values)}", where=where, given=values
         )
     settings = declared(cls)
+    values, inner_values = _taken_apart(values, settings)
     _refuse_unknown(values, settings, where)
     missing = [name for name, info in settings.items() if info.default is NOT_GIVEN]
     missing = [name for name in missing if name not in values]
@@ -232,7 +280,10 @@ def build(cls: type[T], values: Mapping[str, object], *, where: str) -> T:
         if _GROUP in attribute.metadata:
             own = values_of(attribute.default)
             own |= {inner: values[inner] for inner in own if inner in values}
-            arguments[name] = build(type(attribute.default), own, where=where)
+            arguments[name] = build(type(attribute.default), own, where=where, pieces=pieces)
+        elif settings[name].kind and (name in values or name in inner_values):
+            value, own = values.get(name, settings[name].default), inner_values.get(name, {})
+            arguments[name] = _make_piece(settings[name], value, own, where, pieces)
         elif name in values:
             try:
                 arguments[name] = fit(values[name], settings[name].hint, settings[name].limits)
@@ -254,16 +305,18 @@ def build(cls: type[T], values: Mapping[str, object], *, where: str) -> T:
         raise ConfigError(reason or type(error).__name__, where=where) from error
 
 
-def describe(cls: type[Any]) -> tuple[SettingInfo, ...]:
+def describe(cls: type[Any], pieces: Pieces | None = None) -> tuple[SettingInfo, ...]:
     """List the settings of an attrs class, in the order of their declaration.
 
     Args:
         cls: An attrs class.
+        pieces: Where pieces are found; with it, settings that take a piece list what there is, and the
+            settings of each that can be loaded.
 
     Raises:
         ContractError: It is no attrs class, or its annotations cannot be resolved.
     """
-    return tuple(setting.info for setting in declared(cls).values())
+    return tuple(_with_pieces(setting, pieces) for setting in declared(cls).values())
 
 
 def declared(cls: type[Any]) -> dict[str, Declared]:
@@ -290,6 +343,7 @@ def declared(cls: type[Any]) -> dict[str, Declared]:
                     default=_default(attribute),
                     limits=_limits(attribute),
                     metadata=attribute.metadata,
+                    kind=attribute.metadata.get(_KIND, ""),
                 )
             }
         twice = found.keys() & more
@@ -310,6 +364,25 @@ def values_of(settings: object) -> dict[str, Any]:
         value = getattr(settings, attribute.name)
         values |= values_of(value) if _GROUP in attribute.metadata else {name: value}
     return values
+
+
+def plain_values(settings: object) -> dict[str, Any]:
+    """Return the values of an attrs object as a person would write them all.
+
+    A piece is its name, and its own settings follow as ``selector.clusters``.
+
+    Args:
+        settings: What ``build`` makes, and makes again of the result.
+    """
+    plain: dict[str, Any] = {}
+    kinds = {name: info.kind for name, info in declared(type(settings)).items()}
+    for name, value in values_of(settings).items():
+        if not kinds[name] or value is None:
+            plain[name] = value
+            continue
+        plain[name] = _name_of(value)
+        plain |= {f"{name}.{inner}": own for inner, own in _own_values(value).items()}
+    return plain
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, object]:
@@ -390,6 +463,104 @@ def _default(attribute: Attribute[Any]) -> object:
     return default
 
 
+def _name_of(piece: object) -> str:
+    """Name a piece; one that only a program knows goes by its class."""
+    return str(getattr(piece, "name", type(piece).__name__))
+
+
+def _own_values(piece: object) -> dict[str, Any]:
+    return plain_values(piece) if attrs.has(type(piece)) else {}
+
+
+def _brief(piece: object) -> object:
+    """Return a piece as its name, with what of its settings is no default."""
+    if piece is None or piece is NOT_GIVEN:
+        return piece
+    own = _own_values(piece)
+    given = {n: setting.info.default for n, setting in declared(type(piece)).items()} if own else {}
+    changed = {n: v for n, v in own.items() if n not in given or v != given[n]}
+    return {"name": _name_of(piece), **changed} if changed else _name_of(piece)
+
+
+def _with_pieces(setting: Declared, pieces: Pieces | None) -> SettingInfo:
+    if not setting.kind or pieces is None:
+        return setting.info
+    found = {}
+    for name in pieces.names(setting.kind):
+        try:
+            found[name] = describe(pieces.load(setting.kind, name), pieces)
+        except HetCacheError:
+            found[name] = ()  # said to be broken where plugins are listed and where it is used
+    return attrs.evolve(setting.info, allowed=tuple(found), pieces=found)
+
+
+def _taken_apart(
+    values: Mapping[str, object], settings: Mapping[str, Declared]
+) -> tuple[dict[str, object], dict[str, dict[str, object]]]:
+    """Tell settings from those of a piece that one of them takes ("selector.clusters")."""
+    mine: dict[str, object] = {}
+    inner: dict[str, dict[str, object]] = {}
+    for name, value in values.items():
+        outer, _, own = str(name).partition(".")
+        if own and outer in settings and settings[outer].kind:
+            inner.setdefault(outer, {})[own] = value
+        else:
+            mine[name] = value
+    return mine, inner
+
+
+def _make_piece(
+    setting: Declared,
+    value: object,
+    own: Mapping[str, object],
+    where: str,
+    pieces: Pieces | None,
+) -> object:
+    """Make the piece that a setting is given by name, in a mapping or as an object."""
+    if isinstance(value, Mapping):
+        own = {**{key: inner for key, inner in value.items() if key != "name"}, **own}
+        value = value.get("name", setting.default)
+    if isinstance(value, str):
+        cls, base = _class_of(setting, value, where, pieces), {}
+    else:
+        try:
+            fit(value, setting.hint, setting.limits)
+        except UnfitError:
+            known = () if pieces is None else pieces.names(setting.kind)
+            raise ConfigError(
+                f"{setting.name} must be the name of a {setting.kind}, got {_shown(value)}",
+                where=where,
+                setting=setting.name,
+                given=value,
+                allowed=known,
+                remedy=_known(known),
+            ) from None
+        if not own:
+            return value
+        cls, base = type(value), values_of(value) if attrs.has(type(value)) else {}
+        value = _name_of(value)
+    where = f"{where}, {setting.kind} {value}"
+    return build(cls, {**base, **own}, where=where, pieces=pieces)
+
+
+def _class_of(setting: Declared, name: str, where: str, pieces: Pieces | None) -> type[Any]:
+    if pieces is not None:
+        try:
+            return pieces.load(setting.kind, name)
+        except ConfigError as error:
+            error.where, error.setting = where, setting.name
+            raise
+    if name != _name_of(setting.default):
+        raise ConfigError(
+            f"{setting.name} cannot be found by its name {name!r} here",
+            where=where,
+            setting=setting.name,
+            given=name,
+            remedy=f"Give the {setting.kind} itself.",
+        )
+    return type(setting.default)
+
+
 def _refuse_unknown(
     values: Mapping[str, object], fields: Mapping[str, Declared], where: str
 ) -> None:
@@ -422,6 +593,8 @@ def _validate(instance: object, attribute: Attribute[Any], value: object) -> Non
     try:
         fitted = fit(value, _hints(cls)[attribute.name], _limits(attribute))
     except UnfitError as unfit:
+        if _KIND in attribute.metadata and isinstance(value, str):
+            unfit.remedy = f"Give the {attribute.metadata[_KIND]} itself; names are for settings."
         raise _config_error(name, value, unfit, cls.__name__) from None
     if fitted is not value:
         # A text that equals an enum's member would pass "==" and fail "is". Converters would be

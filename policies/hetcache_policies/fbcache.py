@@ -12,12 +12,22 @@ cache-dit's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Final, Literal, final
+from typing import ClassVar, Final, final
 
 from attrs import frozen
 
-from hetcache_core import CachePolicy, ConfigError, Guards, ModelInfo, PolicyRecipe, Span, setting
-from hetcache_policies.shared.predictors import Taylor
+from hetcache_core import (
+    CachePolicy,
+    ConfigError,
+    Guards,
+    Hold,
+    ModelInfo,
+    PolicyRecipe,
+    Predictor,
+    Span,
+    piece,
+    setting,
+)
 from hetcache_policies.shared.presets import find_preset
 from hetcache_policies.shared.probe import ProbeSteps
 from hetcache_policies.teacache import LONGEST_REUSE
@@ -128,9 +138,7 @@ class DBCache(PolicyRecipe):
     max_sum: float | None = setting(
         None, gt=0, doc="sum of differences since a computed step that is still reused; null: any"
     )
-    predictor: Literal["hold", "taylor"] = setting(
-        "hold", doc="what stands in for the middle: what was last computed, or a line through two"
-    )
+    predictor: Predictor = piece("predictor", Hold(), doc="what stands in for the middle")
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
@@ -158,7 +166,7 @@ class DBCache(PolicyRecipe):
                 max_sum=self.max_sum,
             ),
             spans=(span,),
-            predictor=Taylor(order=1) if self.predictor == "taylor" else None,
+            predictor=self.predictor,
         )
 
 

@@ -20,6 +20,7 @@ from hetcache_core import (
     ContextSelector,
     ControlMode,
     Guards,
+    Hold,
     KeySettings,
     KVMode,
     ModelInfo,
@@ -27,27 +28,19 @@ from hetcache_core import (
     PolicyRecipe,
     Predictor,
     StepPolicy,
+    piece,
     setting,
 )
 from hetcache_policies.fits.teacache_fits import find_fit
 from hetcache_policies.shared.drift import DriftSettings, RescaleName
-from hetcache_policies.shared.kmeans import KMeansBackend
 from hetcache_policies.shared.partition import MaskPartitioner
 from hetcache_policies.shared.pattern import PatternSteps, check_pattern
-from hetcache_policies.shared.predictors import Linear, Taylor
 from hetcache_policies.shared.presets import find_preset
-from hetcache_policies.shared.selectors import (
-    AttentionSelector,
-    ClusterSelector,
-    RandomSelector,
-    UniformSelector,
-)
+from hetcache_policies.shared.selectors import GuidedClusterSelector
 from hetcache_policies.shared.tiers import TieredSteps
 from hetcache_policies.teacache import LONGEST_REUSE, RAW_THRESHOLD
 
 __all__ = ["HetCache"]
-
-SelectorName = Literal["uniform", "random", "kmeans", "attention", "both"]
 
 RHO: Final = 2.0
 """Our design; HetCache, section 3, has 1.5. Two average steps, the sum at which the default threshold is
@@ -63,9 +56,6 @@ mixed schedules; HetCache's code drops its caches at every 5th computed step."""
 MARGIN: Final = 1
 """Our design: in prototype runs of Fpp, two tokens of margin raised the fidelity from 50.0 to 55.3 dB and
 the FLOPs from .53 to .71; "quality" has two, HetCache's code five."""
-
-CLUSTERS: Final = 16
-"""Source: HetCache, K."""
 
 PRUNED_CONTEXT: Final = 0.3
 """Context kept where keys are pruned. Between the paper's 0.7 and the 0.05 of its benchmark script: in
@@ -85,12 +75,6 @@ THRESHOLDS: Final[Mapping[RescaleName, float]] = {
 Source: our design for "normalized", half a step off the point at which an evenly moving signal runs
 every step; prototype runs for "none"; HetCache's "slow" for "poly", the unit of its code.
 """
-
-KEY_PREDICTORS: Final[Mapping[str, Predictor | None]] = {
-    "hold": None,
-    "linear": Linear(),
-    "taylor": Taylor(order=2),
-}
 
 PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
     "quality": {"threshold": 1.5, "max_partials": 1, "margin": 2},
@@ -150,9 +134,9 @@ class HetCache(PolicyRecipe):
         le=1,
         doc="share of the context that stays active; null is 0 with cached keys, 0.3 with pruned ones",
     )
-    selector: SelectorName = setting("both", doc="how the active context is chosen")
-    clusters: int = setting(CLUSTERS, ge=1, doc="clusters of kmeans and both")
-    kmeans_backend: KMeansBackend = setting("torch", doc="who clusters")
+    selector: ContextSelector = piece(
+        "selector", GuidedClusterSelector(), doc="how the active context is chosen"
+    )
     kv_mode: KVMode = setting(
         KVMode.CACHED, doc="keys that active tokens see: of all tokens, or of each other only"
     )
@@ -167,8 +151,8 @@ class HetCache(PolicyRecipe):
     kv_stride: int = setting(
         1, ge=1, doc="keys of every n-th token are kept and stand in for those after it"
     )
-    kv_predictor: Literal["hold", "linear", "taylor"] = setting(
-        "hold", doc="what stands in for the keys of tokens that are not run"
+    kv_predictor: Predictor = piece(
+        "predictor", Hold(), doc="what stands in for the keys of tokens that are not run"
     )
     control_mode: ControlMode = setting(
         ControlMode.RECOMPUTE,
@@ -190,7 +174,7 @@ class HetCache(PolicyRecipe):
     residual_ema: float = setting(
         0.0, ge=0, lt=1, doc="weight of the old residual where a partial step writes a new one"
     )
-    seed: int = setting(0, ge=0, doc="seed of random and kmeans choices")
+    seed: int = setting(0, ge=0, doc="seed of the selector's choices")
 
     def __attrs_post_init__(self) -> None:
         """Refuse what is no pattern, and to keep keys in some way where none are kept.
@@ -203,7 +187,7 @@ class HetCache(PolicyRecipe):
         given = [
             name
             for name, default in (
-                ("kv_dtype", None), ("kv_layers", None), ("kv_stride", 1), ("kv_predictor", "hold")
+                ("kv_dtype", None), ("kv_layers", None), ("kv_stride", 1), ("kv_predictor", Hold())
             )
             if getattr(self, name) != default
         ]  # fmt: skip
@@ -247,14 +231,14 @@ class HetCache(PolicyRecipe):
             name=self.name,
             step=self._steps(model),
             partitioner=MaskPartitioner(margin=self.margin, temporal_margin=self.temporal_margin),
-            selector=self._selector() if ratio > 0 else None,
+            selector=self.selector if ratio > 0 else None,
             partial=PartialSettings(
                 kv_mode=self.kv_mode,
                 keys=KeySettings(
                     dtype=self.kv_dtype,
                     layers=self.kv_layers,
                     stride=self.kv_stride,
-                    predictor=KEY_PREDICTORS[self.kv_predictor],
+                    predictor=self.kv_predictor,
                 ),
                 control_mode=self.control_mode,
                 context_ratio=ratio,
@@ -305,14 +289,3 @@ class HetCache(PolicyRecipe):
         if self.context_ratio is not None:
             return self.context_ratio
         return CACHED_CONTEXT if self.kv_mode is KVMode.CACHED else PRUNED_CONTEXT
-
-    def _selector(self) -> ContextSelector:
-        if self.selector == "uniform":
-            return UniformSelector()
-        if self.selector == "random":
-            return RandomSelector()
-        if self.selector == "attention":
-            return AttentionSelector()
-        return ClusterSelector(
-            clusters=self.clusters, backend=self.kmeans_backend, guided=self.selector == "both"
-        )

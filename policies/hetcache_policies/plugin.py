@@ -1,10 +1,15 @@
-"""The policies that come with hetcache, registered as anybody else's would be."""
+"""The policies and the pieces of policies that come with hetcache, registered as anybody else's would be."""
 
 from __future__ import annotations
 
 from hetcache_core import Registration, hookimpl
 
-__all__ = ["hetcache_register_policies"]
+__all__ = [
+    "hetcache_register_partitioners",
+    "hetcache_register_policies",
+    "hetcache_register_predictors",
+    "hetcache_register_selectors",
+]
 
 
 @hookimpl
@@ -105,5 +110,71 @@ def hetcache_register_policies() -> list[Registration]:
             name="duca",
             target="hetcache_policies.toca:DuCa",
             summary="between full steps, reuse the trunk and recompute a few tokens in turn",
+        ),
+    ]
+
+
+@hookimpl
+def hetcache_register_selectors() -> list[Registration]:
+    """Name the built-in context selectors."""
+    return [
+        Registration(
+            name="uniform",
+            target="hetcache_policies.shared.selectors:UniformSelector",
+            summary="evenly spread over the video",
+        ),
+        Registration(
+            name="random",
+            target="hetcache_policies.shared.selectors:RandomSelector",
+            summary="at random",
+        ),
+        Registration(
+            name="attention",
+            target="hetcache_policies.shared.selectors:AttentionSelector",
+            summary="those that the edited tokens attend to most",
+        ),
+        Registration(
+            name="kmeans",
+            target="hetcache_policies.shared.selectors:ClusterSelector",
+            summary="the same share of every cluster, its most typical tokens first",
+        ),
+        Registration(
+            name="both",
+            target="hetcache_policies.shared.selectors:GuidedClusterSelector",
+            summary="the same share of every cluster, its most attended tokens first",
+        ),
+    ]
+
+
+@hookimpl
+def hetcache_register_partitioners() -> list[Registration]:
+    """Name the built-in partitioner."""
+    return [
+        Registration(
+            name="mask",
+            target="hetcache_policies.shared.partition:MaskPartitioner",
+            summary="what the mask touches, a margin around it, and the rest",
+        ),
+    ]
+
+
+@hookimpl
+def hetcache_register_predictors() -> list[Registration]:
+    """Name the built-in predictors."""
+    return [
+        Registration(
+            name="hold",
+            target="hetcache_core:Hold",
+            summary="the last computed value",
+        ),
+        Registration(
+            name="linear",
+            target="hetcache_policies.shared.predictors:Linear",
+            summary="the straight line through the last two computed values",
+        ),
+        Registration(
+            name="taylor",
+            target="hetcache_policies.shared.predictors:Taylor",
+            summary="a Taylor series of backward differences",
         ),
     ]

@@ -16,7 +16,7 @@ PUBLIC = [
     "CacheStore", "Calibration", "Calibrator", "CallRecord", "ClipSet", "ConfigError",
     "ContextSelector", "ContractError", "ControlMode", "Decision", "EditRequest", "Engine",
     "EvaluationClip", "Features", "FlopModel", "Geometry", "Grid", "Guards", "GuidanceDecider",
-    "GuidancePolicy", "HetCacheError", "KVMode", "KeySettings", "LoadRequest", "Mode",
+    "GuidancePolicy", "HetCacheError", "Hold", "KVMode", "KeySettings", "LoadRequest", "Mode",
     "ModelCall", "ModelCalls", "ModelInfo", "PartAction", "PartialSettings", "Partition",
     "Plan", "PluginConflictError", "PluginError", "PluginLoadError", "PluginWarning",
     "PolicyRecipe", "Predictor", "Registration", "Registry", "ReusePoint", "Role", "RowFlops",
@@ -26,7 +26,7 @@ PUBLIC = [
     "SubLayer", "TokenPartitioner", "Totals", "Trace", "TrunkCall", "TrunkView",
     "UnsupportedBackboneError", "Use", "accelerate", "attached", "combine", "discover",
     "footprint", "hookimpl", "in_fp32", "load_pipeline", "mask_to_tokens", "matrix_macs",
-    "nearest_name", "relative_l1", "resolve_policy", "run_edit", "setting", "spread",
+    "nearest_name", "piece", "relative_l1", "resolve_policy", "run_edit", "setting", "spread",
 ]  # fmt: skip
 
 TESTING = [

@@ -140,4 +140,4 @@ def test_scikit_learn_is_asked_for_by_name_where_it_is_missing(
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     with pytest.raises(ConfigError, match="pip install scikit-learn") as caught:
         cluster(torch.randn(10, 2), 2, seed=0, backend="sklearn")
-    assert caught.value.setting == "kmeans_backend"
+    assert caught.value.setting == "backend"

@@ -13,6 +13,7 @@ from torch import Tensor
 from hetcache_core.backbone.adapter import ModelCall, RunInfo
 from hetcache_core.engine.gate import Gate
 from hetcache_core.errors import ConfigError
+from hetcache_core.policy.pieces import Hold
 from hetcache_core.policy.recipe import PolicyRecipe
 from hetcache_core.policy.signals import Signals
 from hetcache_core.steps import BranchRows, Decision, Mode, ModelInfo, Span, StepInfo
@@ -207,8 +208,8 @@ def test_spans_that_leave_no_block_out_are_refused() -> None:
 
 
 def test_dbcache_can_predict_its_middle() -> None:
-    assert DBCache().compose(MODEL).predictor is None
-    assert DBCache(predictor="taylor").compose(MODEL).predictor == Taylor(order=1)
+    assert DBCache().compose(MODEL).predictor == Hold()
+    assert DBCache(predictor=Taylor(order=1)).compose(MODEL).predictor == Taylor(order=1)
 
 
 # In a run

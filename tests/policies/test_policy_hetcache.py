@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
 
 from hetcache_core.engine.loop import Engine
 from hetcache_core.errors import ConfigError
+from hetcache_core.plugins.discovery import discover
 from hetcache_core.policy.partial import ControlMode, KVMode
 from hetcache_core.policy.recipe import CachePolicy, PolicyRecipe
 from hetcache_core.records.trace import Trace
-from hetcache_core.session import accelerate
+from hetcache_core.session import accelerate, resolve_policy
 from hetcache_core.steps import Mode, ModelInfo
 from hetcache_core.testing import tiny_case
+from hetcache_core.tokens import ContextSelector
 from hetcache_policies.hetcache import HetCache
 from hetcache_policies.none import Uncached
 from hetcache_policies.shared.selectors import (
     AttentionSelector,
     ClusterSelector,
+    GuidedClusterSelector,
     RandomSelector,
     UniformSelector,
 )
@@ -121,14 +125,23 @@ def test_hints_are_those_of_the_last_full_step_or_fresh_ones() -> None:
     assert {record.control_run for record in of_mode(fresh, Mode.PARTIAL)} == {2}
 
 
-@pytest.mark.parametrize("selector", ["uniform", "random", "kmeans", "attention", "both"])
-@pytest.mark.parametrize("backend", ["torch", "sklearn"])
-def test_every_selector_runs_and_its_choice_repeats(selector: str, backend: str) -> None:
-    if backend == "sklearn":
+@pytest.mark.parametrize(
+    "selector",
+    [
+        UniformSelector(),
+        RandomSelector(),
+        AttentionSelector(),
+        ClusterSelector(clusters=4),
+        GuidedClusterSelector(clusters=4),
+        ClusterSelector(clusters=4, backend="sklearn"),
+        GuidedClusterSelector(clusters=4, backend="sklearn"),
+    ],
+    ids=str,
+)
+def test_every_selector_runs_and_its_choice_repeats(selector: ContextSelector) -> None:
+    if getattr(selector, "backend", "") == "sklearn":
         pytest.importorskip("sklearn")
-    recipe = HetCache(
-        selector=selector, kmeans_backend=backend, context_ratio=0.3, clusters=4, pad_to=1
-    )
+    recipe = HetCache(selector=selector, context_ratio=0.3, pad_to=1)
     found, trace = edit(recipe)
     assert torch.equal(found, edit(recipe)[0])
     wanted = round(0.3 * trace.tokens_by_role["context"])
@@ -188,17 +201,30 @@ def test_context_is_kept_only_where_its_keys_would_be_missing() -> None:
 def test_a_selector_is_made_only_where_it_has_something_to_choose() -> None:
     """Otherwise full steps would score attention and cluster for nothing."""
     assert HetCache().compose(MODEL).selector is None
-    made = {
-        name: HetCache(selector=name, context_ratio=0.2, clusters=3).compose(MODEL).selector
-        for name in ("uniform", "random", "attention", "kmeans", "both")
-    }
-    assert made == {
-        "uniform": UniformSelector(),
-        "random": RandomSelector(),
-        "attention": AttentionSelector(),
-        "kmeans": ClusterSelector(clusters=3, guided=False),
-        "both": ClusterSelector(clusters=3, guided=True),
-    }
+    selector = ClusterSelector(clusters=3)
+    assert HetCache(selector=selector, context_ratio=0.2).compose(MODEL).selector == selector
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        ({"selector": "uniform"}, UniformSelector()),
+        ({"selector": "random"}, RandomSelector()),
+        ({"selector": "attention"}, AttentionSelector()),
+        ({"selector": "kmeans", "selector.clusters": 3}, ClusterSelector(clusters=3)),
+        ({"selector": {"name": "both", "clusters": 3}}, GuidedClusterSelector(clusters=3)),
+        ({"selector.clusters": 3}, GuidedClusterSelector(clusters=3)),
+        ({"selector": ClusterSelector(), "selector.clusters": 3}, ClusterSelector(clusters=3)),
+    ],
+    ids=str,
+)
+def test_a_selector_is_named_in_settings(given: dict[str, object], made: ContextSelector) -> None:
+    settings = {"context_ratio": 0.2, **given}
+    composed, used = resolve_policy("hetcache", settings, None, MODEL, discover())
+    assert composed.selector == made
+    again, _ = resolve_policy("hetcache", used, None, MODEL, discover())
+    assert again == composed
+    assert json.loads(json.dumps(used))["selector"] == type(made).name
 
 
 def test_the_settings_of_partial_steps_arrive() -> None:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetcache_core.errors import ConfigError
-from hetcache_core.policy.pieces import Predictor
+from hetcache_core.policy.pieces import Hold, Predictor
 from hetcache_core.store import Stored
-from hetcache_policies.shared.predictors import Hold, Linear, Taylor
+from hetcache_policies.shared.predictors import Linear, Taylor
 
 ALL = [Hold(), Linear(), Taylor(), Taylor(2), Taylor(4)]
 

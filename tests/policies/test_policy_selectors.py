@@ -19,6 +19,7 @@ from hetcache_policies.shared.kmeans import Clusters, cluster, project
 from hetcache_policies.shared.selectors import (
     AttentionSelector,
     ClusterSelector,
+    GuidedClusterSelector,
     RandomSelector,
     UniformSelector,
     order_by_quota,
@@ -29,9 +30,9 @@ SELECTORS: list[ContextSelector] = [
     UniformSelector(),
     RandomSelector(),
     AttentionSelector(),
+    GuidedClusterSelector(clusters=6),
     ClusterSelector(clusters=6),
-    ClusterSelector(clusters=6, guided=False),
-    ClusterSelector(clusters=6, backend="sklearn"),
+    GuidedClusterSelector(clusters=6, backend="sklearn"),
 ]
 
 
@@ -122,7 +123,7 @@ def test_attention_takes_the_highest_scores() -> None:
 
 
 def test_both_takes_the_most_attended_tokens_of_every_cluster() -> None:
-    selector = ClusterSelector(clusters=6)
+    selector = GuidedClusterSelector(clusters=6)
     asked = request(selector, 60)
     chosen = selector.select(asked).order[:60]
     groups = cluster(project(asked.features(), 0), 6, seed=0)
@@ -135,7 +136,7 @@ def test_both_takes_the_most_attended_tokens_of_every_cluster() -> None:
 
 
 def test_the_next_selection_starts_from_the_last_ones_means() -> None:
-    selector = ClusterSelector(clusters=6)
+    selector = GuidedClusterSelector(clusters=6)
     first = selector.select(request(selector, 60))
     assert first.centroids is not None
     assert first.centroids.shape == (6, 64)

@@ -220,7 +220,7 @@ def _check_policy(name: str, registry: Registry) -> list[CheckRow]:
         return [row, unset]
 
     def make() -> Any:
-        return build(kind, kind.anywhere, where=f"policy {name}")
+        return build(kind, kind.anywhere, where=f"policy {name}", pieces=registry)
 
     rows, toy = [row], tiny_case()
     subject = PolicySubject(name=name, make=make, case=toy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from enum import Enum
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
@@ -91,7 +92,7 @@ def policies_as_json(registry: Registry) -> list[dict[str, Any]]:
         entry: dict[str, Any] = {"name": name, "summary": summary, "source": None}
         try:
             kind = registry.policy(name)
-            settings = [_setting(info) for info in describe(kind)]
+            settings = [_setting(info) for info in describe(kind, registry)]
             entry |= {"source": kind.source, "settings": settings, "presets": _presets(kind)}
             entry |= {"preset_shares": dict(kind.preset_shares), "error": None}
         except HetCacheError as error:
@@ -148,6 +149,8 @@ def print_policies(registry: Registry) -> None:
                     info["doc"], (f" ({allowed}{', required' * info['required']})", "dim")
                 ),
             )
+            for name, own in _own_settings(info):
+                table.add_row(Text(f"    {name}"), Text(own["doc"], style="dim"))
         parts.append(table)
         for preset, values in policy["presets"].items():
             shown = " ".join(f"{name}={_shown(value)}" for name, value in values.items())
@@ -198,8 +201,29 @@ def _heading(entry: dict[str, Any]) -> list[Text | Table]:
 def _setting(info: SettingInfo) -> dict[str, Any]:
     required = info.default is NOT_GIVEN
     default = None if required else info.default
-    plain = {**asdict(info), "allowed": list(info.allowed), "default": default}
-    return {**plain, "required": required}
+    return {
+        "name": info.name,
+        "type": info.type,
+        "default": default,
+        "doc": info.doc,
+        "allowed": list(info.allowed),
+        "required": required,
+        "pieces": {name: [_setting(own) for own in each] for name, each in info.pieces.items()},
+    }
+
+
+def _own_settings(info: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give the settings of the pieces that a setting takes, each with the pieces that have it."""
+    settings: dict[str, dict[str, Any]] = {}
+    owners: dict[str, list[str]] = {}
+    for piece, each in info["pieces"].items():
+        for own in each:
+            shown = "…" if own["required"] else _shown(own["default"])
+            text = f"{info['name']}.{own['name']}={shown}"
+            settings[text] = own
+            owners.setdefault(text, []).append(piece)
+    for text, own in settings.items():
+        yield f"{text} ({', '.join(owners[text])})", own
 
 
 def _presets(kind: type[PolicyRecipe]) -> dict[str, dict[str, Any]]:

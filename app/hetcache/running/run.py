@@ -165,7 +165,7 @@ def check_policy(policy: PolicyChoice, registry: Registry) -> None:
     names = [name.strip() for name in policy.name.split("+")]
     kinds = [registry.policy(name) for name in names]
     if len(kinds) == 1 and policy.preset is None:
-        build(kinds[0], policy.settings, where=f"policy {names[0]}")
+        build(kinds[0], policy.settings, where=f"policy {names[0]}", pieces=registry)
 
 
 def load(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, cast, final
 
 import attrs
 import torch
-from attrs import evolve, fields
+from attrs import evolve, fields, frozen
 
 from hetcache_core.backbone.adapter import Features
 from hetcache_core.errors import ConfigError
-from hetcache_core.settings.declare import build, describe
+from hetcache_core.settings.declare import build, declared, describe, plain_values
 from hetcache_core.testing.comparing import require
 from hetcache_core.testing.running import NotApplicableError
 from hetcache_core.testing.scripted import FULL_STEPS
@@ -24,7 +24,33 @@ from hetcache_core.tokens import Role, SelectionRequest, mask_to_tokens
 if TYPE_CHECKING:
     from attrs import AttrsInstance
 
+    from hetcache_core.policy.recipe import PolicyRecipe
+
 _PRESETS: Final = ("quality", "balanced", "fast")
+
+
+@final
+@frozen
+class _OwnPieces:
+    """Finds the pieces that a recipe holds, which need not be registered."""
+
+    _recipe: PolicyRecipe
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        """Names of its pieces of one kind."""
+        return tuple(self._of(kind))
+
+    def load(self, kind: str, name: str) -> type[object]:
+        """The class of one of its pieces."""
+        return self._of(kind)[name]
+
+    def _of(self, kind: str) -> dict[str, type[object]]:
+        plain = plain_values(self._recipe)
+        return {
+            plain[name]: type(getattr(self._recipe, name))
+            for name, setting in declared(type(self._recipe)).items()
+            if setting.kind == kind
+        }
 
 
 def check_the_recipe_is_a_value(subject: PolicySubject) -> None:
@@ -44,8 +70,12 @@ def check_the_settings_are_described(subject: PolicySubject) -> None:
     recipe = subject.recipe
     for info in describe(type(recipe)):
         require(bool(info.doc), f"setting {info.name!r} does not say what it does")
-    values = attrs.asdict(cast("AttrsInstance", recipe), recurse=False)
-    built = build(type(recipe), values, where=f"policy {subject.name}")
+    built = build(
+        type(recipe),
+        plain_values(recipe),
+        where=f"policy {subject.name}",
+        pieces=_OwnPieces(recipe),
+    )
     require(built == recipe, f"built from its own settings, the recipe is {built}")
 
 

@@ -167,9 +167,9 @@ def _sklearn(points: Tensor, count: int, seed: int, start: Tensor | None) -> Clu
     except ImportError as error:
         raise ConfigError(
             "scikit-learn is not installed",
-            setting="kmeans_backend",
+            setting="backend",
             given="sklearn",
-            remedy="Run: pip install scikit-learn; or use kmeans_backend=torch.",
+            remedy="Run: pip install scikit-learn; or use selector.backend=torch.",
         ) from error
     fitted = KMeans(
         count,

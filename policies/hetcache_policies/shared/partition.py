@@ -7,7 +7,7 @@ is edited counts as context, and the margin may reach into neighbouring frames.
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from attrs import frozen
@@ -27,6 +27,9 @@ class MaskPartitioner(TokenPartitioner):
         margin: width of the margin in tokens, in rows, columns and diagonals.
         temporal_margin: its width in latent frames.
     """
+
+    name: ClassVar[str] = "mask"
+    summary: ClassVar[str] = "what the mask touches, a margin around it, and the rest"
 
     margin: int = setting(2, ge=0, doc="width of the margin in tokens")
     temporal_margin: int = setting(0, ge=0, doc="width of the margin in latent frames")

@@ -1,33 +1,18 @@
-"""What stands in for a feature that was not computed: hold, linear and Taylor."""
+"""What stands in for a feature that was not computed: linear and Taylor."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import final
+from typing import ClassVar, final
 
 from attrs import frozen
 from torch import Tensor
 
 from hetcache_core import Predictor, Stored, setting
 
-__all__ = ["Hold", "Linear", "Taylor"]
-
-
-@final
-@frozen
-class Hold(Predictor):
-    """The last computed value stands in."""
-
-    @property
-    def history(self) -> int:
-        """One value."""
-        return 1
-
-    def predict(self, values: Sequence[Stored], *, step: int, gain: float | None) -> Tensor:
-        """Return the newest value; step and gain do not matter."""
-        return values[-1].value
+__all__ = ["Linear", "Taylor"]
 
 
 @final
@@ -40,6 +25,9 @@ class Linear(Predictor):
 
     Source: with a gain, DiCache's ``r_2 + g * (r_1 - r_2)``; without, the first order of TaylorSeer.
     """
+
+    name: ClassVar[str] = "linear"
+    summary: ClassVar[str] = "the straight line through the last two computed values"
 
     @property
     def history(self) -> int:
@@ -72,6 +60,9 @@ class Taylor(Predictor):
     Attributes:
         order: highest derivative.
     """
+
+    name: ClassVar[str] = "taylor"
+    summary: ClassVar[str] = "a Taylor series of backward differences"
 
     order: int = setting(1, ge=1, doc="highest derivative of the series")
 

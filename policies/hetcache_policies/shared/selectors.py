@@ -8,7 +8,7 @@ Everything stays on the tensors' device and nothing waits for it.
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, Final, final
 
 import torch
 from attrs import frozen
@@ -20,16 +20,23 @@ from hetcache_policies.shared.kmeans import Clusters, KMeansBackend, cluster, pr
 __all__ = [
     "AttentionSelector",
     "ClusterSelector",
+    "GuidedClusterSelector",
     "RandomSelector",
     "UniformSelector",
     "order_by_quota",
 ]
+
+CLUSTERS: Final = 16
+"""Source: HetCache, K."""
 
 
 @final
 @frozen
 class UniformSelector(ContextSelector):
     """Evenly spread over the video, so that every frame has its share."""
+
+    name: ClassVar[str] = "uniform"
+    summary: ClassVar[str] = "evenly spread over the video"
 
     def select(self, request: SelectionRequest) -> Selection:
         """Put tokens at equal distances first, then the rest, both in their order in the video."""
@@ -46,6 +53,9 @@ class UniformSelector(ContextSelector):
 class RandomSelector(ContextSelector):
     """At random."""
 
+    name: ClassVar[str] = "random"
+    summary: ClassVar[str] = "at random"
+
     def select(self, request: SelectionRequest) -> Selection:
         """Shuffle, the same way on every device."""
         generator = torch.Generator().manual_seed(request.seed)
@@ -57,6 +67,9 @@ class RandomSelector(ContextSelector):
 @frozen
 class AttentionSelector(ContextSelector):
     """Those that generative tokens attend to most."""
+
+    name: ClassVar[str] = "attention"
+    summary: ClassVar[str] = "those that the edited tokens attend to most"
 
     @property
     def needs_scores(self) -> bool:
@@ -71,22 +84,13 @@ class AttentionSelector(ContextSelector):
 @final
 @frozen(kw_only=True)
 class ClusterSelector(ContextSelector):
-    """The same share of every cluster of hidden states: its most typical or most attended tokens.
+    """The same share of every cluster of hidden states: its most typical tokens."""
 
-    Attributes:
-        clusters: number of clusters ``K``.
-        backend: who clusters.
-        guided: take the most attended tokens, instead of those next to the cluster's mean.
-    """
+    name: ClassVar[str] = "kmeans"
+    summary: ClassVar[str] = "the same share of every cluster, its most typical tokens first"
 
-    clusters: int = setting(16, ge=1, doc="clusters of context tokens")
+    clusters: int = setting(CLUSTERS, ge=1, doc="clusters of context tokens")
     backend: KMeansBackend = setting("torch", doc="who clusters")
-    guided: bool = setting(True, doc="order the tokens of a cluster by attention")
-
-    @property
-    def needs_scores(self) -> bool:
-        """If guided."""
-        return self.guided
 
     @property
     def needs_features(self) -> bool:
@@ -94,18 +98,48 @@ class ClusterSelector(ContextSelector):
         return True
 
     def select(self, request: SelectionRequest) -> Selection:
-        """Cluster, from the last selection's means if there are any, and order within quotas."""
-        points = project(request.features(), request.seed)
-        start = request.previous.centroids if request.previous is not None else None
-        groups = cluster(
-            points, self.clusters, seed=request.seed, start=start, backend=self.backend
-        )
-        if self.guided:
-            scores = request.scores()
-        else:
-            means = groups.centroids.index_select(0, groups.labels)
-            scores = -(points - means).square().sum(1)
+        """Cluster, and order within quotas by the distance to the cluster's mean."""
+        points, groups = _clustered(request, self.clusters, self.backend)
+        means = groups.centroids.index_select(0, groups.labels)
+        scores = -(points - means).square().sum(1)  # (|C|,)
         return Selection(order_by_quota(groups, scores, request.count), groups.centroids)
+
+
+@final
+@frozen(kw_only=True)
+class GuidedClusterSelector(ContextSelector):
+    """The same share of every cluster of hidden states: its most attended tokens."""
+
+    name: ClassVar[str] = "both"
+    summary: ClassVar[str] = "the same share of every cluster, its most attended tokens first"
+
+    clusters: int = setting(CLUSTERS, ge=1, doc="clusters of context tokens")
+    backend: KMeansBackend = setting("torch", doc="who clusters")
+
+    @property
+    def needs_scores(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def needs_features(self) -> bool:
+        """Yes."""
+        return True
+
+    def select(self, request: SelectionRequest) -> Selection:
+        """Cluster, and order within quotas by attention."""
+        _, groups = _clustered(request, self.clusters, self.backend)
+        order = order_by_quota(groups, request.scores(), request.count)
+        return Selection(order, groups.centroids)
+
+
+def _clustered(
+    request: SelectionRequest, clusters: int, backend: KMeansBackend
+) -> tuple[Tensor, Clusters]:
+    """Cluster projected hidden states, from the last selection's means if there are any."""
+    points = project(request.features(), request.seed)
+    start = request.previous.centroids if request.previous is not None else None
+    return points, cluster(points, clusters, seed=request.seed, start=start, backend=backend)
 
 
 def order_by_quota(groups: Clusters, scores: Tensor, count: int) -> Tensor:

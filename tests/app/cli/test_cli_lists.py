@@ -25,7 +25,7 @@ PLUGIN_KEYS = {
     *(kind.key for kind in KINDS.values()),
 }  # fmt: skip
 POLICY_KEYS = {"name", "summary", "source", "settings", "presets", "preset_shares", "error"}
-SETTING_KEYS = {"name", "type", "default", "doc", "allowed", "required"}
+SETTING_KEYS = {"name", "type", "default", "doc", "allowed", "required", "pieces"}
 BACKBONE_KEYS = {
     "name", "summary", "library", "library_version", "library_supported", "features", "guidance",
     "geometry", "error",

@@ -71,7 +71,7 @@ GRIDS: Final[Mapping[str, ReadyGrid]] = {
     "ablation-context": ReadyGrid(
         summary="how much context stays active, and of how many clusters it is chosen",
         policies=",".join(
-            f"hetcache:context_ratio={ratio};clusters={clusters}"
+            f"hetcache:context_ratio={ratio};selector.clusters={clusters}"
             for ratio, clusters in product(RATIOS, CLUSTERS)
         ),
     ),

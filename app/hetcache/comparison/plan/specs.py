@@ -231,10 +231,11 @@ def check_policy_spec(spec: PolicySpec, registry: Registry, *, option: str = "--
     if REFERENCE in kinds and (len(kinds) > 1 or spec.variant):
         raise ConfigError(f"{spec} cannot be: {REFERENCE} caches nothing", where=option)
     if len(kinds) == 1:
-        build(kinds[spec.name], spec.settings, where=f"policy {spec.name}")
+        build(kinds[spec.name], spec.settings, where=f"policy {spec.name}", pieces=registry)
         return
     known = [f"{name}.{info.name}" for name, kind in kinds.items() for info in describe(kind)]
-    stray = [name for name in spec.settings if name not in known]
+    # Settings of a piece, such as hetcache.selector.clusters, are checked with the piece.
+    stray = [name for name in spec.settings if ".".join(name.split(".")[:2]) not in known]
     if stray:
         nearest = nearest_name(stray[0], known)
         raise ConfigError(
@@ -251,7 +252,7 @@ def check_policy_spec(spec: PolicySpec, registry: Registry, *, option: str = "--
             for setting, value in spec.settings.items()
             if setting.startswith(f"{name}.")
         }
-        build(kind, own, where=f"policy {name}")
+        build(kind, own, where=f"policy {name}", pieces=registry)
 
 
 def _each_once(values: Sequence[T], option: str) -> tuple[T, ...]:
