@@ -261,6 +261,6 @@ def test_two_runs_are_the_same() -> None:
     assert torch.equal(run(DBCache(), 8, "separate")[1], run(DBCache(), 8, "separate")[1])
 
 
-@parametrize_with_checks(policies={"dbcache that predicts": lambda: DBCache(predictor="taylor")})
+@parametrize_with_checks(policies={"dbcache that predicts": lambda: DBCache(predictor=Taylor())})
 def test_contract(check: BoundCheck) -> None:
     check()
