@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from attrs import evolve
 
-from hetcache.comparison.results.folder import REFERENCE, Results, Row, RowKey
+from hetcache.comparison.results.folder import Results, Row, RowKey
+from hetcache.running.specs import REFERENCE
 
 METRIC = "psnr_uncached_mask"
 GROUPS = ("all", "small", "medium", "large", "outpainting", "object", "background")

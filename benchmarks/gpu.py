@@ -31,7 +31,7 @@ from harness.sizes import ClipSize
 from harness.timing import is_cuda
 
 import policies  # noqa: TID251 - the script beside this one
-from hetcache.comparison.plan.specs import parse_policies
+from hetcache.running.specs import parse_policies
 from hetcache_core import ConfigError, HetCacheError
 
 LIMIT_S: Final = 520

@@ -27,7 +27,7 @@ from harness.sizes import WAN, ClipSize
 from harness.subjects import Subject, clip
 from harness.timing import MIB, is_cuda
 
-from hetcache.comparison.plan.specs import PolicySpec, parse_policies
+from hetcache.running.specs import PolicySpec, parse_policies
 from hetcache_core import (
     CachePolicy,
     CallRecord,

@@ -39,7 +39,7 @@ from harness.options import count, names
 from harness.sizes import ClipSize
 from harness.subjects import Subject
 
-from hetcache.comparison.plan.specs import PolicySpec, parse_policies
+from hetcache.running.specs import PolicySpec, parse_policies
 from hetcache_core import (
     CacheStore,
     Mode,

@@ -39,8 +39,8 @@ from harness.schedules import Schedules, letters
 from harness.subjects import Denoised, Subject
 from harness.timing import MIB
 
-from hetcache.comparison.plan.specs import PolicySpec, parse_policies
 from hetcache.quality.regions import compare
+from hetcache.running.specs import PolicySpec, parse_policies
 from hetcache_core import CachePolicy, ConfigError, UnsupportedBackboneError, discover
 from hetcache_core.session import resolve_policy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hetcache.cli.builtin import COMMANDS
 from hetcache_core import Registration, hookimpl
 
 __all__ = [
@@ -20,7 +21,7 @@ def hetcache_register_metrics() -> list[Registration]:
 @hookimpl
 def hetcache_register_commands() -> list[Registration]:
     """Name the built-in commands."""
-    return []
+    return COMMANDS
 
 
 @hookimpl

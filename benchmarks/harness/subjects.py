@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.models import EMBEDDED, SEED, make_model, text_options, transformers
 from harness.sizes import ClipSize, model_size
 from harness.timing import Stopwatch, peak_mib, reset_peak
-from hetcache.comparison.plan.specs import PolicySpec
+from hetcache.running.specs import PolicySpec
 from hetcache_core import (
     Backbone,
     CachePolicy,

@@ -1,39 +1,28 @@
-"""The command that writes a model as ONNX graphs."""
+"""``hetcache export``."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, ClassVar, final
 
-import typer
+from hetcache.cli.command import Command
+from hetcache.running.console import answer
+from hetcache.running.export import ExportConfig, export, print_export
 
-from hetcache.editing.config import option_help
-from hetcache.running.console import find_plugins, print_json
-from hetcache.running.export_config import ExportConfig, make_export_config
+if TYPE_CHECKING:
+    from hetcache_core import Registry
 
-__all__ = ["export"]
-
-EXPORT: Final = option_help(ExportConfig)
+__all__ = ["ExportCommand"]
 
 
-def export(
-    *,
-    output: Annotated[str | None, typer.Option("--output", "-o", help=EXPORT["output"])] = None,
-    backbone: Annotated[str | None, typer.Option(help=EXPORT["backbone"])] = None,
-    model: Annotated[str | None, typer.Option(help=EXPORT["model"])] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="print JSON, and nothing else, on stdout")
-    ] = False,
-) -> None:
+@final
+class ExportCommand(Command):
     """Write a model as ONNX graphs of the parts that caching runs or leaves out."""
-    given: dict[str, Any] = {name: value for name, value in locals().items() if value is not None}
-    del given["json"]
-    asked = make_export_config(given)
 
-    from hetcache.running.export import export as run_export
-    from hetcache.running.export import print_export
+    name: ClassVar[str] = "export"
+    config: ClassVar[type[ExportConfig]] = ExportConfig
 
-    made = run_export(asked, find_plugins())
-    if json:
-        print_json(made.to_dict())
-    else:
-        print_export(made)
+    def run(self, config: ExportConfig, registry: Registry) -> int:
+        """Export, and say what was written."""
+        made = export(config, registry)
+        answer(made, lambda: print_export(made), as_json=config.answer.json)
+        return 0

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, Final
 
+from hetcache.extra import needs_app
 from hetcache_core import HetCacheError
 
 __all__ = ["main"]
@@ -20,20 +21,6 @@ USAGE: Final = 2
 
 INTERRUPTED: Final = 130
 """Exit status after Ctrl-C: 128 plus the number of the signal, as shells count."""
-
-LIBRARIES: Final = frozenset(
-    {"PIL", "av", "matplotlib", "numpy", "rich", "torchmetrics", "typer", "yaml"}
-)
-"""What the extra ``app`` installs, by the names of the modules."""
-
-
-def __getattr__(name: str) -> Any:
-    """Give ``app``, the typer application; without typer, only the entry point can be used."""
-    if name == "app":
-        from hetcache.cli.commands import app
-
-        return app
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,14 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # these take 1.08 times as long (17x384x384, tiny-vace).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return _run(arguments)
+        with needs_app():
+            return _run(arguments)
     except HetCacheError as error:
         return _fail(str(error))
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in LIBRARIES:
-            raise
-        return _fail(f"{missing} is not installed. Run: pip install 'hetcache[app]'")
     except KeyboardInterrupt:
         return _interrupted()
 
@@ -68,12 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     import typer
 
-    from hetcache.cli.commands import app
+    from hetcache.cli.commands import command_line
+    from hetcache.running.console import find_plugins
 
     # typer brings its own copy of click, or uses the installed one, by its version.
     usage_error: Any = typer.BadParameter.__base__
     try:
-        status = app(arguments, prog_name="hetcache", standalone_mode=False)
+        status = command_line(*find_plugins())(
+            arguments, prog_name="hetcache", standalone_mode=False
+        )
     except usage_error as error:
         where = f"{error.ctx.command_path}: " if error.ctx else ""
         return _fail(f"{where}{error.format_message()}")

@@ -19,7 +19,6 @@ from hetcache.comparison.plan.record import (
     now,
     software,
 )
-from hetcache.comparison.plan.specs import BackboneSpec
 from hetcache.comparison.results.folder import Results
 from hetcache.comparison.work.bench import BenchSettings
 from hetcache.comparison.work.desk import Desk, Failure, write_clip
@@ -27,11 +26,11 @@ from hetcache.comparison.work.queue import examine, run_units
 from hetcache.comparison.work.tasks import Found
 from hetcache.comparison.work.workers import Crew
 from hetcache.media.files import check_folder
-from hetcache.quality.measure import QualityTools
 from hetcache.running.console import note, one_line
 from hetcache.running.device import choose_device
-from hetcache.running.limits import LimitsConfig, store_settings
+from hetcache.running.limits import store_settings
 from hetcache.running.progress import row_bar
+from hetcache.running.specs import BackboneSpec
 from hetcache_core import ConfigError
 
 if TYPE_CHECKING:
@@ -123,46 +122,28 @@ def compare(config: CompareConfig, registry: Registry) -> Compared:
 
 
 def _crew(config: CompareConfig, settings: BenchSettings) -> Crew:
-    if config.engine == "ray":
+    if config.on_ray:
         from hetcache.comparison.work.ray import RayCrew
 
-        return RayCrew(settings, config.workers, config.ray_address)
+        return RayCrew(settings, config.side_by_side, config.ray_address)
     from hetcache.comparison.work.processes import Processes, devices_for
 
-    return Processes(settings, devices_for(config.device, config.workers))
+    return Processes(settings, devices_for(config.place.device, config.side_by_side))
 
 
 def _bench_settings(config: CompareConfig) -> BenchSettings:
     """Collect what all runs have in common, and check it."""
-    limits = LimitsConfig(
-        max_cache_bytes=config.max_cache_bytes,
-        cache_dtype=config.cache_dtype,
-        cache_device=config.cache_device,
-    )
-    store_settings(limits)
-    choose_device(config.device)
+    store_settings(config.cache)
+    choose_device(config.place.device)
     return BenchSettings(
-        device=config.device,
-        dtype=config.dtype,
-        limits=limits,
-        tools=QualityTools(
-            lpips=_there(config.lpips, "--lpips"),
-            video_features=_there(config.video_features, "--video-features"),
-            clip=_there(config.clip, "--clip"),
-        ),
+        device=config.place.device,
+        dtype=config.place.dtype,
+        cache=config.cache,
+        tools=config.weights.tools(),
         composite=config.composite,
-        cfg_scale=config.cfg_scale,
-        options=dict(config.options),
+        cfg_scale=config.given.cfg_scale,
+        options=dict(config.given.options),
     )
-
-
-def _there(text: str | None, option: str) -> Path | None:
-    if text is None:
-        return None
-    path = Path(text).absolute()
-    if not path.exists():
-        raise ConfigError(f"there is no {text}", where=option)
-    return path
 
 
 def _prepare(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, Literal
+import re
+from typing import Final, Literal, final
 
-import attrs
 from attrs import frozen
 
-from hetcache.running.limits import Precision, read_texts
+from hetcache.quality.weights import WeightsConfig
+from hetcache.running.device import PlaceConfig
+from hetcache.running.groups import FramesConfig, JsonConfig
+from hetcache.running.limits import CacheConfig
+from hetcache.running.options import written
 from hetcache_core import ConfigError, setting
-from hetcache_core.settings.declare import build
+from hetcache_core.settings.declare import group
 
-__all__ = ["CompareConfig", "GridName", "make_compare_config"]
+__all__ = ["CompareConfig", "GridName"]
 
 GridName = Literal[
     "ablation-guidance", "ablation-context", "resolution", "length", "outpainting", "front"
@@ -21,105 +24,107 @@ GridName = Literal[
 REPEAT: Final = 3
 """Of three clocks the middle one is told from a disturbed one."""
 
+WORKERS: Final = re.compile(r"(?P<ray>ray)(:(?P<of_ray>[1-9]\d*))?|(?P<here>[1-9]\d*)")
 
+
+@final
 @frozen(kw_only=True)
 class CompareConfig:
-    """One comparison, as it is asked for; its fields are the options of ``hetcache compare``."""
+    """One comparison: the options of ``hetcache compare``, and what ``hetcache.compare`` takes."""
 
-    output: str = setting("results", doc="folder for rows, videos, tables and plots")
+    output: str = setting(
+        "results",
+        doc="folder for rows, videos, tables and plots",
+        metadata=written("--output", "-o", metavar="FOLDER"),
+    )
     backbones: str = setting(
-        "tiny-vace", doc="NAME or NAME=MODEL, by commas; =stand-in takes a small random model"
+        "tiny-vace",
+        doc="NAME or NAME=MODEL, by commas; NAME=random takes a small random model of its classes",
     )
     policies: str | None = setting(
         None,
-        doc="NAME, NAME@fast, NAME@3x or NAME:setting=value;setting=value, by commas; or all, which "
-        "is the default",
+        doc="NAME, NAME@fast, NAME@3x or NAME:setting=value;setting=value, by commas; or all",
+        metadata=written(unset="all"),
     )
     grid: GridName | None = setting(None, doc="a ready grid instead, or its clips and sizes")
     target_speedups: str | None = setting(
-        None, doc="ask every policy for each of these speed-ups, by commas"
+        None,
+        doc="ask every policy for each of these speed-ups, by commas",
+        metadata=written(metavar="FLOAT,..."),
     )
-    video: str | None = setting(None, doc="the video to edit")
+    video: str | None = setting(None, doc="the video to edit", metadata=written(metavar="FILE"))
     mask: str | None = setting(
-        None, doc="where to edit: a video, a folder of pictures or one picture; white is edited"
+        None,
+        doc="where to edit: a video, a folder of pictures or one picture; white is edited",
+        metadata=written(metavar="PATH"),
     )
     prompt: str = setting("", doc="what to put into the mask")
     invert_mask: bool = setting(default=False, doc="black is edited instead of white")
     clips: str | None = setting(
         None, doc="a folder with a folder for each clip, or a clip set: builtin, builtin:small-*"
     )
-    seeds: str = setting("0", doc="seeds of the noise, by commas")
+    seeds: str = setting(
+        "0", doc="seeds of the noise, by commas", metadata=written(metavar="INT,...")
+    )
     steps: int = setting(50, ge=1, doc="steps of the sampler")
     repeat: int = setting(REPEAT, ge=1, doc="how often every run is made, for the clock")
-    frames: int | None = setting(None, ge=1, doc="how many frames to edit")
-    height: int | None = setting(None, ge=1, doc="height that the models work at")
-    width: int | None = setting(None, ge=1, doc="width that the models work at")
-    cfg_scale: float | None = setting(
-        None, ge=0, doc="strength of the guidance; 1 goes without; by default the model's own"
-    )
-    options: Mapping[str, object] = attrs.field(
-        factory=dict, metadata={"doc": "further arguments of the model library's own call, by name"}
-    )
+    given: FramesConfig = group(FramesConfig())
     composite: bool = setting(
         default=False, doc="measure with the video's own pixels outside of the mask"
     )
-    lpips: str | None = setting(None, doc="torchvision's weights of the network that LPIPS uses")
-    video_features: str | None = setting(
-        None, doc="a TorchScript, torch.export or ONNX file that describes videos, for VFID"
-    )
-    clip: str | None = setting(None, doc="folder with a CLIP checkpoint")
-    max_cache_bytes: int | None = setting(
-        None, ge=1, doc="most that a cache may hold, such as 500MB or 2GiB"
-    )
-    cache_dtype: Precision = setting(
-        "auto", doc="precision of caches: auto (the model's), float32, bfloat16 or float16"
-    )
-    cache_device: str = setting(
-        "auto", doc="where caches are kept: auto (with the model), cpu, cuda or cuda:N"
-    )
-    device: str = setting("auto", doc="auto, cpu, cuda or cuda:N")
-    dtype: Precision = setting("auto", doc="auto, float32, bfloat16 or float16")
-    engine: Literal["processes", "ray"] = setting(
-        "processes", doc="what runs the workers: processes of this machine, or ray"
-    )
-    workers: int | None = setting(
-        None, ge=1, doc="how many runs are made side by side; by default one for each CUDA device"
+    weights: WeightsConfig = group(WeightsConfig())
+    cache: CacheConfig = group(CacheConfig())
+    place: PlaceConfig = group(PlaceConfig())
+    workers: str | None = setting(
+        None,
+        doc="how many runs are made side by side by processes of this machine; or ray, or ray:N, for N on "
+        "a Ray cluster",
+        metadata=written(metavar="N|ray|ray:N", unset="one for each CUDA device, else 1"),
     )
     ray_address: str | None = setting(
-        None, doc="a Ray cluster that is there; by default one is started on this machine"
+        None,
+        doc="a Ray cluster that is there",
+        metadata=written(unset="one is started on this machine"),
     )
     resume: bool = setting(default=False, doc="go on with the comparison in the folder")
+    answer: JsonConfig = group(JsonConfig())
 
+    def __attrs_post_init__(self) -> None:
+        """Make sure that options go together."""
+        files = [f"--{name}" for name in ("video", "mask") if getattr(self, name) is not None]
+        if self.clips is not None and files:
+            raise ConfigError(
+                f"--clips and {' and '.join(files)} name different clips",
+                remedy="Give one of the two.",
+            )
+        outside = self.grid == "outpainting"
+        if self.mask is not None and (self.video is None or outside):
+            what = "--grid outpainting makes its own mask" if outside else "--mask needs a --video"
+            raise ConfigError(what, setting="mask")
+        if self.video is not None and self.mask is None and not outside:
+            raise ConfigError("--video needs a --mask", setting="video")
+        if self.video is None and self.clips is None and self.grid is None:
+            raise ConfigError(
+                "no clips are named",
+                remedy="Give --video and --mask, or --clips FOLDER, or --clips builtin.",
+            )
+        if self.workers is not None and WORKERS.fullmatch(self.workers) is None:
+            raise ConfigError(
+                f"workers must be a whole number, ray or ray:N, got {self.workers!r}",
+                setting="workers",
+                given=self.workers,
+            )
+        if self.ray_address is not None and not self.on_ray:
+            raise ConfigError("--ray-address goes with --workers ray", setting="ray_address")
 
-def make_compare_config(given: Mapping[str, Any]) -> CompareConfig:
-    """Check the options of a comparison.
+    @property
+    def on_ray(self) -> bool:
+        """Whether the workers are on a Ray cluster."""
+        return self.workers is not None and self.workers.startswith("ray")
 
-    Args:
-        given: The options that were given, by the names of the fields.
-
-    Raises:
-        ConfigError: One is out of range, or goes with another that is missing.
-    """
-    config = build(CompareConfig, read_texts(given), where="hetcache compare")
-    files = [f"--{name}" for name in ("video", "mask") if getattr(config, name) is not None]
-    if config.clips is not None and files:
-        raise ConfigError(
-            f"--clips and {' and '.join(files)} name different clips",
-            where="hetcache compare",
-            remedy="Give one of the two.",
-        )
-    outside = config.grid == "outpainting"
-    if config.mask is not None and (config.video is None or outside):
-        what = "--grid outpainting makes its own mask" if outside else "--mask needs a --video"
-        raise ConfigError(what, where="--mask")
-    if config.video is not None and config.mask is None and not outside:
-        raise ConfigError("--video needs a --mask", where="--video")
-    if config.video is None and config.clips is None and config.grid is None:
-        raise ConfigError(
-            "no clips are named",
-            where="hetcache compare",
-            remedy="Give --video and --mask, or --clips FOLDER, or --clips builtin.",
-        )
-    if config.ray_address is not None and config.engine != "ray":
-        raise ConfigError("goes with --engine ray", where="--ray-address")
-    return config
+    @property
+    def side_by_side(self) -> int | None:
+        """How many workers there are, or None for as many as there are devices."""
+        found = WORKERS.fullmatch(self.workers or "")
+        count = (found["of_ray"] or found["here"]) if found else None
+        return None if count is None else int(count)

@@ -1,4 +1,4 @@
-"""``hetcache calibrate``: uncached runs are watched, and what a policy needs is written to a file."""
+"""``hetcache calibrate``: reference runs are watched, and what a policy needs is written to a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from hetcache.editing.config import CalibrateConfig, EditConfig
 from hetcache.editing.job import prepare
 from hetcache.media.files import check_writable
 from hetcache.running.console import note
-from hetcache.running.device import choose_device, choose_dtype
 from hetcache.running.progress import step_bars
 from hetcache.running.run import PolicyChoice, load
 from hetcache_core import Calibration, ConfigError, LoadRequest
@@ -44,7 +43,7 @@ class Calibrated:
 
 
 def calibrate(config: CalibrateConfig, registry: Registry) -> Calibrated:
-    """Run clips uncached, and write what a policy needs to know of the model.
+    """Run clips without caching, and write what a policy needs to know of the model.
 
     Args:
         config: What is asked for.
@@ -56,11 +55,11 @@ def calibrate(config: CalibrateConfig, registry: Registry) -> Calibrated:
     output = Path(config.output)
     check_writable(output, option="--output")
     calibrator = _find_calibrator(config.policy, registry)
-    backbone = registry.backbone(config.backbone)().for_model(config.model)
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
+    backbone = config.model.find(registry)
+    device, dtype = config.place.choose()
     requests = list(_requests(config, backbone))
-    runner = load(backbone, LoadRequest(model=config.model, device=device, dtype=dtype), registry)
+    loaded = LoadRequest(model=config.model.spec.model or None, device=device, dtype=dtype)
+    runner = load(backbone, loaded, registry)
     notice = backbone.notice(runner.pipeline)
     if notice:
         note(notice, kind="notice")
@@ -143,9 +142,11 @@ def _requests(config: CalibrateConfig, backbone: Backbone) -> Iterator[EditReque
                 steps=config.steps,
                 seed=config.seed + index,
                 guidance_scale=(
-                    sample.guidance_scale if config.cfg_scale is None else config.cfg_scale
+                    sample.guidance_scale
+                    if config.given.cfg_scale is None
+                    else config.given.cfg_scale
                 ),
-                options=dict(config.options),
+                options=dict(config.given.options),
             )
         return
     for index, (video, mask) in enumerate(zip(config.video, config.mask, strict=True)):
@@ -155,14 +156,10 @@ def _requests(config: CalibrateConfig, backbone: Backbone) -> Iterator[EditReque
                 mask=mask,
                 output=config.output,
                 prompt=config.prompt,
-                backbone=config.backbone,
+                model=config.model,
                 steps=config.steps,
                 seed=config.seed + index,
-                frames=config.frames,
-                height=config.height,
-                width=config.width,
-                cfg_scale=config.cfg_scale,
-                options=config.options,
+                given=config.given,
             ),
             backbone,
         )

@@ -16,10 +16,8 @@ from hetcache.editing.strip import outlined, side_by_side, strip
 from hetcache.media.files import check_folder, replacing, write_text
 from hetcache.media.video import write_video
 from hetcache.running.console import note
-from hetcache.running.device import choose_device, choose_dtype
-from hetcache.running.limits import guards, store_settings
 from hetcache.running.progress import step_bars
-from hetcache.running.run import PolicyChoice, RunResult, check_policy, load
+from hetcache.running.run import RunResult, check_policy, load
 from hetcache_core import ConfigError, LoadRequest
 
 if TYPE_CHECKING:
@@ -46,16 +44,10 @@ def demo(config: DemoConfig, registry: Registry) -> Report:
     """
     folder = Path(config.output)
     check_folder(folder, option="--output")
-    policy = PolicyChoice(
-        name=config.policy,
-        target_speedup=config.target_speedup,
-        guards=guards(config, config.steps),
-        store=store_settings(config),
-    )
+    policy = config.policy.choose(config.limits, config.cache, config.steps)
     check_policy(policy, registry)
-    backbone = registry.backbone(config.backbone)()
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
+    backbone = config.model.find(registry)
+    device, dtype = config.place.choose()
     sample = backbone.sample()
     if sample is None:
         raise ConfigError(
@@ -64,8 +56,8 @@ def demo(config: DemoConfig, registry: Registry) -> Report:
             remedy="Take --backbone tiny-vace, or `hetcache edit --compare` with a clip of yours.",
         )
     request = evolve(sample, steps=config.steps, seed=config.seed)
-    loaded = LoadRequest(model=config.model, device=device, dtype=dtype)
-    runner = load(backbone, loaded, registry, compiles=config.compile)
+    loaded = LoadRequest(model=config.model.spec.model or None, device=device, dtype=dtype)
+    runner = load(backbone, loaded, registry, compiles=config.limits.compile)
     notice = backbone.notice(runner.pipeline)
     if notice:
         note(notice, kind="notice")
@@ -74,7 +66,7 @@ def demo(config: DemoConfig, registry: Registry) -> Report:
     frames, height, width, _ = request.video.shape
     report = Report(
         backbone=backbone.name,
-        model=config.model,
+        model=loaded.model,
         device=device,
         dtype=dtype,
         seed=config.seed,
@@ -109,12 +101,12 @@ def _write(
     marked = outlined(request.video, request.mask)
     columns = {
         "source, and outline of the mask": marked,
-        "uncached": reference.frames,
+        "reference": reference.frames,
         policy: result.frames,
     }
     videos = {
         "source": request.video,
-        "uncached": reference.frames,
+        "reference": reference.frames,
         policy: result.frames,
         "side_by_side": side_by_side(columns),
     }
@@ -134,7 +126,7 @@ def _write(
     )
     with replacing(files["strip"]) as part:
         picture.save(part)
-    for name, trace in (("trace", result.trace), ("trace-uncached", reference.trace)):
+    for name, trace in (("trace", result.trace), ("trace-reference", reference.trace)):
         files[name] = folder / f"{name}.json"
         save_trace(trace, files[name])
     files["summary"] = folder / "summary.json"

@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attrs import field, frozen
+
 from hetcache.editing.config import EditConfig
 from hetcache.editing.job import Job, check_outputs, prepare
 from hetcache.editing.report import Comparison, Report, measure, speedup
@@ -15,19 +17,39 @@ from hetcache.media.files import replacing
 from hetcache.media.video import write_video
 from hetcache.quality.regions import compare
 from hetcache.running.console import note
-from hetcache.running.device import choose_device, choose_dtype
-from hetcache.running.limits import guards, store_settings
 from hetcache.running.progress import Steps, step_bars
-from hetcache.running.run import REFERENCE, PolicyChoice, Runner, RunResult, check_policy, load
+from hetcache.running.run import PolicyChoice, Runner, RunResult, check_policy, load
+from hetcache.running.specs import REFERENCE
 from hetcache_core import LoadRequest
 
 if TYPE_CHECKING:
     from hetcache_core import EditRequest, Registry, Trace
 
-__all__ = ["comment", "edit", "held_against", "run_both", "said_of", "save_trace"]
+__all__ = ["Edited", "comment", "edit", "held_against", "run_both", "said_of", "save_trace"]
 
 
-def edit(config: EditConfig, registry: Registry) -> Report:
+@frozen(eq=False, kw_only=True)
+class Edited:
+    """A finished edit.
+
+    Attributes:
+        output: The video that was written.
+        trace: What every step did, and why.
+        report: What it cost, what was written and what a person should know; with ``compare``, how it
+            compares with the reference.
+    """
+
+    output: Path
+    trace: Trace = field(repr=False)
+    report: Report = field(repr=False)
+
+    @property
+    def speedup(self) -> float:
+        """How many times fewer FLOPs were computed than in all steps in full."""
+        return self.report.run.reached_speedup
+
+
+def edit(config: EditConfig, registry: Registry) -> Edited:
     """Edit a video. Everything that can be wrong is checked before the model is loaded.
 
     Args:
@@ -38,23 +60,15 @@ def edit(config: EditConfig, registry: Registry) -> Report:
         HetCacheError: Something is wrong with what was asked for; nothing was written.
     """
     check_outputs(config)
-    policy = PolicyChoice(
-        name=config.policy,
-        settings=config.settings,
-        preset=config.preset,
-        target_speedup=config.target_speedup,
-        guards=guards(config, config.steps),
-        store=store_settings(config),
-    )
+    policy = config.policy.choose(config.limits, config.cache, config.steps)
     check_policy(policy, registry)
-    backbone = registry.backbone(config.backbone)().for_model(config.model)
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
+    backbone = config.model.find(registry)
+    device, dtype = config.place.choose()
     job = prepare(config, backbone)
     for text in job.notes:
         note(text)
-    loaded = LoadRequest(model=config.model, device=device, dtype=dtype)
-    runner = load(backbone, loaded, registry, compiles=config.compile)
+    loaded = LoadRequest(model=config.model.spec.model or None, device=device, dtype=dtype)
+    runner = load(backbone, loaded, registry, compiles=config.limits.compile)
     notice = backbone.notice(runner.pipeline)
     if notice:
         note(notice, kind="notice")
@@ -66,9 +80,9 @@ def edit(config: EditConfig, registry: Registry) -> Report:
     of_run = said_of(result.trace, notice)
     files = _write(config, job, result, notice)
     _, height, width, _ = job.request.video.shape
-    return Report(
+    report = Report(
         backbone=backbone.name,
-        model=config.model,
+        model=loaded.model,
         device=device,
         dtype=dtype,
         seed=config.seed,
@@ -83,6 +97,7 @@ def edit(config: EditConfig, registry: Registry) -> Report:
         notes=(*job.notes, *of_run),
         notice=notice,
     )
+    return Edited(output=Path(config.output), trace=result.trace, report=report)
 
 
 def run_both(
@@ -90,8 +105,8 @@ def run_both(
 ) -> tuple[RunResult, RunResult]:
     """Run an edit without and with caching, after one step that is not measured.
 
-    The uncached run comes first. What a first call costs (allocations, kernels, plans) falls into
-    the unmeasured step, so that it does not count against the uncached run.
+    The reference comes first. What a first call costs (allocations, kernels, plans) falls into
+    the unmeasured step, so that it does not count against the reference.
 
     Args:
         runner: The loaded pipeline.
@@ -100,17 +115,17 @@ def run_both(
         steps: Where progress is shown.
 
     Returns:
-        The uncached and the cached run.
+        The reference and the cached run.
     """
     runner.warm_up(request, policy)
-    reference = runner.run(request, PolicyChoice(name=REFERENCE), steps.track("uncached"))
+    reference = runner.run(request, PolicyChoice(name=REFERENCE), steps.track("reference"))
     return reference, runner.run(request, policy, steps.track(policy.name))
 
 
 def held_against(
     result: RunResult, reference: RunResult, runner: Runner, request: EditRequest
 ) -> Comparison:
-    """Compare a run with the uncached one, on the frames as the model made them."""
+    """Compare a run with the reference, on the frames as the model made them."""
     cost = measure(reference)
     return Comparison(
         reference=cost,

@@ -87,15 +87,15 @@ def prepare(config: EditConfig, backbone: Backbone) -> Job:
         ConfigError: A file cannot be used, or does not go with the options.
     """
     geometry = backbone.geometry
-    wanted = geometry.default_frames if config.frames is None else config.frames
+    wanted = geometry.default_frames if config.given.frames is None else config.given.frames
     clip = read_video(Path(config.video), option="--video", max_frames=wanted)
-    count = plan_frames(geometry, len(clip.frames), config.frames)
+    count = plan_frames(geometry, len(clip.frames), config.given.frames)
     notes = list(_notes_on_frames(config, geometry, clip, count))
     clip = VideoClip(
         frames=clip.frames[:count], fps=clip.fps, total=clip.total, has_audio=clip.has_audio
     )
     _, height, width, _ = clip.frames.shape
-    fit = plan_size(geometry, (height, width), config.height, config.width)
+    fit = plan_size(geometry, (height, width), config.given.height, config.given.width)
     mask = read_mask(
         Path(config.mask), frames=count, height=height, width=width, invert=config.invert_mask
     )
@@ -107,6 +107,7 @@ def prepare(config: EditConfig, backbone: Backbone) -> Job:
             where="--mask",
             remedy="Choose --height and --width with the proportions of the video.",
         )
+    scale = config.given.cfg_scale
     request = EditRequest(
         video=fit.video_to_model(clip.frames),
         mask=model_mask,
@@ -114,9 +115,9 @@ def prepare(config: EditConfig, backbone: Backbone) -> Job:
         negative_prompt=config.negative_prompt,
         steps=config.steps,
         seed=config.seed,
-        guidance_scale=(backbone.guidance_scale if config.cfg_scale is None else config.cfg_scale),
+        guidance_scale=backbone.guidance_scale if scale is None else scale,
         merge_guidance=config.cfg_merge,
-        options=dict(config.options),
+        options=dict(config.given.options),
     )
     return Job(clip=clip, mask=mask, fit=fit, request=request, notes=tuple(notes))
 
@@ -125,13 +126,13 @@ def _notes_on_frames(
     config: EditConfig, geometry: Geometry, clip: VideoClip, count: int
 ) -> list[str]:
     available = len(clip.frames)
-    if count == (clip.total if config.frames is None else config.frames):
+    if count == (clip.total if config.given.frames is None else config.given.frames):
         return []
     reasons = []
-    if config.frames is None and available == geometry.default_frames:
-        reasons.append(f"{config.backbone} takes {available} unless --frames asks for more")
-    if config.frames is not None and available < config.frames:
-        reasons.append(f"there are no {config.frames}")
+    if config.given.frames is None and available == geometry.default_frames:
+        reasons.append(f"{config.model.spec.name} takes {available} unless --frames asks for more")
+    if config.given.frames is not None and available < config.given.frames:
+        reasons.append(f"there are no {config.given.frames}")
     if count < available:
         reasons.append(f"the model takes {geometry.frame_stride}k+{geometry.frame_offset}")
     whole = "" if clip.total is None else f" of {clip.total}"

@@ -72,10 +72,10 @@ class Speedup:
 
 @frozen(kw_only=True)
 class Comparison:
-    """A run held against the uncached one with the same seed.
+    """A run held against the reference with the same seed.
 
     Attributes:
-        reference: What the uncached run cost.
+        reference: What the reference cost.
         speedup: How much less the run cost.
         psnr: How close its output is, by region, before compositing.
     """
@@ -101,7 +101,7 @@ class Report:
         fps: Frames a second of what was written.
         load_seconds: How long loading the model took.
         run: What the run cost.
-        comparison: How it compares with the uncached run, or None.
+        comparison: How it compares with the reference, or None.
         files: What was written, by role.
         notes: What a person should know.
         notice: The backbone's own warning that goes with every output, or None.
@@ -185,7 +185,7 @@ def _table(report: Report) -> Table:
     table = Table()
     table.add_column("")
     for run in runs:
-        table.add_column("uncached" if run is not report.run else run.policy, justify="right")
+        table.add_column("reference" if run is not report.run else run.policy, justify="right")
     if compared is not None:
         table.add_column("speed-up", justify="right")
     gains = ("", "", "", "")
@@ -214,5 +214,5 @@ def _table(report: Report) -> Table:
         )
         table.add_section()
         for region, quality in compared.psnr.items():
-            table.add_row(f"PSNR to uncached, {region}", "", str(quality), "")
+            table.add_row(f"PSNR to the reference, {region}", "", str(quality), "")
     return table

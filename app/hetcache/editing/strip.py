@@ -70,27 +70,27 @@ def side_by_side(rows: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
 def strip(
     source: NDArray[np.uint8],
     mask: NDArray[np.bool_],
-    uncached: NDArray[np.uint8],
+    reference: NDArray[np.uint8],
     cached: NDArray[np.uint8],
     *,
     policy: str,
     footer: str = "",
 ) -> Image.Image:
-    """Draw a few frames of a comparison: source, uncached, cached, and their difference.
+    """Draw a few frames of a comparison: source, reference, cached, and their difference.
 
     Args:
         source: (F, H, W, 3) uint8.
         mask: (F, H, W) bool, outlined in the source.
-        uncached: (F, H, W, 3) uint8.
+        reference: (F, H, W, 3) uint8.
         cached: (F, H, W, 3) uint8.
         policy: Name of the policy of ``cached``.
         footer: A sentence below everything.
     """
     chosen = np.linspace(0, len(source) - 1, min(COLUMNS, len(source))).round().astype(int)
-    difference = np.abs(uncached[chosen].astype(np.int16) - cached[chosen]) * GAIN
+    difference = np.abs(reference[chosen].astype(np.int16) - cached[chosen]) * GAIN
     rows = {
         "source, and outline of the mask": outlined(source[chosen], mask[chosen]),
-        "uncached": uncached[chosen],
+        "reference": reference[chosen],
         policy: cached[chosen],
         f"difference of the two, times {GAIN}": difference.clip(0, 255).astype(np.uint8),
     }

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, final
 
-import numpy as np
 from attrs import evolve, field, frozen
 
-from hetcache.media.files import check_writable
-from hetcache.media.masks import read_mask
-from hetcache.media.video import VideoClip, read_video
-from hetcache.quality.evaluate_config import EvaluateConfig
+from hetcache.media.files import check_writable, write_text
 from hetcache.quality.measure import (
     METRICS,
     MetricInfo,
@@ -26,14 +24,38 @@ from hetcache.quality.measure import (
     video_features,
 )
 from hetcache.quality.pairs import Pair, companion, pairs
+from hetcache.quality.weights import WeightsConfig
 from hetcache.running.console import note
 from hetcache.running.device import choose_device
-from hetcache_core import ConfigError
+from hetcache.running.groups import JsonConfig
+from hetcache.running.options import written
+from hetcache_core import ConfigError, setting
+from hetcache_core.settings.declare import group
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
+    from rich.table import Table
 
-__all__ = ["EVALUATED", "ClipScores", "Evaluation", "evaluate"]
+    from hetcache.media.video import VideoClip
+
+__all__ = [
+    "EVALUATED",
+    "ClipScores",
+    "EvaluateConfig",
+    "Evaluation",
+    "evaluate",
+    "print_evaluation",
+    "write_csv",
+]
+
+TOKEN_PIXELS: Final = 16
+"""Side of a token in pixels. Source: Wan2.1, whose codec divides by 8 and its transformer by 2."""
+
+ALL: Final = "mean"
+"""Name of the row over all clips; its VFID is that of the sets."""
+
+ARROWS: Final = {"higher": "↑", "lower": "↓"}
 
 EVALUATED: Final[Mapping[str, MetricInfo]] = MappingProxyType(
     {
@@ -52,6 +74,49 @@ EVALUATED: Final[Mapping[str, MetricInfo]] = MappingProxyType(
     }
 )
 """What is measured of every clip, by the keys of the JSON output; VFID is that of all together."""
+
+
+@final
+@frozen(kw_only=True)
+class EvaluateConfig:
+    """One evaluation, as it is asked for; its fields are the options of ``hetcache evaluate``."""
+
+    gt: str = setting(
+        doc="the ground truth: a video, or a folder of videos", metadata=written(metavar="PATH")
+    )
+    pred: str = setting(
+        doc="what is judged: a video, or a folder of videos of the same names",
+        metadata=written(metavar="PATH"),
+    )
+    mask: str | None = setting(
+        None,
+        doc="where was edited, for PSNR by region; one for all, or a folder with one for each",
+        metadata=written(metavar="PATH"),
+    )
+    composite: str | None = setting(
+        None,
+        doc="measure with the pixels of this video, or of this folder's, outside of the mask",
+        metadata=written(metavar="PATH"),
+    )
+    prompt: str = setting("", doc="what the videos should show, for the CLIP score")
+    token_pixels: int = setting(
+        TOKEN_PIXELS, ge=1, doc="side of a token in pixels; the margin is two tokens wide"
+    )
+    weights: WeightsConfig = group(WeightsConfig())
+    device: str = setting(
+        "auto", doc="auto, cpu, cuda or cuda:N", metadata=written(metavar="DEVICE")
+    )
+    output: str | None = setting(
+        None,
+        doc="write the values of every clip to this CSV file",
+        metadata=written("--output", "-o", metavar="FILE"),
+    )
+    answer: JsonConfig = group(JsonConfig())
+
+    def __attrs_post_init__(self) -> None:
+        """Make sure that there is a mask to composite with."""
+        if self.composite is not None and self.mask is None:
+            raise ConfigError("--composite needs a --mask", setting="mask")
 
 
 @frozen(kw_only=True)
@@ -114,12 +179,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         if Path(config.output).suffix.lower() != ".csv":
             raise ConfigError(f"{config.output} does not end in .csv", where="--output")
         check_writable(Path(config.output), option="--output")
-    tools = QualityTools(
-        lpips=_path(config.lpips),
-        video_features=_path(config.video_features),
-        clip=_path(config.clip),
-        device=choose_device(config.device),
-    )
+    tools = evolve(config.weights.tools(), device=choose_device(config.device))
     check_tools(tools)
     found = pairs(Path(config.gt), Path(config.pred))
     notes: list[str] = []
@@ -151,6 +211,11 @@ class _Taken:
 
 
 def _read(pair: Pair, config: EvaluateConfig, *, alone: bool) -> _Taken:
+    import numpy as np
+
+    from hetcache.media.masks import read_mask
+    from hetcache.media.video import read_video
+
     result = read_video(pair.pred, option="--pred").frames  # (F, H, W, 3)
     count, height, width, _ = result.shape
     # One frame more shows whether there are more, where the file itself does not say.
@@ -211,6 +276,8 @@ def _mean(values: list[Value]) -> Value:
 
 
 def _vfid(features: list[list[NDArray[np.floating[Any]] | None]]) -> Value:
+    import numpy as np
+
     truths, results = (
         [vector for vector in side if vector is not None] for side in zip(*features, strict=True)
     )
@@ -223,5 +290,76 @@ def _plain(values: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
     return {name: {"value": value.value, "note": value.note} for name, value in values.items()}
 
 
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
+def print_evaluation(found: Evaluation) -> None:
+    """Print the values for people: a table, and below it what could not be measured.
+
+    Args:
+        found: The values.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    overall = found.clips[0].metrics if len(found.clips) == 1 else found.mean
+    measured = [name for name in EVALUATED if overall[name].value is not None]
+    composited = ", with compositing" if found.composite else ""
+    frames = sum(clip.frames for clip in found.clips)
+    heading = f"{_count(len(found.clips), 'clip')}, {_count(frames, 'frame')}{composited}"
+    console.print(Text(heading, style="bold"), soft_wrap=True)
+    console.print(_table(found, measured))
+    for name, info in EVALUATED.items():
+        if name not in measured:
+            console.print(Text(f"{info.title}: {overall[name].note}"), soft_wrap=True)
+    info = METRICS["vfid"]
+    console.print(Text(f"{info.title}: {info.show(found.vfid)}"), soft_wrap=True)
+
+
+def _table(found: Evaluation, measured: Sequence[str]) -> Table:
+    """Put clips into rows and metrics into columns, with the units in their headings."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("")
+    for info in (EVALUATED[name] for name in measured):
+        heading = "\n".join(info.title.split(", "))
+        table.add_column(f"{heading}\n{ARROWS[info.better]} {info.unit}".rstrip(), justify="right")
+    rows = [(clip.name, clip.metrics) for clip in found.clips]
+    if len(rows) > 1:
+        rows.append((ALL, found.mean))
+    for name, metrics in rows:
+        if metrics is found.mean:
+            table.add_section()
+        cells = (evolve(EVALUATED[key], unit="").show(metrics[key]) for key in measured)
+        table.add_row(name, *cells)
+    return table
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def write_csv(found: Evaluation, path: Path) -> None:
+    """Write a row for every clip, and one over all; a metric without a value says why.
+
+    Args:
+        found: The values.
+        path: The file.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["clip", "frames", *EVALUATED, "vfid"])
+    for clip in found.clips:
+        rows.writerow(
+            [clip.name, clip.frames, *(_cell(clip.metrics[name]) for name in EVALUATED), ""]
+        )
+    frames = sum(clip.frames for clip in found.clips)
+    means = (_cell(found.mean[name]) for name in EVALUATED)
+    rows.writerow([ALL, frames, *means, _cell(found.vfid)])
+    write_text(path, text.getvalue())
+
+
+def _cell(value: Value) -> str:
+    return value.note if value.value is None else repr(value.value)

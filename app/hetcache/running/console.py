@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
-
-import typer
 
 from hetcache_core import Registry, discover
 from hetcache_core.errors import PluginWarning
 
-__all__ = ["find_plugins", "note", "one_line", "print_json"]
+__all__ = ["answer", "find_plugins", "note", "one_line", "print_json"]
 
 
 def one_line(text: object) -> str:
@@ -22,23 +21,35 @@ def one_line(text: object) -> str:
 
 def note(text: str, *, kind: str = "note") -> None:
     """Say something on stderr."""
-    typer.echo(f"{kind}: {one_line(text)}", err=True)
+    print(f"{kind}: {one_line(text)}", file=sys.stderr)  # noqa: T201 - the command line speaks
 
 
 def print_json(values: Mapping[str, Any] | list[Any]) -> None:
     """Print one JSON document on stdout."""
-    typer.echo(json.dumps(values, indent=2, allow_nan=False))
+    print(json.dumps(values, indent=2, allow_nan=False))  # noqa: T201 - the command line answers
 
 
-def find_plugins(*, quietly: bool = False) -> Registry:
-    """Find the installed plugins, with one line on stderr for each that cannot be used.
+def answer(made: Any, show: Callable[[], None], *, as_json: bool) -> None:
+    """Answer with JSON, or for people.
 
     Args:
-        quietly: Leave these lines out, where the plugins are listed with their errors anyway.
+        made: What a command has made; its ``to_dict`` is the JSON.
+        show: Prints it for people.
+        as_json: Which of the two.
+    """
+    if as_json:
+        print_json(made.to_dict())
+    else:
+        show()
+
+
+def find_plugins() -> tuple[Registry, tuple[str, ...]]:
+    """Find the installed plugins.
+
+    Returns:
+        What was found, and a line for each plugin that cannot be used.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default", PluginWarning)
         registry = discover()
-    for warning in () if quietly else caught:
-        note(str(warning.message), kind="warning")
-    return registry
+    return registry, tuple(one_line(warning.message) for warning in caught)

@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, Literal, final
 
-from hetcache_core import ConfigError
+from attrs import frozen
 
-__all__ = ["choose_device", "choose_dtype"]
+from hetcache.running.options import written
+from hetcache_core import ConfigError, setting
+
+__all__ = ["PlaceConfig", "Precision", "choose_device", "choose_dtype"]
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 DEVICE: Final = re.compile(r"cpu|cuda(:\d+)?")
+
+
+@final
+@frozen(kw_only=True)
+class PlaceConfig:
+    """Where a model runs, and in which precision: a group of options."""
+
+    device: str = setting(
+        "auto", doc="auto, cpu, cuda or cuda:N", metadata=written(metavar="DEVICE")
+    )
+    dtype: Precision = setting("auto", doc="precision; auto is bfloat16 on CUDA, float32 elsewhere")
+
+    def choose(self) -> tuple[str, str]:
+        """Return the device, and the name of the torch dtype.
+
+        Raises:
+            ConfigError: There is no such device.
+        """
+        device = choose_device(self.device)
+        return device, choose_dtype(self.dtype, device)
 
 
 def choose_device(asked: str, *, option: str = "--device") -> str:

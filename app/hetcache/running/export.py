@@ -4,30 +4,38 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from attrs import asdict, frozen
-from rich.console import Console
-from rich.text import Text
 
 from hetcache.media.files import check_folder
-from hetcache.running.export_config import ExportConfig
-from hetcache.running.run import load
-from hetcache_core import (
-    Backbone,
-    ConfigError,
-    LoadRequest,
-    PluginError,
-    Registry,
-    UnsupportedBackboneError,
-)
+from hetcache.running.groups import JsonConfig, ModelConfig
+from hetcache.running.options import written
+from hetcache_core import ConfigError, PluginError, UnsupportedBackboneError, setting
+from hetcache_core.settings.declare import group
 
-__all__ = ["Exported", "export", "print_export"]
+if TYPE_CHECKING:
+    from hetcache_core import Backbone, Registry
+
+__all__ = ["ExportConfig", "Exported", "export", "print_export"]
 
 EXPORTERS: Final = ("onnx", "onnxscript")
 """Libraries that torch exports with, looked for before a model is loaded."""
 
 MEBIBYTE: Final = 2**20
+
+
+@final
+@frozen(kw_only=True)
+class ExportConfig:
+    """One export, as it is asked for; its fields are the options of ``hetcache export``."""
+
+    output: str = setting(
+        doc="the folder to write; it must not exist yet, or be empty",
+        metadata=written("--output", "-o", metavar="FOLDER"),
+    )
+    model: ModelConfig = group(ModelConfig())
+    answer: JsonConfig = group(JsonConfig())
 
 
 @frozen(kw_only=True)
@@ -67,12 +75,15 @@ def export(config: ExportConfig, registry: Registry) -> Exported:
     Raises:
         HetCacheError: Something is wrong with what was asked for; nothing was written.
     """
+    from hetcache.running.run import load
+    from hetcache_core import LoadRequest
+
     output = Path(config.output).expanduser()
-    kind = registry.backbone(config.backbone)
-    if not _exports(kind):
+    backbone = config.model.find(registry)
+    if not _exports(type(backbone)):
         others = ", ".join(_exporting(registry)) or "none"
         raise UnsupportedBackboneError(
-            f"{config.backbone} cannot be exported to ONNX", remedy=f"These can: {others}."
+            f"{backbone.name} cannot be exported to ONNX", remedy=f"These can: {others}."
         )
     check_folder(output, option="--output")
     if output.exists() and any(output.iterdir()):
@@ -86,12 +97,13 @@ def export(config: ExportConfig, registry: Registry) -> Exported:
         raise UnsupportedBackboneError(
             f"Exporting needs {' and '.join(missing)}", remedy="Run: pip install 'hetcache[onnx]'"
         )
-    runner = load(kind(), LoadRequest(model=config.model, device="cpu", dtype="float32"), registry)
-    manifest = runner.backbone.export(runner.pipeline, output, model=config.model)
+    model = config.model.spec.model or None
+    runner = load(backbone, LoadRequest(model=model, device="cpu", dtype="float32"), registry)
+    manifest = runner.backbone.export(runner.pipeline, output, model=model)
     files = [path for path in output.rglob("*") if path.is_file()]
     return Exported(
         output=str(output),
-        backbone=config.backbone,
+        backbone=backbone.name,
         runs_with=str(manifest["runs_with"]),
         graphs=sum(path.suffix == ".onnx" for path in files),
         files=len(files),
@@ -102,6 +114,9 @@ def export(config: ExportConfig, registry: Registry) -> Exported:
 
 def print_export(made: Exported) -> None:
     """Print for people what was written, and how to run it."""
+    from rich.console import Console
+    from rich.text import Text
+
     console = Console()
     size = f"{made.bytes / MEBIBYTE:.1f} MiB"
     title = f"{made.backbone}: {made.graphs} graphs, {size}"
@@ -116,6 +131,8 @@ def print_export(made: Exported) -> None:
 
 
 def _exports(kind: type[Backbone]) -> bool:
+    from hetcache_core import Backbone
+
     return kind.export is not Backbone.export
 
 

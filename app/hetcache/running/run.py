@@ -6,10 +6,11 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, frozen
 
+from hetcache.running.specs import RANDOM, REFERENCE
 from hetcache_core import ConfigError, ContractError, LoadRequest, accelerate
 from hetcache_core.session import StepCallback
 from hetcache_core.settings.declare import build
@@ -28,10 +29,7 @@ if TYPE_CHECKING:
         Trace,
     )
 
-__all__ = ["REFERENCE", "PolicyChoice", "RunResult", "Runner", "check_policy", "load"]
-
-REFERENCE: Final = "none"
-"""The policy that runs everything in full."""
+__all__ = ["PolicyChoice", "RunResult", "Runner", "check_policy", "load"]
 
 
 @frozen(kw_only=True)
@@ -175,16 +173,26 @@ def load(
 
     Args:
         backbone: The adapter.
-        request: Checkpoint, device and precision.
+        request: Checkpoint or ``RANDOM``, device and precision.
         registry: Where policies are looked up.
         compiles: Whether the model's blocks are to be run with ``torch.compile``.
 
     Raises:
         UnsupportedBackboneError: A library or a file is missing.
+        ConfigError: A random model is asked for, and the backbone has none.
     """
     begun = time.perf_counter()
     with redirect_stdout(sys.stderr):
-        pipeline = backbone.load(request)
+        if request.model == RANDOM:
+            pipeline = backbone.stand_in(evolve(request, model=None))
+        else:
+            pipeline = backbone.load(request)
+    if pipeline is None:
+        raise ConfigError(
+            f"the backbone {backbone.name} has no random model",
+            where="--backbone",
+            remedy=f"Name a checkpoint: {backbone.name}=FOLDER_OR_HUB_ID.",
+        )
     return Runner(
         backbone=backbone,
         pipeline=pipeline,

@@ -243,7 +243,7 @@ def test_all_backbones_in_one_command_and_what_one_cannot_carry_is_a_row(
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
     names = ("wan-vace", "wan-vace-diffusers", "ltx-video")
-    backbones = ",".join(("tiny-vace", *(f"{name}=stand-in" for name in names)))
+    backbones = ",".join(("tiny-vace", *(f"{name}=random" for name in names)))
     policies = "hetcache,fastercache-cfg,pab@2x,fewer-steps@2x"
     output = tmp_path / "results"
     assert compare(output, "--backbones", backbones, "--policies", policies, "--frames", "9") == 0
@@ -259,7 +259,7 @@ def test_all_backbones_in_one_command_and_what_one_cannot_carry_is_a_row(
     assert "decides no whole steps" in refused["tiny-vace", "pab 2x"]
     fewer = rows["tiny-vace", "fewer-steps 2x"]
     assert (fewer.flops * 2, fewer.target_speedup) == (fewer.flops_full, 2.0)
-    assert rows["wan-vace", "none"].key.model == "stand-in"
+    assert rows["wan-vace", "none"].key.model == "random"
 
 
 def test_a_run_without_memory_for_its_cache_is_a_row(here: None, tmp_path: Path) -> None:
@@ -594,7 +594,7 @@ GOOD = {"--clips": CLIP, "--policies": "pab", "--steps": "1", "--frames": "5"}
         ({"--backbones": "tiny"}, "did you mean 'tiny-vace'"),
         ({"--backbones": "tiny-vace=nowhere.safetensors"}, "nowhere.safetensors is not a file"),
         ({"--backbones": "wan-vace"}, "wan-vace needs a checkpoint"),
-        ({"--backbones": "tiny-vace,ltx-video=stand-in"}, "5 frames do not fit all backbones"),
+        ({"--backbones": "tiny-vace,ltx-video=random"}, "5 frames do not fit all backbones"),
         ({"--clips": "builtn"}, "did you mean 'builtin'"),
         ({"--clips": "builtin:tiny-*"}, "the clip set builtin has no clip 'tiny-*'"),
         ({"--clips": "{files}/empty"}, "holds no clips"),

@@ -18,7 +18,7 @@ from hetcache.comparison.plan.grid import Grid, SizedClip
 from hetcache.comparison.plan.grids import GRIDS
 from hetcache.comparison.plan.planning import choose_policies
 from hetcache.comparison.plan.sizes import Size, check_size, join, modest, scaled
-from hetcache.comparison.plan.specs import (
+from hetcache.running.specs import (
     BackboneSpec,
     PolicySpec,
     check_policy_spec,
@@ -122,9 +122,9 @@ def test_settings_of_joined_policies_are_checked_by_their_owner() -> None:
 
 
 def test_backbones_are_read_with_their_models() -> None:
-    assert parse_backbones("tiny-vace, wan-vace=stand-in,ltx-video=/models/a=b") == (
+    assert parse_backbones("tiny-vace, wan-vace=random,ltx-video=/models/a=b") == (
         BackboneSpec(name="tiny-vace"),
-        BackboneSpec(name="wan-vace", model="stand-in"),
+        BackboneSpec(name="wan-vace", model="random"),
         BackboneSpec(name="ltx-video", model="/models/a=b"),
     )
 
@@ -263,7 +263,7 @@ def sized(name: str) -> SizedClip:
 
 def test_a_unit_goes_round_by_round_with_the_uncached_run_first() -> None:
     grid = Grid(
-        backbones=parse_backbones("tiny-vace,ltx-video=stand-in"),
+        backbones=parse_backbones("tiny-vace,ltx-video=random"),
         policies=choose_policies(parse_policies("pab,teacache"), (2.0,), [MODEL], REGISTRY),
         clips=(sized("a"), sized("b")),
         seeds=(0, 7),
@@ -281,7 +281,7 @@ def test_a_unit_goes_round_by_round_with_the_uncached_run_first() -> None:
     assert runs == [(r, label) for r in (0, 1) for label in ("none", "pab 2x", "teacache 2x")]
     keys = grid.all_keys()
     assert len({key.id for key in keys}) == len(keys) == 8 * 6
-    assert {key.model for key in keys} == {"", "stand-in"}
+    assert {key.model for key in keys} == {"", "random"}
 
 
 def test_clips_that_differ_in_a_pixel_have_another_digest() -> None:

@@ -8,9 +8,10 @@ from typing import Final
 
 from attrs import field, frozen
 
-from hetcache.comparison.results.folder import REFERENCE, Results, Row
+from hetcache.comparison.results.folder import Results, Row
 from hetcache.comparison.results.lines import Setting, Summary
 from hetcache.comparison.results.summary import front
+from hetcache.running.specs import REFERENCE
 
 __all__ = ["Scene", "choose", "embedded_size", "find_scenes", "only", "video_of"]
 

@@ -10,8 +10,8 @@ from attrs import evolve, frozen
 from hetcache.comparison.plan.clips import ClipSource
 from hetcache.comparison.plan.footage import Footage
 from hetcache.comparison.plan.sizes import Size
-from hetcache.comparison.plan.specs import BackboneSpec, PolicySpec
 from hetcache.comparison.results.folder import RowKey
+from hetcache.running.specs import BackboneSpec, PolicySpec
 
 __all__ = ["Grid", "SizedClip", "Unit"]
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from attrs import frozen
 
-from hetcache.comparison.plan.specs import ALL, PRESETS
+from hetcache.running.specs import ALL, PRESETS
 
 __all__ = ["GRIDS", "ReadyGrid"]
 

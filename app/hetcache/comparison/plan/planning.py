@@ -14,8 +14,9 @@ from hetcache.comparison.plan.finding import find_clips
 from hetcache.comparison.plan.grid import Grid, SizedClip
 from hetcache.comparison.plan.grids import GRIDS, ReadyGrid
 from hetcache.comparison.plan.sizes import check_size, join, scaled
-from hetcache.comparison.plan.specs import (
+from hetcache.running.specs import (
     ALL,
+    REFERENCE,
     BackboneSpec,
     PolicySpec,
     check_policy_spec,
@@ -23,7 +24,6 @@ from hetcache.comparison.plan.specs import (
     parse_numbers,
     parse_policies,
 )
-from hetcache.comparison.results.folder import REFERENCE
 from hetcache_core import ConfigError
 from hetcache_core.settings.declare import build
 
@@ -203,10 +203,12 @@ def _sized(
     """Find the sizes of the clips, and read each once."""
     geometries = {name: adapter.geometry for name, adapter in adapters.items()}
     joint = join(geometries)
-    check_size(geometries, frames=config.frames, height=config.height, width=config.width)
+    check_size(
+        geometries, frames=config.given.frames, height=config.given.height, width=config.given.width
+    )
     clips = []
     for source in sources:
-        base = source.size(joint, config.frames, config.height, config.width)
+        base = source.size(joint, config.given.frames, config.given.height, config.given.width)
         sizes = {
             scaled(base, joint, frames=frames, side=side): None
             for frames in ready.frames

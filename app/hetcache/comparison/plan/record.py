@@ -12,12 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import asdict
-
 from hetcache.comparison.config import CompareConfig
 from hetcache.comparison.plan.planning import Wanted
 from hetcache.comparison.results.folder import Results
 from hetcache_core import ConfigError
+from hetcache_core.settings.declare import values_of
 
 __all__ = [
     "arguments_of",
@@ -61,7 +60,7 @@ def comparison_there(results: Results, *, resume: bool) -> dict[str, Any] | None
 
 def arguments_of(config: CompareConfig, wanted: Wanted) -> dict[str, Any]:
     """Return the options of a comparison, for JSON."""
-    plain = asdict(config, filter=lambda attribute, _: attribute.name != "resume")
+    plain = {n: value for n, value in values_of(config).items() if n not in {"resume", "json"}}
     return {**plain, "clip_set": dict(wanted.clip_set) if wanted.clip_set else None}
 
 

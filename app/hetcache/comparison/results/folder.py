@@ -36,18 +36,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from attrs import NOTHING, Attribute, asdict, evolve, field, fields, frozen
 
 from hetcache.media.files import write_text
+from hetcache.running.specs import REFERENCE
 from hetcache_core import ConfigError
 
 if TYPE_CHECKING:
     from hetcache_core import Trace
 
-__all__ = ["COLUMNS", "REFERENCE", "Results", "Row", "RowKey"]
+__all__ = ["COLUMNS", "Results", "Row", "RowKey"]
 
 SCHEMA_VERSION: Final = 1
 """Raised whenever a reader of older folders would misread a newer one."""
-
-REFERENCE: Final = "none"
-"""Policy of the uncached run, the reference that all others are held against."""
 
 ID_DIGITS: Final = 10
 

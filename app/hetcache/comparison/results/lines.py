@@ -9,7 +9,8 @@ from typing import Any, Final, Literal
 
 from attrs import asdict, field, frozen
 
-from hetcache.comparison.results.folder import REFERENCE, Row
+from hetcache.comparison.results.folder import Row
+from hetcache.running.specs import REFERENCE
 
 __all__ = [
     "FIDELITY",

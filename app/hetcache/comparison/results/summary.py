@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean, median
 from typing import Final
 
-from hetcache.comparison.results.folder import REFERENCE, Results, Row, RowKey
+from hetcache.comparison.results.folder import Results, Row, RowKey
 from hetcache.comparison.results.lines import (
     Line,
     MetricSummary,
@@ -31,6 +31,7 @@ from hetcache.comparison.results.lines import (
     Summary,
 )
 from hetcache.quality.types import METRICS
+from hetcache.running.specs import REFERENCE
 
 __all__ = ["IDENTICAL", "front", "summarize"]
 

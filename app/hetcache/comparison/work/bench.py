@@ -8,10 +8,7 @@ that it may run on another machine.
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +20,14 @@ from hetcache.comparison.plan.footage import (
     frames_to_bytes,
     video_to_bytes,
 )
-from hetcache.comparison.plan.specs import STAND_IN, BackboneSpec, PolicySpec
-from hetcache.comparison.results.folder import REFERENCE, Row, RowKey
+from hetcache.comparison.results.folder import Row, RowKey
 from hetcache.comparison.work.frame_errors import frame_psnr
 from hetcache.comparison.work.tasks import Done, Found
 from hetcache.quality.measure import QualityTools, check_tools, measure_quality, video_features
 from hetcache.running.device import choose_device, choose_dtype
-from hetcache.running.limits import LimitsConfig, store_settings
-from hetcache.running.run import PolicyChoice, Runner, RunResult
+from hetcache.running.limits import CacheConfig, store_settings
+from hetcache.running.run import PolicyChoice, Runner, RunResult, load
+from hetcache.running.specs import REFERENCE, BackboneSpec, PolicySpec
 from hetcache_core import CacheStateError, ConfigError, EditRequest, HetCacheError, LoadRequest
 from hetcache_core.session import resolve_policy
 
@@ -52,7 +49,7 @@ class BenchSettings:
         device: "auto", "cpu", "cuda" or "cuda:N".
         dtype: "auto" or a precision.
         threads: Threads of the CPU, or None for torch's own choice.
-        limits: How the cache is kept.
+        cache: How the cache is kept.
         tools: Files of weights for metrics; they run on the device of the model.
         composite: Measure after the video's own pixels were put back outside of the mask.
         cfg_scale: Strength of the guidance, or None for the backbone's own.
@@ -62,7 +59,7 @@ class BenchSettings:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
-    limits: LimitsConfig = field(factory=LimitsConfig)
+    cache: CacheConfig = field(factory=CacheConfig)
     tools: QualityTools = field(factory=QualityTools)
     composite: bool = False
     cfg_scale: float | None = None
@@ -218,7 +215,7 @@ class Bench:
             settings=policy.settings,
             preset=policy.preset,
             target_speedup=policy.target_speedup,
-            store=store_settings(self.settings.limits),
+            store=store_settings(self.settings.cache),
         )
         if policy.target_speedup is None:
             return choice
@@ -251,24 +248,7 @@ class Bench:
             device=device,
             dtype=choose_dtype(self.settings.dtype, device),
         )
-        begun = time.perf_counter()
-        with redirect_stdout(sys.stderr):
-            if spec.model == STAND_IN:
-                pipeline = backbone.stand_in(evolve(request, model=None))
-            else:
-                pipeline = backbone.load(request)
-        if pipeline is None:
-            raise ConfigError(
-                f"the backbone {spec.name} has no stand-in",
-                where="--backbones",
-                remedy=f"Name a checkpoint: {spec.name}=FOLDER_OR_HUB_ID.",
-            )
-        self._runner = Runner(
-            backbone=backbone,
-            pipeline=pipeline,
-            registry=self.registry,
-            load_seconds=time.perf_counter() - begun,
-        )
+        self._runner = load(backbone, request, self.registry)
         self._spec = spec
         return self._runner
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 from hetcache.comparison.plan.footage import Footage, video_to_bytes
 from hetcache.comparison.plan.grid import Unit
-from hetcache.comparison.plan.specs import PolicySpec
 from hetcache.comparison.results.folder import Results, Row, RowKey
 from hetcache.comparison.work.frame_errors import FRAME_PSNR
 from hetcache.comparison.work.tasks import Done
 from hetcache.media.files import replacing, write_text
+from hetcache.running.specs import PolicySpec
 
 __all__ = ["Desk", "Failure", "write_array", "write_bytes", "write_clip", "write_features"]
 

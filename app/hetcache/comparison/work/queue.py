@@ -7,11 +7,11 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Final
 
 from hetcache.comparison.plan.grid import Unit
-from hetcache.comparison.plan.specs import BackboneSpec
-from hetcache.comparison.results.folder import REFERENCE, Row
+from hetcache.comparison.results.folder import Row
 from hetcache.comparison.work.desk import Desk, Failure, write_bytes, write_features
 from hetcache.comparison.work.tasks import Done, Examine, Found, Open, Reference, Run, Task
 from hetcache.comparison.work.workers import Answer, Crew, Died, Worker
+from hetcache.running.specs import REFERENCE, BackboneSpec
 from hetcache_core import ConfigError
 
 __all__ = ["examine", "run_units"]

@@ -88,7 +88,7 @@ class RayCrew(Crew):
             ray: Any = import_module("ray")
         except ImportError as error:
             raise ConfigError(
-                "Ray is not installed", where="--engine", remedy="Run: pip install 'hetcache[ray]'"
+                "Ray is not installed", where="--workers", remedy="Run: pip install 'hetcache[ray]'"
             ) from error
         self._ray = ray
         new = self.address is None

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, final
 from attrs import field, frozen
 
 from hetcache.comparison.plan.footage import Footage
-from hetcache.comparison.plan.specs import BackboneSpec, PolicySpec
 from hetcache.comparison.results.folder import Row, RowKey
+from hetcache.running.specs import BackboneSpec, PolicySpec
 
 if TYPE_CHECKING:
     import numpy as np

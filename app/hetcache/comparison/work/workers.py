@@ -1,4 +1,4 @@
-"""What runs a comparison's tasks: workers that come, answer, and may die; one engine makes them."""
+"""What runs a comparison's tasks: workers that come, answer, and may die."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is compared, as short texts on the command line: policies, backbones and numbers."""
+"""Policies, backbones and numbers, as short texts on the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Final, TypeVar
 
 from attrs import evolve, field, frozen
 
-from hetcache.comparison.results.folder import REFERENCE
 from hetcache_core import ConfigError, Registry
 from hetcache_core.errors import nearest_name
 from hetcache_core.session import check_target
@@ -17,7 +16,8 @@ from hetcache_core.settings.declare import build, describe, parse_assignments
 
 __all__ = [
     "ALL",
-    "STAND_IN",
+    "RANDOM",
+    "REFERENCE",
     "BackboneSpec",
     "PolicySpec",
     "check_policy_spec",
@@ -33,8 +33,11 @@ Number = TypeVar("Number", int, float)
 ALL: Final = "all"
 """Stands for every policy that runs on the backbones without a calibration."""
 
-STAND_IN: Final = "stand-in"
-"""Stands for a backbone's small random model, instead of a checkpoint."""
+REFERENCE: Final = "none"
+"""The policy that runs everything in full: what others are held against."""
+
+RANDOM: Final = "random"
+"""Stands for a backbone's small random model, in place of a checkpoint."""
 
 PRESETS: Final = ("quality", "balanced", "fast")
 TARGET: Final = re.compile(r"(?P<number>\d+(\.\d+)?)x")
@@ -47,7 +50,7 @@ class BackboneSpec:
 
     Attributes:
         name: Name of the backbone.
-        model: Checkpoint, ``STAND_IN``, or "" for the backbone's own.
+        model: Checkpoint, ``RANDOM``, or "" for the backbone's own.
     """
 
     name: str
@@ -60,7 +63,7 @@ class BackboneSpec:
 
 @frozen(kw_only=True)
 class PolicySpec:
-    """A policy as a comparison runs it.
+    """A policy with its settings in one text.
 
     Attributes:
         name: Its name, or several joined by "+".
@@ -178,7 +181,7 @@ def parse_backbones(text: str, *, option: str = "--backbones") -> tuple[Backbone
                 f"cannot read {part!r}",
                 where=option,
                 given=part,
-                remedy=f"Write NAME, NAME=CHECKPOINT or NAME={STAND_IN}.",
+                remedy=f"Write NAME, NAME=CHECKPOINT or NAME={RANDOM}.",
             )
         specs.append(BackboneSpec(name=name, model=model))
     if not specs:

@@ -1,0 +1,166 @@
+"""Groups of options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, final
+
+import attrs
+from attrs import evolve, frozen
+
+from hetcache.running.options import written
+from hetcache.running.specs import BackboneSpec, PolicySpec, parse_backbones, parse_policies
+from hetcache_core import ConfigError, setting
+
+if TYPE_CHECKING:
+    from hetcache.running.limits import CacheConfig, LimitsConfig
+    from hetcache.running.run import PolicyChoice
+    from hetcache_core import Backbone, Registry
+
+__all__ = ["FramesConfig", "JsonConfig", "ModelConfig", "PolicyConfig", "Preset"]
+
+Preset = Literal["quality", "balanced", "fast"]
+
+
+@final
+@frozen(kw_only=True)
+class JsonConfig:
+    """How a command answers."""
+
+    json: bool = setting(default=False, doc="print JSON, and nothing else, on stdout")
+
+
+@final
+@frozen(kw_only=True)
+class ModelConfig:
+    """Which model runs."""
+
+    backbone: str = setting(
+        "tiny-vace",
+        doc="the model: NAME, or NAME=random for a small random model of its classes; `hetcache "
+        "backbones` lists them",
+    )
+    model: str | None = setting(
+        None,
+        doc="folder or hub id of a checkpoint",
+        metadata=written(unset="the backbone's own"),
+    )
+
+    @property
+    def spec(self) -> BackboneSpec:
+        """The backbone and its model.
+
+        Raises:
+            ConfigError: It cannot be read, names several, or names its model twice.
+        """
+        spec, *others = parse_backbones(self.backbone, option="--backbone")
+        if others or (spec.model and self.model):
+            both = f"{self.backbone!r} names the model, and so does --model {self.model}"
+            several = f"{self.backbone!r} names {1 + len(others)} backbones, and a run has one"
+            raise ConfigError(several if others else both, where="--backbone")
+        return spec if self.model is None else evolve(spec, model=self.model)
+
+    def find(self, registry: Registry) -> Backbone:
+        """Look up the backbone.
+
+        Args:
+            registry: Where it is looked up.
+
+        Raises:
+            HetCacheError: There is no such backbone, or it does not know the checkpoint.
+        """
+        spec = self.spec
+        return registry.backbone(spec.name)().for_model(spec.model or None)
+
+
+@final
+@frozen(kw_only=True)
+class PolicyConfig:
+    """Which policy runs, and how it is set."""
+
+    policy: str = setting(
+        "auto",
+        doc="the caching policy, or several joined by +, also as NAME@fast, NAME@3x or "
+        "NAME:setting=value;setting=value; `hetcache policies` lists them",
+    )
+    preset: Preset | None = setting(
+        None, doc="settings of the policy, and the share of FLOPs to compute"
+    )
+    settings: Mapping[str, object] = attrs.field(
+        factory=dict,
+        metadata={"doc": "a setting of the policy, on top of the preset", **written("--set")},
+    )
+
+    def choose(self, limits: LimitsConfig, cache: CacheConfig, steps: int) -> PolicyChoice:
+        """Put the policy, its settings and what holds whatever it says together.
+
+        Args:
+            limits: What the run may spend.
+            cache: How the cache is kept.
+            steps: Steps of the run.
+
+        Raises:
+            ConfigError: The policy's text cannot be read, names several policies, or repeats another
+                option; or a limit does not go with the run.
+        """
+        from hetcache.running.limits import guards, store_settings
+        from hetcache.running.run import PolicyChoice
+
+        spec = self._spec()
+        for name, value in (("preset", self.preset), ("target_speedup", limits.target_speedup)):
+            if None not in {getattr(spec, name), value}:
+                option = "--" + name.replace("_", "-")
+                raise ConfigError(f"{self.policy!r} goes with no {option}", where="--policy")
+        asked = limits.target_speedup if spec.target_speedup is None else spec.target_speedup
+        return PolicyChoice(
+            name=spec.name,
+            settings={**spec.settings, **self.settings},
+            preset=spec.preset or self.preset,
+            target_speedup=asked,
+            guards=guards(limits, steps),
+            store=store_settings(cache),
+        )
+
+    def _spec(self) -> PolicySpec:
+        if not {":", "@"} & {*self.policy}:
+            return PolicySpec(name=self.policy)
+        spec, *others = parse_policies(self.policy, option="--policy")
+        if others:
+            raise ConfigError(
+                f"{self.policy!r} names {1 + len(others)} policies, and a run has one",
+                where="--policy",
+                remedy="Join policies that go together by +; hetcache compare runs several.",
+            )
+        return spec
+
+
+@final
+@frozen(kw_only=True)
+class FramesConfig:
+    """What the model is given: length, size, guidance, and its library's own arguments."""
+
+    frames: int | None = setting(
+        None, ge=1, doc="how many frames", metadata=written(unset="the model's own number")
+    )
+    height: int | None = setting(
+        None,
+        ge=1,
+        doc="height that the model works at",
+        metadata=written(unset="what fits the video"),
+    )
+    width: int | None = setting(
+        None,
+        ge=1,
+        doc="width that the model works at",
+        metadata=written(unset="what fits the video"),
+    )
+    cfg_scale: float | None = setting(
+        None,
+        ge=0,
+        doc="strength of the guidance; 1 goes without",
+        metadata=written(unset="the model's own"),
+    )
+    options: Mapping[str, Any] = attrs.field(
+        factory=dict,
+        metadata={"doc": "an argument of the model library's own call", **written("--option")},
+    )

@@ -1,0 +1,218 @@
+"""What is asked for: options, keys of a file and Python arguments become one config object.
+
+A config is an attrs class whose fields are declared with ``hetcache_core.setting``. Their names, types,
+defaults, ranges and texts are the options' own; what a field cannot say of itself is ``written`` beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
+
+from attrs import frozen
+
+from hetcache_core import ConfigError
+from hetcache_core.errors import NOT_GIVEN
+from hetcache_core.settings.declare import Declared, build, declared, parse_assignments
+from hetcache_core.settings.fitting import NUMBER
+
+__all__ = [
+    "Written",
+    "from_text",
+    "is_mapping",
+    "make",
+    "option_of",
+    "takes_text",
+    "written",
+    "written_of",
+]
+
+T = TypeVar("T")
+
+_KEY: Final = "hetcache option"
+
+
+@frozen(kw_only=True)
+class Written:
+    """How an option is written, where its name and type do not say it.
+
+    Attributes:
+        flags: What is typed in place of ``--name``.
+        metavar: What stands for its value.
+        unset: What holds without it, in words, where its default says nothing.
+        read: Reads its text; called with the text and the option. By default the text is the value.
+        positional: It is no option, but follows the command.
+    """
+
+    flags: tuple[str, ...] = ()
+    metavar: str = ""
+    unset: str = ""
+    read: Callable[[str, str], object] | None = None
+    positional: bool = False
+
+
+def written(
+    *flags: str,
+    metavar: str = "",
+    unset: str = "",
+    read: Callable[[str, str], object] | None = None,
+    positional: bool = False,
+) -> dict[str, object]:
+    """Say how an option is written, as ``metadata`` of its ``setting``; see ``Written``."""
+    return {
+        _KEY: Written(flags=flags, metavar=metavar, unset=unset, read=read, positional=positional)
+    }
+
+
+def written_of(info: Declared) -> Written:
+    """Return how an option is written."""
+    said = info.metadata.get(_KEY, Written())
+    if not isinstance(said, Written):
+        raise TypeError(f"{info.name} is not written by written()")
+    return said
+
+
+def option_of(info: Declared) -> str:
+    """Return what is typed for an option, for messages."""
+    flags = written_of(info).flags
+    return next((f for f in flags if f.startswith("--")), "--" + info.name.replace("_", "-"))
+
+
+def make(
+    config: type[T],
+    given: Mapping[str, Any],
+    *,
+    where: str,
+    file: str | os.PathLike[str] | None = None,
+) -> T:
+    """Put what was given and a configuration file together, check it, and make a config of it.
+
+    Args:
+        config: The class.
+        given: What was given, by the names of the fields. Texts are read as those of options are.
+        where: What it is for, for messages: ``"hetcache edit"``.
+        file: A YAML file with any of the same keys; what was given wins, in mappings name by name.
+
+    Raises:
+        ConfigError: A key is unknown, missing, of the wrong type or out of range.
+    """
+    settings = declared(config)
+    from_file = {} if file is None else _read_yaml(Path(file))
+    values = {**from_file, **given}
+    for name, value in given.items():
+        base = from_file.get(name)
+        if isinstance(base, Mapping) and isinstance(value, Mapping):
+            values[name] = {**base, **value}
+    missing = [
+        option_of(info)
+        for name, info in settings.items()
+        if info.default is NOT_GIVEN and name not in values
+    ]
+    if missing and values.keys() <= settings.keys():
+        raise ConfigError(
+            f"missing {', '.join(missing)}",
+            where=where,
+            setting=missing[0].removeprefix("--"),
+            remedy="" if file is None else f"Give each as an option, or as a key of {file}.",
+        )
+    try:
+        read = {n: _read(v, settings[n]) if n in settings else v for n, v in values.items()}
+        return build(config, read, where=where)
+    except ConfigError as error:
+        if error.setting in from_file and error.setting not in given:
+            error.where = str(file)
+        raise
+
+
+def _read(value: object, info: Declared) -> object:
+    """Turn a text or a path into the value that is meant."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str):
+        return value
+    read = written_of(info).read
+    if read is not None:
+        return read(value, option_of(info))
+    return value
+
+
+def from_text(text: str | list[str], info: Declared) -> object:
+    """Turn what a command line has for an option into a value; what it must be is checked later.
+
+    Args:
+        text: The text; all of them where the option is repeated.
+        info: The option.
+
+    Raises:
+        ConfigError: The text cannot be read.
+    """
+    if isinstance(text, list):
+        return _assignments(text, option_of(info)) if is_mapping(info) else text
+    if written_of(info).read is not None or takes_text(info.hint):
+        return text
+    parts = text.split(",") if get_origin(info.hint) is tuple else [text]
+    if not all(NUMBER.fullmatch(part.strip()) for part in parts):
+        one, many = (
+            "Write a number, such as 3 or 0.1.",
+            "Write numbers joined by commas, such as 3,7.",
+        )
+        raise ConfigError(
+            f"cannot read {text!r} as {info.name.replace('_', ' ')}",
+            where=option_of(info),
+            setting=info.name,
+            given=text,
+            remedy=many if get_origin(info.hint) is tuple else one,
+        )
+    numbers = [int(part) if part.strip().isdigit() else float(part) for part in parts]
+    return numbers if get_origin(info.hint) is tuple else numbers[0]
+
+
+def takes_text(hint: Any) -> bool:
+    """Tell whether a text may be a value of this type as it stands."""
+    if (
+        hint is str
+        or get_origin(hint) is Literal
+        or (isinstance(hint, type) and issubclass(hint, Enum))
+    ):
+        return True
+    return any(takes_text(argument) for argument in get_args(hint))
+
+
+def is_mapping(info: Declared) -> bool:
+    """Tell whether an option holds several values by name."""
+    return get_origin(info.hint) is Mapping
+
+
+def _assignments(texts: list[str], option: str) -> dict[str, object]:
+    try:
+        return parse_assignments(texts)
+    except ConfigError as error:
+        error.where = option
+        raise
+
+
+def _read_yaml(path: Path) -> dict[str, object]:
+    """Read a configuration file: its values by key, with ``-`` in keys written ``_``.
+
+    Raises:
+        ConfigError: It cannot be read, or holds something else.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror or error}", where="--config"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no YAML: {error}", where="--config") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path} holds no keys", where="--config", remedy="Write lines such as steps: 20."
+        )
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
