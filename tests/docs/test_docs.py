@@ -18,6 +18,7 @@ import pytest
 from attrs import fields, frozen
 
 import hetcache_core
+from hetcache_core import discover
 from hetcache_core.plugins import hookspecs
 
 ROOT = Path(__file__).parents[2]
@@ -132,9 +133,9 @@ def test_the_python_blocks_of_a_page_pass_a_strict_type_check(
 
 
 def the_command_line() -> Any:
-    typer_main = pytest.importorskip("typer.main")
-    cli = pytest.importorskip("hetcache.cli.main")
-    return typer_main.get_command(cli.app)
+    pytest.importorskip("typer")
+    commands = import_module("hetcache.cli.commands")
+    return commands.command_line(discover())
 
 
 def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -203,10 +204,13 @@ def test_the_page_on_the_command_line_lists_exactly_the_keys_of_the_json_output(
 def test_the_configuration_file_shown_is_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = pytest.importorskip("hetcache.editing.config")
+    pytest.importorskip("yaml")
+    config = import_module("hetcache.editing.config")
+    options = import_module("hetcache.running.options")
     monkeypatch.chdir(tmp_path)
     write_files(DOCS / "cli.md", tmp_path)
-    assert config.make_config({}, "run.yaml").settings == {"context_ratio": 0.3}
+    made = options.make(config.EditConfig, {}, where="hetcache edit", file="run.yaml")
+    assert made.policy.settings == {"context_ratio": 0.3}
 
 
 def hooks() -> list[tuple[str, str]]:

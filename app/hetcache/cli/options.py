@@ -113,7 +113,8 @@ def _metavar(hint: Any) -> str:
     if hint in METAVARS:
         return METAVARS[hint]
     if get_origin(hint) in {Union, types.UnionType}:
-        return "|".join(dict.fromkeys(_metavar(arm) for arm in get_args(hint)))
+        arms = (arm for arm in get_args(hint) if arm is not types.NoneType)
+        return "|".join(dict.fromkeys(_metavar(arm) for arm in arms))
     return "CHOICE"
 
 

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from hetcache.cli.main import main
-from hetcache.editing.config import EditConfig, make_config
+from hetcache.editing.config import EditConfig
 from hetcache.media.video import read_video, write_video
+from hetcache.running.options import make
+from hetcache.running.run import PolicyChoice
 from hetcache_core import Calibration, ConfigError, Mode, accelerate, discover
 from hetcache_core.records.trace import Trace
 from hetcache_core.testing import scripted, tiny_case
@@ -204,14 +206,16 @@ def test_a_calibration_file_is_not_needed_any_more(policy: str, tmp_path: Path) 
     assert torch.equal(again, result)
 
 
-def config(**given: object) -> EditConfig:
-    return make_config({"video": "v", "mask": "m", "output": "o.mp4", **given})
+def choice(**given: object) -> PolicyChoice:
+    files = {"video": "v", "mask": "m", "output": "o.mp4"}
+    asked = make(EditConfig, {**files, **given}, where="hetcache edit")
+    return asked.policy.choose(asked.limits, asked.cache, asked.steps)
 
 
 def test_a_policy_may_bring_its_settings_in_its_text() -> None:
-    asked = config(policy="teacache@fast:threshold=2")
-    assert (asked.policy, asked.preset, asked.settings) == ("teacache", "fast", {"threshold": 2})
-    asked = config(policy="hetcache@3x:rho=2;margin=1", settings={"margin": 2})
+    asked = choice(policy="teacache@fast:threshold=2")
+    assert (asked.name, asked.preset, asked.settings) == ("teacache", "fast", {"threshold": 2})
+    asked = choice(policy="hetcache@3x:rho=2;margin=1", settings={"margin": 2})
     assert (asked.target_speedup, asked.settings) == (3.0, {"rho": 2, "margin": 2})
 
 
@@ -226,4 +230,4 @@ def test_a_policy_may_bring_its_settings_in_its_text() -> None:
 )
 def test_a_text_that_cannot_be_meant_is_refused(given: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        config(**given)
+        choice(**given)

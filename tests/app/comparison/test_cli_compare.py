@@ -577,7 +577,7 @@ def test_two_workers_on_a_local_ray_cluster_make_the_same_rows(
             hetcache.comparison.compare, "_crew", lambda _config, settings: Hands(settings)
         )
         assert compare(tmp_path / "here", *options) == 0
-    assert compare(tmp_path / "ray", *options, "--engine", "ray", "--workers", "2") == 0
+    assert compare(tmp_path / "ray", *options, "--workers", "ray:2") == 0
     same_but_for_the_clock(tmp_path / "ray", tmp_path / "here")
 
 
@@ -628,8 +628,8 @@ GOOD = {"--clips": CLIP, "--policies": "pab", "--steps": "1", "--frames": "5"}
         ({"--seeds": "a"}, "cannot read 'a'"),
         ({"--target-speedups": "0.5"}, "cannot read '0.5'"),
         ({"--repeat": "0"}, "repeat must be"),
-        ({"--engine": "slurm"}, "engine must be"),
-        ({"--ray-address": "auto"}, "goes with --engine ray"),
+        ({"--workers": "slurm"}, "workers must be"),
+        ({"--ray-address": "auto"}, "goes with --workers ray"),
         ({"--device": "gpu"}, "there is no device 'gpu'"),
         ({"--lpips": "nowhere.pth"}, "there is no nowhere.pth"),
         ({"--lpips": "{files}/noise.mp4"}, "--lpips"),

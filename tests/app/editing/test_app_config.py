@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,20 +11,20 @@ from hetcache_core.errors import ConfigError
 
 pytest.importorskip("yaml")
 
-from hetcache.editing.config import (
-    CalibrateConfig,
-    DemoConfig,
-    EditConfig,
-    assignments,
-    make_calibrate_config,
-    make_config,
-    make_demo_config,
-    option_help,
-)
+from hetcache.editing.config import CalibrateConfig, DemoConfig, EditConfig
 from hetcache.running.device import choose_device, choose_dtype
-from hetcache.running.limits import guards, read_texts, store_settings
+from hetcache.running.limits import guards, read_size, store_settings
+from hetcache.running.options import make
 
 FILES = {"video": "clip.mp4", "mask": "mask.mp4", "output": "out.mp4"}
+
+
+def make_config(given: dict[str, Any], file: str | None = None) -> EditConfig:
+    return make(EditConfig, given, where="hetcache edit", file=file)
+
+
+def make_demo_config(given: dict[str, Any]) -> DemoConfig:
+    return make(DemoConfig, given, where="hetcache demo")
 
 
 def written(tmp_path: Path, text: str) -> str:
@@ -46,16 +47,16 @@ def test_a_file_takes_the_same_keys_in_both_spellings(tmp_path: Path) -> None:
             "settings: {context_ratio: 0.3}\n",
         ),
     )
-    assert config.cfg_scale == 3.0
+    assert config.given.cfg_scale == 3.0
     assert config.cfg_merge is True
-    assert config.settings == {"context_ratio": 0.3}
+    assert config.policy.settings == {"context_ratio": 0.3}
 
 
 def test_options_win_and_settings_are_put_together(tmp_path: Path) -> None:
     file = written(tmp_path, "steps: 10\nseed: 3\nsettings: {rho: 2.0, margin: 1}\n")
     config = make_config({**FILES, "steps": 20, "settings": {"margin": 2}}, file)
     assert (config.steps, config.seed) == (20, 3)
-    assert config.settings == {"rho": 2.0, "margin": 2}
+    assert config.policy.settings == {"rho": 2.0, "margin": 2}
 
 
 def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path) -> None:
@@ -102,19 +103,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         make_config(FILES, str(tmp_path / "nowhere.yaml"))
 
 
-def test_assignments_name_the_option_that_they_were_given_to() -> None:
-    assert assignments(["a=1", "b=x"], option="--option") == {"a": 1, "b": "x"}
-    with pytest.raises(ConfigError) as raised:
-        assignments(["a"], option="--option")
-    assert raised.value.where == "--option"
-
-
-@pytest.mark.parametrize("config", [EditConfig, DemoConfig, CalibrateConfig])
-def test_every_option_has_a_help_text(config: type) -> None:
-    assert all(option_help(config).values())
-    assert option_help(config)["seed"].endswith("(default: 0)")
-
-
 def test_the_precision_follows_the_device() -> None:
     assert choose_dtype("auto", "cpu") == "float32"
     assert choose_dtype("auto", "cuda:1") == "bfloat16"
@@ -142,14 +130,13 @@ def test_devices_that_are_not_there_are_refused(asked: str) -> None:
     ],
 )  # fmt: skip
 def test_sizes_are_read_in_every_usual_spelling(text: str, expected: int) -> None:
-    assert read_texts({"max_cache_bytes": text}) == {"max_cache_bytes": expected}
-    assert make_demo_config({"max_cache_bytes": text}).max_cache_bytes == expected
+    assert make_demo_config({"max_cache_bytes": text}).cache.max_cache_bytes == expected
 
 
 @pytest.mark.parametrize("text", ["", "MB", "-1", "1.5.5", "1e9", "2 GiBs", "1iB"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="as a size"):
-        read_texts({"max_cache_bytes": text})
+        read_size(text, option="--max-cache-bytes")
 
 
 def test_limits_become_guards_and_settings_of_the_cache() -> None:
@@ -157,21 +144,23 @@ def test_limits_become_guards_and_settings_of_the_cache() -> None:
     from hetcache_core import Guards, StoreSettings
 
     plain = make_demo_config({})
-    assert guards(plain, 20) == Guards()
-    assert store_settings(plain) == StoreSettings()
+    assert guards(plain.limits, 20) == Guards()
+    assert store_settings(plain.cache) == StoreSettings()
     asked = make_demo_config(
         {
-            "first_steps": "0.1", "last_steps": 2, "longest_reuse": "3", "full_steps": "3,7",
+            "first_steps": 0.1, "last_steps": 2, "longest_reuse": 3, "full_steps": [3, 7],
             "cache_device": "cpu",
             "max_cache_bytes": "1kB", "cache_dtype": "float16",
         }
     )  # fmt: skip
-    assert guards(asked, 20) == Guards(
+    assert guards(asked.limits, 20) == Guards(
         first_steps=0.1, last_steps=2, longest_reuse=3, full_steps=(3, 7)
     )
-    assert store_settings(asked) == StoreSettings(dtype="float16", device="cpu", max_bytes=1000)
+    assert store_settings(asked.cache) == StoreSettings(
+        dtype="float16", device="cpu", max_bytes=1000
+    )
     with pytest.raises(ConfigError, match="no step 7: the 5 steps are counted from 0"):
-        guards(asked, 5)
+        guards(asked.limits, 5)
 
 
 def test_a_mistake_in_a_size_is_said_to_be_where_it_was_made(tmp_path: Path) -> None:
@@ -180,12 +169,27 @@ def test_a_mistake_in_a_size_is_said_to_be_where_it_was_made(tmp_path: Path) -> 
         make_config(FILES, file)
     assert raised.value.where == file
     with pytest.raises(ConfigError) as raised:
-        make_config({**FILES, "full_steps": "x"})
-    assert raised.value.where == "--full-steps"
+        make_config({**FILES, "max_cache_bytes": "much"})
+    assert raised.value.where == "--max-cache-bytes"
 
 
 def test_a_calibration_needs_a_mask_for_every_video() -> None:
     given = {"policy": "teacache", "output": "file.json"}
-    assert make_calibrate_config(given).clips == 1
+    assert make(CalibrateConfig, given, where="here").clips == 1
     with pytest.raises(ConfigError, match="got 2 and 1"):
-        make_calibrate_config({**given, "video": ["a", "b"], "mask": ["c"]})
+        make(CalibrateConfig, {**given, "video": ["a", "b"], "mask": ["c"]}, where="here")
+
+
+def test_a_path_may_be_given_from_python(tmp_path: Path) -> None:
+    config = make_config({**FILES, "video": tmp_path / "clip.mp4"})
+    assert config.video == str(tmp_path / "clip.mp4")
+
+
+def test_a_model_may_be_named_with_its_backbone_but_not_twice() -> None:
+    spec = make_config({**FILES, "backbone": "wan-vace=random"}).model.spec
+    assert (spec.name, spec.model) == ("wan-vace", "random")
+    spec = make_config({**FILES, "backbone": "wan-vace", "model": "folder"}).model.spec
+    assert (spec.name, spec.model) == ("wan-vace", "folder")
+    for given in ({"backbone": "wan-vace=a", "model": "b"}, {"backbone": "wan-vace,tiny-vace"}):
+        with pytest.raises(ConfigError, match="names"):
+            _ = make_config({**FILES, **given}).model.spec

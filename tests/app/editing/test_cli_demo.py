@@ -28,12 +28,12 @@ def test_the_demo_writes_everything_that_it_lists(
     report = json.loads(out)
     assert {Path(path) for path in report["files"].values()} == set(folder.iterdir())
     assert {path.name for path in folder.iterdir()} == {
-        "source.mp4", "uncached.mp4", "teacache.mp4", "side_by_side.mp4", "strip.png",
-        "trace.json", "trace-uncached.json", "summary.json",
+        "source.mp4", "reference.mp4", "teacache.mp4", "side_by_side.mp4", "strip.png",
+        "trace.json", "trace-reference.json", "summary.json",
     }  # fmt: skip
     assert json.loads((folder / "summary.json").read_text()) == report
     frames, height, width = report["frames"], report["height"], report["width"]
-    for name in ("source", "uncached", "teacache"):
+    for name in ("source", "reference", "teacache"):
         clip = read_video(folder / f"{name}.mp4", option="")
         assert clip.frames.shape == (frames, height, width, 3)
     joined = read_video(folder / "side_by_side.mp4", option="")
@@ -41,7 +41,7 @@ def test_the_demo_writes_everything_that_it_lists(
     with Image.open(folder / "strip.png") as picture:
         assert picture.height >= 4 * (BAR + height)
     assert Trace.load(folder / "trace.json").policy == "teacache"
-    assert Trace.load(folder / "trace-uncached.json").policy == "none"
+    assert Trace.load(folder / "trace-reference.json").policy == "none"
     assert report["run"]["policy"] == "teacache"
     assert report["reference"]["policy"] == "none"
     assert report["psnr"]["whole"]["identical"], "a single step is always computed"

@@ -24,6 +24,8 @@ from hetcache.cli.main import main
 from hetcache.editing.config import EditConfig
 from hetcache.editing.edit import edit as run_edit
 from hetcache.media.video import read_video, write_video
+from hetcache.running.device import PlaceConfig
+from hetcache.running.groups import ModelConfig, PolicyConfig
 from hetcache_core.plugins.discovery import discover
 from hetcache_core.plugins.hookspecs import Registration
 from hetcache_core.records.trace import Trace
@@ -148,7 +150,7 @@ def test_people_get_a_table(
     assert edit(clip, tmp_path / "out.mp4", "--compare") == 0
     out = capsys.readouterr().out
     for shown in (
-        "uncached", "auto", "denoise seconds", "total seconds", "TFLOPs", "peak cache MiB",
+        "reference", "auto", "denoise seconds", "total seconds", "TFLOPs", "peak cache MiB",
         "steps full / partial / reused", "clock speed-up / FLOP speed-up", "mask", "margin",
         "background", f"output: {tmp_path / 'out.mp4'}",
     ):  # fmt: skip
@@ -310,12 +312,12 @@ def test_a_warning_of_the_backbone_goes_wherever_the_result_goes(
         **clip,
         output=str(tmp_path / "out.mp4"),
         trace=str(tmp_path / "trace.json"),
-        backbone="tiny",
-        policy="teacache",
+        model=ModelConfig(backbone="tiny"),
+        policy=PolicyConfig(policy="teacache"),
         steps=4,
-        device="cpu",
+        place=PlaceConfig(device="cpu"),
     )
-    report = run_edit(config, discover().with_registrations("backbone", registration))
+    report = run_edit(config, discover().with_registrations("backbone", registration)).report
     notice = TinyBackbone().notice(TinyPipeline())
     assert report.to_dict()["notice"] == notice
     assert f"notice: {notice}" in capsys.readouterr().err.splitlines()

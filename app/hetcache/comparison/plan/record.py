@@ -16,7 +16,7 @@ from hetcache.comparison.config import CompareConfig
 from hetcache.comparison.plan.planning import Wanted
 from hetcache.comparison.results.folder import Results
 from hetcache_core import ConfigError
-from hetcache_core.settings.declare import values_of
+from hetcache_core.settings.declare import declared, values_of
 
 __all__ = [
     "arguments_of",
@@ -70,7 +70,8 @@ def check_same(arguments: Mapping[str, Any], before: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: Something is asked for otherwise than before.
     """
-    usual = asdict(CompareConfig())  # what an option had that did not exist yet
+    # What an option had that did not exist yet.
+    usual = {name: info.default for name, info in declared(CompareConfig).items()}
     for name in FIXED:
         earlier = before["arguments"].get(name, usual.get(name))
         if earlier != arguments[name]:
