@@ -96,6 +96,8 @@ class PolicySpec:
 
     def at(self, speedup: float) -> PolicySpec:
         """Return the same policy, asked for a speed-up."""
+        from hetcache_core.engine.flop_budget import check_target
+
         return evolve(self, target_speedup=check_target(speedup))
 
 

@@ -198,12 +198,21 @@ def test_the_doctor_says_what_is_broken(
     assert "no plugin provides a policy" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("module", ["typer", "rich", "yaml"])
-def test_a_missing_library_is_named_with_the_extra_that_brings_it(module: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("typer", ["--version"]),
+        ("rich", ["plugins", "list"]),
+        ("yaml", ["edit", "--config", "run.yaml"]),
+    ],
+)
+def test_a_missing_library_is_named_with_the_extra_that_brings_it(
+    module: str, words: list[str]
+) -> None:
     code = (
         f"import sys; sys.modules[{module!r}] = None\n"
         "from hetcache.cli.main import main\n"
-        "sys.exit(main(['--version']))\n"
+        f"sys.exit(main({words!r}))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
