@@ -11,7 +11,6 @@ from attrs import evolve, field, frozen
 
 from hetcache_core import ConfigError, Registry
 from hetcache_core.errors import nearest_name
-from hetcache_core.session import check_target
 from hetcache_core.settings.declare import build, describe, parse_assignments
 
 __all__ = [
@@ -96,7 +95,7 @@ class PolicySpec:
 
     def at(self, speedup: float) -> PolicySpec:
         """Return the same policy, asked for a speed-up."""
-        from hetcache_core.engine.flop_budget import check_target
+        from hetcache_core.session import check_target
 
         return evolve(self, target_speedup=check_target(speedup))
 
