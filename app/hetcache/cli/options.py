@@ -129,8 +129,10 @@ def _help(info: Declared) -> str:
     said, allowed = written_of(info), info.info.allowed
     facts = ["|".join(_choices(info)) or ("" if said.metavar else " and ".join(allowed))]
     facts += ["repeatable"] if _kind(info) == list[str] and not said.positional else []
-    facts += ["required" if info.default is NOT_GIVEN else f"default: {_default(info)}"]
-    return f"{info.info.doc} [{'; '.join(fact for fact in facts if fact)}]"
+    if not said.positional:  # of which typer itself says whether they are required
+        facts += ["required" if info.default is NOT_GIVEN else f"default: {_default(info)}"]
+    shown = "; ".join(fact for fact in facts if fact)
+    return f"{info.info.doc} [{shown}]" if shown else info.info.doc
 
 
 def _default(info: Declared) -> str:

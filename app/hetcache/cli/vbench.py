@@ -29,7 +29,7 @@ class VbenchConfig:
     arguments: tuple[str, ...] = setting(
         (),
         doc="after --, what `vbench evaluate` takes: -- --dimension NAME",
-        metadata=written(metavar="[ARGUMENTS]...", positional=True),
+        metadata=written(metavar="ARGUMENTS", positional=True),
     )
 
 
