@@ -25,9 +25,11 @@ from hetcache_core import (
     ConfigError,
     Decision,
     Guards,
+    Hold,
     Mode,
     ModelInfo,
     PolicyRecipe,
+    Predictor,
     RunInfo,
     Signals,
     StepDecider,
@@ -35,6 +37,7 @@ from hetcache_core import (
     StepPolicy,
     SubLayer,
     Use,
+    piece,
     setting,
 )
 from hetcache_policies.fits.adacache_codebooks import BOOKS, CodeBook
@@ -199,6 +202,9 @@ class AdaCache(PolicyRecipe):
         (), ge=0, doc="blocks that are looked at with level=step; empty takes the middle one"
     )
     motion: bool = setting(False, doc="compute more where frames differ (motion regularisation)")
+    predictor: Predictor = piece(
+        "predictor", Hold(), doc="what stands in for what a reused step leaves out"
+    )
 
     def __attrs_post_init__(self) -> None:
         """Refuse half a code book, and one whose thresholds do not rise (``ConfigError``)."""
@@ -248,8 +254,10 @@ class AdaCache(PolicyRecipe):
         book = own if self.thresholds else self.codebook
         rule = RateRule(book=book, part=self.probe, motion=self.motion)
         if self.level == "block":
-            return CachePolicy(name=self.name, blocks=RatedBlocks(rule=rule))
+            return CachePolicy(
+                name=self.name, blocks=RatedBlocks(rule=rule), predictor=self.predictor
+            )
         # The middle one: block 13 of 28 in the reference code.
         probes = self.probe_blocks or ((model.layers - 1) // 2,)
         steps = RatedSteps(rule=rule, probes=frozenset(probes))
-        return CachePolicy(name=self.name, step=steps, blocks=steps)
+        return CachePolicy(name=self.name, step=steps, blocks=steps, predictor=self.predictor)

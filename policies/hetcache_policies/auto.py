@@ -36,11 +36,13 @@ from hetcache_core import (
     ModelInfo,
     PartialSettings,
     PolicyRecipe,
+    Predictor,
     RunInfo,
     Signals,
     StepDecider,
     StepInfo,
     StepPolicy,
+    piece,
     setting,
 )
 from hetcache_policies.shared.partition import MaskPartitioner
@@ -190,6 +192,9 @@ class Auto(PolicyRecipe):
         doc="steps on the tokens of the edit only, for each gap between computed ones: better where the "
         "mask is small, for the memory of all keys and values, twice",
     )
+    predictor: Predictor = piece(
+        "predictor", Linear(), doc="what stands in for what a reused step leaves out"
+    )
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
@@ -209,7 +214,7 @@ class Auto(PolicyRecipe):
                 exponent=self.exponent,
                 partials=self.partials,
             ),
-            predictor=Linear(),
+            predictor=self.predictor,
             partitioner=MaskPartitioner(margin=MARGIN) if self.partials else None,
             partial=PARTIAL if self.partials else None,
         )

@@ -26,11 +26,13 @@ from hetcache_core import (
     Mode,
     ModelInfo,
     PolicyRecipe,
+    Predictor,
     RunInfo,
     Signals,
     StepDecider,
     StepInfo,
     StepPolicy,
+    piece,
     relative_l1,
     setting,
 )
@@ -140,6 +142,9 @@ class DiCache(PolicyRecipe):
 
     threshold: float = setting(THRESHOLD, ge=0, doc="sum of changes at which a step is computed")
     blocks: int = setting(1, ge=1, doc="blocks that every step runs first and looks at")
+    predictor: Predictor = piece(
+        "predictor", Linear(), doc="what stands in for what a reused step leaves out"
+    )
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
@@ -166,5 +171,5 @@ class DiCache(PolicyRecipe):
         return CachePolicy(
             name=self.name,
             step=OutputSteps(blocks=self.blocks, threshold=self.threshold),
-            predictor=Linear(),
+            predictor=self.predictor,
         )

@@ -22,15 +22,18 @@ from hetcache_core import (
     CachePolicy,
     Decision,
     Guards,
+    Hold,
     Mode,
     ModelInfo,
     PolicyRecipe,
+    Predictor,
     ReusePoint,
     RunInfo,
     Signals,
     StepDecider,
     StepInfo,
     StepPolicy,
+    piece,
     setting,
 )
 from hetcache_policies.shared.presets import find_preset
@@ -135,6 +138,9 @@ class EasyCache(PolicyRecipe):
     threshold: float = setting(
         THRESHOLD, ge=0, doc="sum of estimated relative changes at which a step is computed"
     )
+    predictor: Predictor = piece(
+        "predictor", Hold(), doc="what stands in for what a reused step leaves out"
+    )
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
@@ -151,4 +157,5 @@ class EasyCache(PolicyRecipe):
             name=self.name,
             step=RateSteps(threshold=self.threshold),
             reuse_point=ReusePoint.OUTPUT,
+            predictor=self.predictor,
         )

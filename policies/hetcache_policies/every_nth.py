@@ -19,14 +19,17 @@ from hetcache_core import (
     CachePolicy,
     Decision,
     Guards,
+    Hold,
     Mode,
     ModelInfo,
     PolicyRecipe,
+    Predictor,
     RunInfo,
     Signals,
     StepDecider,
     StepInfo,
     StepPolicy,
+    piece,
     setting,
 )
 from hetcache_policies.shared.presets import find_preset
@@ -100,6 +103,9 @@ class EveryNth(PolicyRecipe):
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
     every: int = setting(2, ge=1, doc="every n-th step is computed; 1 computes all")
+    predictor: Predictor = piece(
+        "predictor", Hold(), doc="what stands in for what a reused step leaves out"
+    )
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
@@ -115,4 +121,5 @@ class EveryNth(PolicyRecipe):
         return CachePolicy(
             name=self.name,
             step=UniformSteps(every=self.every),
+            predictor=self.predictor,
         )

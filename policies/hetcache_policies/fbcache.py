@@ -80,6 +80,9 @@ class FBCache(PolicyRecipe):
         doc="relative difference at which a step is computed; null takes the model's own",
     )
     blocks: int = setting(1, ge=1, doc="blocks that every step runs first")
+    predictor: Predictor = piece(
+        "predictor", Hold(), doc="what stands in for what a reused step leaves out"
+    )
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
@@ -106,6 +109,7 @@ class FBCache(PolicyRecipe):
                 threshold=threshold if self.threshold is None else self.threshold,
             ),
             spans=(span,),
+            predictor=self.predictor,
         )
 
 

@@ -175,6 +175,9 @@ class HetCache(PolicyRecipe):
         0.0, ge=0, lt=1, doc="weight of the old residual where a partial step writes a new one"
     )
     seed: int = setting(0, ge=0, doc="seed of the selector's choices")
+    predictor: Predictor = piece(
+        "predictor", Hold(), doc="what stands in for what a reused step leaves out"
+    )
 
     def __attrs_post_init__(self) -> None:
         """Refuse what is no pattern, and to keep keys in some way where none are kept.
@@ -230,6 +233,7 @@ class HetCache(PolicyRecipe):
         return CachePolicy(
             name=self.name,
             step=self._steps(model),
+            predictor=self.predictor,
             partitioner=MaskPartitioner(margin=self.margin, temporal_margin=self.temporal_margin),
             selector=self.selector if ratio > 0 else None,
             partial=PartialSettings(

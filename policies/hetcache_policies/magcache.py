@@ -23,14 +23,17 @@ from hetcache_core import (
     ConfigError,
     Decision,
     Guards,
+    Hold,
     Mode,
     ModelInfo,
     PolicyRecipe,
+    Predictor,
     RunInfo,
     Signals,
     StepDecider,
     StepInfo,
     StepPolicy,
+    piece,
     setting,
 )
 from hetcache_policies.fits.magcache_ratios import RATIOS, Ratios, find_ratios, ratios_of
@@ -141,6 +144,9 @@ class MagCache(PolicyRecipe):
         (), gt=0, doc="ratios given here, one a step; they go before both"
     )
     threshold: float = setting(THRESHOLD, ge=0, doc="estimated error at which a step is computed")
+    predictor: Predictor = piece(
+        "predictor", Hold(), doc="what stands in for what a reused step leaves out"
+    )
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
@@ -173,6 +179,7 @@ class MagCache(PolicyRecipe):
                 threshold=self.threshold,
                 calibration=calibration,
             ),
+            predictor=self.predictor,
         )
 
     def _ratios(self, model: ModelInfo) -> Ratios:

@@ -31,10 +31,12 @@ from hetcache_core import (
     ModelInfo,
     PartAction,
     PolicyRecipe,
+    Predictor,
     RunInfo,
     StepInfo,
     SubLayer,
     Use,
+    piece,
     setting,
 )
 from hetcache_policies.every_nth import UniformSteps
@@ -112,7 +114,9 @@ class TaylorSeer(PolicyRecipe):
     interval: int | None = setting(
         INTERVAL, ge=1, doc="every n-th step is computed; null leaves that to the policy beside it"
     )
-    order: int = setting(ORDER, ge=1, doc="highest derivative of the series")
+    predictor: Predictor = piece(
+        "predictor", Taylor(order=ORDER), doc="what stands in for what a reused step leaves out"
+    )
     level: Literal["trunk", "sub_layer"] = setting(
         "trunk", doc="what is predicted: the trunk's residual, or the output of every sub-layer"
     )
@@ -137,7 +141,6 @@ class TaylorSeer(PolicyRecipe):
         Raises:
             ConfigError: Sub-layers are to be predicted without an interval.
         """
-        predictor = Taylor(order=self.order)
         if self.interval is None:
             if self.level == "sub_layer":
                 raise ConfigError(
@@ -147,8 +150,10 @@ class TaylorSeer(PolicyRecipe):
                     given=self.interval,
                     remedy=f"Give one, such as interval={INTERVAL}, or use level=trunk.",
                 )
-            return CachePolicy(name=self.name, predictor=predictor)
+            return CachePolicy(name=self.name, predictor=self.predictor)
         steps = UniformSteps(every=self.interval)
         if self.level == "sub_layer":
-            return CachePolicy(name=self.name, blocks=PredictedParts(steps), predictor=predictor)
-        return CachePolicy(name=self.name, step=steps, predictor=predictor)
+            return CachePolicy(
+                name=self.name, blocks=PredictedParts(steps), predictor=self.predictor
+            )
+        return CachePolicy(name=self.name, step=steps, predictor=self.predictor)

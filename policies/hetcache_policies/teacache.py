@@ -20,14 +20,17 @@ from hetcache_core import (
     Calibrator,
     Decision,
     Guards,
+    Hold,
     Mode,
     ModelInfo,
     PolicyRecipe,
+    Predictor,
     RunInfo,
     Signals,
     StepDecider,
     StepInfo,
     StepPolicy,
+    piece,
     setting,
 )
 from hetcache_policies.fits.teacache_fits import FITS, SignalName, find_fit, fit_of
@@ -142,6 +145,9 @@ class TeaCache(PolicyRecipe):
         None,
         doc="file of hetcache calibrate whose polynomial is used; it goes before coefficients",
     )
+    predictor: Predictor = piece(
+        "predictor", Hold(), doc="what stands in for what a reused step leaves out"
+    )
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
@@ -174,6 +180,7 @@ class TeaCache(PolicyRecipe):
                 threshold=_threshold(drift) if self.threshold is None else self.threshold,
             ),
             guards=Guards(first_steps=drift.fit.first_steps) if drift.fit else Guards(),
+            predictor=self.predictor,
         )
 
     @classmethod

@@ -12,7 +12,17 @@ from typing import ClassVar, Final, final
 
 from attrs import frozen
 
-from hetcache_core import CachePolicy, Guards, ModelInfo, PolicyRecipe, SubLayer, setting
+from hetcache_core import (
+    CachePolicy,
+    Guards,
+    Hold,
+    ModelInfo,
+    PolicyRecipe,
+    Predictor,
+    SubLayer,
+    piece,
+    setting,
+)
 from hetcache_policies.shared.presets import find_preset
 from hetcache_policies.shared.token_cycle import ScoreName, TokenCycle
 
@@ -116,6 +126,9 @@ class DuCa(PolicyRecipe):
         "norm", doc="which tokens: those of least self-attention output, or random ones"
     )
     seed: int = setting(0, ge=0, doc="seed of random choice")
+    predictor: Predictor = piece(
+        "predictor", Hold(), doc="what stands in for what a reused step leaves out"
+    )
 
     @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
@@ -129,7 +142,7 @@ class DuCa(PolicyRecipe):
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Make the one piece that decides steps and blocks; it is the same for every model."""
         cycle = _cycle(self)
-        return CachePolicy(name=self.name, step=cycle, blocks=cycle)
+        return CachePolicy(name=self.name, step=cycle, blocks=cycle, predictor=self.predictor)
 
 
 def _cycle(recipe: ToCa | DuCa) -> TokenCycle:

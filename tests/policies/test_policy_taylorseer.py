@@ -71,7 +71,9 @@ def test_a_predicted_residual_is_on_the_line_through_the_last_two(layout: str) -
 
 
 def test_a_higher_order_keeps_more_tensors() -> None:
-    peaks = [run(TaylorSeer(interval=2, order=order), 9)[0].trace for order in (1, 2)]
+    peaks = [
+        run(TaylorSeer(interval=2, predictor=Taylor(order=order)), 9)[0].trace for order in (1, 2)
+    ]
     first, second = (trace.peak_cache_bytes for trace in peaks)
     assert 3 * first == 2 * second
 
@@ -143,7 +145,9 @@ def test_beside_a_policy_that_decides_steps_it_only_predicts() -> None:
     assert isinstance(policy.step, TieredSteps)
     assert policy.predictor == Taylor(order=1)
     assert resolved("taylorseer+every-nth").step == EveryNth().compose(MODEL).step
-    assert resolved("dbcache+taylorseer", **{"taylorseer.order": 2}).predictor == Taylor(order=2)
+    assert resolved("dbcache+taylorseer", **{"taylorseer.predictor.order": 2}).predictor == Taylor(
+        order=2
+    )
 
 
 def test_beside_a_policy_that_decides_none_it_keeps_its_interval() -> None:
