@@ -193,12 +193,12 @@ def _diffsynth_teacache(_: Subject, threshold: float) -> Iterator[dict[str, Any]
 
 
 def _our_ratios(subject: Subject) -> dict[str, object]:
-    return {"values": magnitude_ratios(subject), "max_reuse": MAG_LONGEST}
+    return {"values": magnitude_ratios(subject), "longest_reuse": MAG_LONGEST}
 
 
 def _our_dbcache(predictor: str) -> Callable[[Subject], Mapping[str, object]]:
-    def settings(subject: Subject) -> dict[str, object]:
-        return {"front": 1, "warmup": WARM_UP / subject.steps, "predictor": predictor}
+    def settings(_subject: Subject) -> dict[str, object]:
+        return {"front": 1, "first_steps": WARM_UP, "predictor": predictor}
 
     return settings
 

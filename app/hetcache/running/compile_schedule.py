@@ -67,12 +67,14 @@ def compile_schedule(trace_file: Path, output: Path, registry: Registry) -> Comp
     check_writable(output, option="--output")
     if output.exists() and trace_file.exists() and output.samefile(trace_file):
         raise ConfigError(f"{output} would overwrite the trace", where="--output")
-    schedule = Schedule.of(Trace.load(trace_file), where=f"trace {trace_file}")
+    trace = Trace.load(trace_file)
+    schedule = Schedule.of(trace, where=f"trace {trace_file}")
     schedule = _freed(schedule, _composed(schedule, trace_file, registry), registry)
     with replacing(output) as part:
         schedule.save(part)
     plan = schedule.plan
-    modes = Counter(step.mode for step in plan.steps)
+    # What was done: a step that had nothing to reuse was planned as another.
+    modes = Counter(trace.modes())
     return Compiled(
         output=str(output),
         bytes=output.stat().st_size,
