@@ -44,6 +44,11 @@ COMMANDS: Final = [
             "Hold videos against a ground truth: PSNR, SSIM, LPIPS, flicker, VFID and CLIP score.",
         ),
         (
+            "explain",
+            "explain:ExplainCommand",
+            "Say how the steps of a recorded run came to be what they were, or where two part.",
+        ),
+        (
             "export",
             "export:ExportCommand",
             "Write a model as ONNX graphs of the parts that caching runs or leaves out.",
