@@ -37,11 +37,14 @@ class Kind:
         plural: What several are called.
         base: Where the base class of its classes is, ``"package.module:Class"``: as text, since
             listing needs none of them, and some belong to packages that core does not know.
+        checks: Where the checks of the contract kit are that each of them has to pass, likewise; they
+            take a ``PieceSubject``. "" where more is needed, as for a policy and a backbone.
     """
 
     name: str
     plural: str
     base: str
+    checks: str = ""
 
     @property
     def key(self) -> str:
@@ -65,21 +68,57 @@ class Kind:
 
 KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
     {
-        name: Kind(name=name, plural=plural, base=base)
-        for name, plural, base in (
-            ("policy", "policies", "hetcache_core.policy.recipe:PolicyRecipe"),
-            ("backbone", "backbones", "hetcache_core.backbone.adapter:Backbone"),
-            ("clip set", "clip sets", "hetcache_core.plugins.clips:ClipSet"),
-            ("selector", "selectors", "hetcache_core.tokens:ContextSelector"),
-            ("partitioner", "partitioners", "hetcache_core.tokens:TokenPartitioner"),
-            ("predictor", "predictors", "hetcache_core.policy.pieces:Predictor"),
-            ("signal", "signals", "hetcache_core.policy.signals:Signal"),
-            ("metric", "metrics", "hetcache.quality.metric:Metric"),
-            ("command", "commands", "hetcache.cli.command:Command"),
+        name: Kind(name=name, plural=plural, base=base, checks=checks)
+        for name, plural, base, checks in (
+            ("policy", "policies", "hetcache_core.policy.recipe:PolicyRecipe", ""),
+            ("backbone", "backbones", "hetcache_core.backbone.adapter:Backbone", ""),
+            (
+                "clip set",
+                "clip sets",
+                "hetcache_core.plugins.clips:ClipSet",
+                "hetcache_core.testing.checks.clips:CLIP_SET_CHECKS",
+            ),
+            (
+                "selector",
+                "selectors",
+                "hetcache_core.tokens:ContextSelector",
+                "hetcache_core.testing.checks.pieces:SELECTOR_CHECKS",
+            ),
+            (
+                "partitioner",
+                "partitioners",
+                "hetcache_core.tokens:TokenPartitioner",
+                "hetcache_core.testing.checks.pieces:PARTITIONER_CHECKS",
+            ),
+            (
+                "predictor",
+                "predictors",
+                "hetcache_core.policy.pieces:Predictor",
+                "hetcache_core.testing.checks.pieces:PREDICTOR_CHECKS",
+            ),
+            (
+                "signal",
+                "signals",
+                "hetcache_core.policy.signals:Signal",
+                "hetcache_core.testing.checks.pieces:SIGNAL_CHECKS",
+            ),
+            (
+                "metric",
+                "metrics",
+                "hetcache.quality.metric:Metric",
+                "hetcache.plugins.contracts:METRIC_CHECKS",
+            ),
+            (
+                "command",
+                "commands",
+                "hetcache.cli.command:Command",
+                "hetcache.plugins.contracts:COMMAND_CHECKS",
+            ),
             (
                 "report section",
                 "report sections",
                 "hetcache.comparison.page.section:ReportSection",
+                "hetcache.plugins.contracts:REPORT_SECTION_CHECKS",
             ),
         )
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
+from hetcache_core.errors import ContractError
+from hetcache_core.plugins.kinds import kind_of, load_object
 from hetcache_core.policy.recipe import CachePolicy, PolicyRecipe
 from hetcache_core.testing.case import BackboneCase
 from hetcache_core.testing.checks.backbone import ATTACH_CHECKS
@@ -18,7 +20,7 @@ from hetcache_core.testing.running import (
     bind,
     run_checks,
 )
-from hetcache_core.testing.subject import PolicySubject
+from hetcache_core.testing.subject import PieceSubject, PolicySubject
 from hetcache_core.testing.tiny.case import tiny_case
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ def parametrize_with_checks(
     *,
     backbones: Iterable[BackboneCase] = (),
     policies: Mapping[str, PolicyMaker] | Iterable[PolicyMaker] = (),
+    pieces: Mapping[str, Iterable[Callable[[], object]]] | None = None,
     case: BackboneCase | None = None,
     expected_failures: Mapping[str, str] | None = None,
 ) -> pytest.MarkDecorator:
@@ -84,6 +87,7 @@ def parametrize_with_checks(
     Args:
         backbones: cases of backbones.
         policies: makers of policies, by name or each under the policy's own.
+        pieces: makers of pieces by their kind, such as ``{"selector": [MySelector]}``.
         case: the backbone to run the policies on; ``TinyBackbone`` where none is given.
         expected_failures: reasons by the names of checks that must fail, as strict xfails.
 
@@ -101,7 +105,28 @@ def parametrize_with_checks(
     )
     checks = [check for each in backbones for check in _backbone_checks(each)]
     checks += [check for name, make in named for check in _policy_checks(name, make, case)]
+    checks += [
+        check
+        for kind, makers in (pieces or {}).items()
+        for make in makers
+        for check in piece_checks(kind, make)
+    ]
     return as_parameters(checks, expected_failures or {})
+
+
+def piece_checks(kind: str, make: Callable[[], object]) -> list[BoundCheck]:
+    """Bind the checks of a kind to a piece of it.
+
+    Args:
+        kind: name of the kind, such as "selector"; not "policy" or "backbone".
+        make: makes the piece, the same one each time; its class is such a function.
+    """
+    found = kind_of(kind)
+    if not found.checks:
+        raise ContractError(
+            f"a {found.name} is checked on its own", remedy=f"Use check_{found.name}."
+        )
+    return bind(load_object(found.checks), PieceSubject(make), str(make()))
 
 
 def _backbone_checks(case: BackboneCase) -> list[BoundCheck]:

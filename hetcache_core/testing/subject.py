@@ -1,4 +1,4 @@
-"""A policy under test, and the backbone that it is tested on."""
+"""What is under test: a policy with the backbone that it is tested on, or a piece on its own."""
 
 from __future__ import annotations
 
@@ -66,3 +66,14 @@ class PolicySubject:
         """Run the policy; options as ``watched_run`` takes them."""
         options = {"layout": self.layout, **options}
         return watched_run(self.case, self.compose(), steps=steps, **options)
+
+
+@frozen(eq=False)
+class PieceSubject:
+    """A piece under test, of any kind that needs nothing else.
+
+    Attributes:
+        make: makes it, the same one each time; its class is such a function.
+    """
+
+    make: Callable[[], Any]

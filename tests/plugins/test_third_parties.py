@@ -64,6 +64,7 @@ POLICIES = [
 BWCACHE, MIXCACHE, _ = POLICIES
 COGVIDEOX = Stranger("hetcache-cogvideox", backbone="cogvideox", library="diffusers")
 STRANGERS = [*POLICIES, COGVIDEOX]
+PIECE = Stranger("hetcache-template-piece")
 each = pytest.mark.parametrize("stranger", STRANGERS, ids=str)
 each_policy = pytest.mark.parametrize("stranger", POLICIES, ids=str)
 
@@ -104,7 +105,7 @@ def add(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
     """Put a folder where Python looks for packages, as long as the test runs."""
 
     def forget() -> None:
-        packages = {stranger.package for stranger in STRANGERS}
+        packages = {stranger.package for stranger in (*STRANGERS, PIECE)}
         for name in [name for name in sys.modules if name.split(".")[0] in packages]:
             del sys.modules[name]
 
@@ -160,6 +161,32 @@ def test_installed_its_backbone_is_listed_with_what_it_carries(
     assert lacking == ["compiled", "control", "sub_layers"]
     assert main(["backbones"]) == 0
     assert COGVIDEOX.backbone in capsys.readouterr().out
+
+
+def test_installed_a_selector_is_taken_by_name_with_its_settings(
+    folders: Installer, add: Callable[[Path], None]
+) -> None:
+    add(folders(PIECE))
+    registry = discover(strict=True)
+    assert registry.provider("selector", "near").distribution == PIECE.distribution
+    settings = {"context_ratio": 0.3, "selector": "near", "selector.radius": 3}
+    pipeline = CASE.make_pipeline(0)
+    with accelerate(
+        pipeline, "hetcache", settings=settings, backbone=CASE.backbone, registry=registry
+    ) as session:
+        CASE.run(pipeline, 20, "separate", 0)
+    used = session.trace.settings
+    assert (used["selector"], used["selector.radius"]) == ("near", 3)
+    active = [record.active_by_role["context"] for record in session.trace.records]
+    assert any(active)
+    with pytest.raises(ConfigError, match=r"unknown setting 'radus'.*radius"):
+        accelerate(
+            pipeline,
+            "hetcache",
+            settings={"selector": "near", "selector.radus": 3},
+            backbone=CASE.backbone,
+            registry=registry,
+        )
 
 
 @each

@@ -6,15 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import asdict, evolve, frozen
+from attrs import asdict, evolve, frozen, has
 
 from hetcache_core import ConfigError, HetCacheError, Registry, UnsupportedBackboneError
-from hetcache_core.errors import nearest_name
+from hetcache_core.errors import NOT_GIVEN, nearest_name
 from hetcache_core.plugins.hookspecs import PROJECT_NAME
+from hetcache_core.plugins.kinds import KINDS, Kind, load_object
 from hetcache_core.plugins.registry import PluginRecord
-from hetcache_core.settings.declare import build
+from hetcache_core.settings.declare import build, declared
 
 if TYPE_CHECKING:
     from hetcache_core.testing import BackboneCase, BoundCheck
@@ -29,7 +30,7 @@ class CheckRow:
     """The outcome of one check.
 
     Attributes:
-        kind: What is checked: "plugin", "policy", "backbone" or "clip set".
+        kind: What is checked: "plugin" or one of the kinds of things that plugins provide.
         name: Its name.
         on: The backbone that a policy ran on, else "".
         check: Name of the check.
@@ -108,10 +109,10 @@ def check_distribution(
     rows: list[CheckRow] = []
     for record in records:
         rows.append(_loaded(record))
-        for kind in _CHECKERS:
-            for provided in record.names(kind):
-                begun(f"{kind} {provided}")
-                rows += _CHECKERS[kind](provided, registry)
+        for kind in KINDS.values():
+            for provided in record.names(kind.name):
+                begun(f"{kind.name} {provided}")
+                rows += _check(kind, provided, registry)
     return CheckedDistribution(
         distribution=records[0].distribution, version=records[0].version, rows=tuple(rows)
     )
@@ -200,6 +201,14 @@ def _run(checks: Iterable[BoundCheck], row: CheckRow) -> Iterator[CheckRow]:
             yield mine
 
 
+def _check(kind: Kind, name: str, registry: Registry) -> list[CheckRow]:
+    if kind.name == "policy":
+        return _check_policy(name, registry)
+    if kind.name == "backbone":
+        return _check_backbone(name, registry)
+    return _check_piece(kind, name, registry)
+
+
 def _check_policy(name: str, registry: Registry) -> list[CheckRow]:
     from hetcache_core.testing import PAIR_CHECKS, POLICY_CHECKS, PolicySubject, bind, tiny_case
 
@@ -278,16 +287,24 @@ def _check_backbone(name: str, registry: Registry) -> list[CheckRow]:
     return [row, *_run(bind(BACKBONE_CHECKS, case, name), row)]
 
 
-def _check_clip_set(name: str, registry: Registry) -> list[CheckRow]:
+def _check_piece(kind: Kind, name: str, registry: Registry) -> list[CheckRow]:
     from hetcache_core.testing import bind
-    from hetcache_core.testing.checks.clips import CLIP_SET_CHECKS, ClipSetSubject
+    from hetcache_core.testing.subject import PieceSubject
 
-    row = CheckRow(kind="clip set", name=name, check="loads", result="ok")
+    row = CheckRow(kind=kind.name, name=name, check="loads", result="ok")
     try:
-        clips = registry.load("clip set", name)()
+        piece = registry.load(kind.name, name)
+        checks = load_object(kind.checks)
+        settings = declared(piece) if has(piece) else {}
+        required = [name for name, info in settings.items() if info.default is NOT_GIVEN]
+        if not required:
+            piece()
     except Exception as error:  # noqa: BLE001 - a stranger's code may raise anything
         return [_failed(row, error)]
-    return [row, *_run(bind(CLIP_SET_CHECKS, ClipSetSubject(clips), name), row)]
+    if required:
+        reason = f"it needs {', '.join(required)}, which has no default"
+        return [row, evolve(row, check="works", result="not applicable", reason=reason)]
+    return [row, *_run(bind(checks, PieceSubject(piece), name), row)]
 
 
 def _case_of(backbone: str, registry: Registry) -> BackboneCase | str:
@@ -300,10 +317,3 @@ def _case_of(backbone: str, registry: Registry) -> BackboneCase | str:
         library = isinstance(error, UnsupportedBackboneError | ModuleNotFoundError)
         return f"the backbone cannot be used here: {_line(str(error))}" if library else str(error)
     return f"the backbone {backbone} has no contract case" if case is None else case
-
-
-_CHECKERS: Final[Mapping[str, Callable[[str, Registry], list[CheckRow]]]] = {
-    "policy": _check_policy,
-    "backbone": _check_backbone,
-    "clip set": _check_clip_set,
-}

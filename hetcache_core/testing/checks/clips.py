@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from attrs import frozen
 
 from hetcache_core.errors import ConfigError
 from hetcache_core.plugins.clips import ClipSet, EvaluationClip
 from hetcache_core.testing.comparing import raising, require
+from hetcache_core.testing.subject import PieceSubject
 
 FRAMES, HEIGHT, WIDTH = 5, 64, 96
 """A length and a size that every backbone takes."""
@@ -19,40 +19,31 @@ LOOKED_AT: Final = 3
 """Clips that are made; a set may hold hundreds."""
 
 
-@frozen
-class ClipSetSubject:
-    """A clip set under test.
-
-    Attributes:
-        clips: the set.
-    """
-
-    clips: ClipSet
-
-    def made(self) -> list[tuple[str, EvaluationClip]]:
-        """Make its first clips."""
-        return [(name, self.make(name)) for name in self.clips.names()[:LOOKED_AT]]
-
-    def make(self, name: str) -> EvaluationClip:
-        """Make one clip."""
-        return self.clips.clip(name, frames=FRAMES, height=HEIGHT, width=WIDTH)
+def _made(subject: PieceSubject) -> list[tuple[str, EvaluationClip]]:
+    """Make its first clips."""
+    clips: ClipSet = subject.make()
+    return [(name, _clip(clips, name)) for name in clips.names()[:LOOKED_AT]]
 
 
-def check_the_set_names_itself_and_its_clips(subject: ClipSetSubject) -> None:
+def _clip(clips: ClipSet, name: str) -> EvaluationClip:
+    return clips.clip(name, frames=FRAMES, height=HEIGHT, width=WIDTH)
+
+
+def check_the_set_names_itself_and_its_clips(subject: PieceSubject) -> None:
     """It has a name, a summary and a version, and clips of different names."""
     for text in ("name", "summary", "version"):
-        value = getattr(type(subject.clips), text, None)
+        value = getattr(type(subject.make()), text, None)
         require(isinstance(value, str) and bool(value.strip()), f"{text} is {value!r}, not a text")
-    names = subject.clips.names()
+    names = subject.make().names()
     require(bool(names), "it has no clips")
     repeated = sorted({name for name in names if names.count(name) > 1})
     require(not repeated, f"several clips are called {', '.join(repeated)}")
 
 
-def check_clips_have_the_size_that_was_asked_for(subject: ClipSetSubject) -> None:
+def check_clips_have_the_size_that_was_asked_for(subject: PieceSubject) -> None:
     """Video, mask and truth have the frames, height and width of the request."""
     size = (FRAMES, HEIGHT, WIDTH)
-    for name, clip in subject.made():
+    for name, clip in _made(subject):
         require(clip.name == name, f"asked for {name!r}, the clip calls itself {clip.name!r}")
         pictures = {"video": clip.video, "truth": clip.truth}
         for what, frames in pictures.items():
@@ -65,21 +56,21 @@ def check_clips_have_the_size_that_was_asked_for(subject: ClipSetSubject) -> Non
         require(bool(clip.mask.any()), f"the mask of {name!r} is empty")
 
 
-def check_a_clip_is_the_same_every_time(subject: ClipSetSubject) -> None:
+def check_a_clip_is_the_same_every_time(subject: PieceSubject) -> None:
     """Made twice, a clip is the same."""
-    for name, first in subject.made():
-        again = subject.make(name)
+    for name, first in _made(subject):
+        again = _clip(subject.make(), name)
         same = np.array_equal(first.video, again.video) and np.array_equal(first.mask, again.mask)
         require(same, f"{name!r} looks different the second time", "Draw from a fixed seed.")
 
 
-def check_an_unknown_clip_is_refused(subject: ClipSetSubject) -> None:
+def check_an_unknown_clip_is_refused(subject: PieceSubject) -> None:
     """A name that is none of the set's is a ``ConfigError``."""
     with raising(ConfigError, "an unknown clip"):
-        subject.make("no clip of this set")
+        _clip(subject.make(), "no clip of this set")
 
 
-CLIP_SET_CHECKS: Final[tuple[Callable[[ClipSetSubject], None], ...]] = (
+CLIP_SET_CHECKS: Final[tuple[Callable[[PieceSubject], None], ...]] = (
     check_the_set_names_itself_and_its_clips,
     check_clips_have_the_size_that_was_asked_for,
     check_a_clip_is_the_same_every_time,

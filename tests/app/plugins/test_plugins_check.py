@@ -15,8 +15,10 @@ pytest.importorskip("typer")
 from hetcache.cli.main import main
 from hetcache.plugins.check import CheckedDistribution, CheckRow, check_distribution
 from hetcache_core import Registration, discover
+from hetcache_core.plugins.kinds import KINDS, Kind
 from hetcache_core.plugins.registry import Registry
 from hetcache_core.testing import TinyBackbone
+from hetcache_core.testing.kit import piece_checks
 
 ROOT = Path(__file__).parents[3]
 DISTRIBUTIONS = ("hetcache-template", "hetcache-bwcache", "hetcache-mixcache", "hetcache-cogvideox")
@@ -320,16 +322,81 @@ def test_clip_sets_are_checked(
     assert checked.counts["ok"] == 6 - len(failed)
 
 
-def test_the_clip_sets_that_come_with_hetcache_pass() -> None:
-    pytest.importorskip("diffsynth")
-    from hetcache_core.testing import bind
-    from hetcache_core.testing.checks.clips import CLIP_SET_CHECKS, ClipSetSubject
-
+@pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind.checks], ids=str)
+def test_what_comes_with_hetcache_of_a_kind_passes(kind: Kind) -> None:
+    if kind.name == "clip set":
+        pytest.importorskip("diffsynth")
     registry = discover()
-    assert registry.names("clip set")
-    for name in registry.names("clip set"):
-        for check in bind(CLIP_SET_CHECKS, ClipSetSubject(registry.load("clip set", name)()), name):
+    for name in registry.names(kind.name):
+        for check in piece_checks(kind.name, registry.load(kind.name, name)):
             check()
+
+
+SELECTOR = (
+    PLUGIN.replace("policies", "selectors")
+    + """
+import torch
+from attrs import frozen
+from hetcache_core import ContextSelector, Role, Selection, setting
+
+@frozen(kw_only=True)
+class Strange(ContextSelector):
+    name, summary = "strange", "in some order"
+    {field}
+
+    def select(self, request):
+        count = request.partition.count(Role.CONTEXT)
+        return Selection({order})
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("order", "field", "failed"),
+    [
+        ("torch.arange(count)", "", []),
+        ("torch.arange(request.count)", "", ["check_it_orders_every_context_token_once"]),
+        ("torch.randperm(count)", "", ["check_it_selects_alike_by_its_seed"]),
+        (
+            "request.scores().argsort()",
+            "",
+            [
+                "check_it_orders_every_context_token_once",
+                "check_it_selects_alike_by_its_seed",
+                "check_it_follows_on_a_selection",
+                "check_it_does_not_wait_for_the_device",
+            ],
+        ),
+        (
+            "torch.arange(count).roll(int(torch.ones(1).item()))",
+            "",
+            ["check_it_does_not_wait_for_the_device"],
+        ),
+        (
+            "torch.arange(count)",
+            "radius: int = setting(2, doc='')",
+            ["check_its_settings_are_described"],
+        ),
+    ],
+)
+def test_selectors_are_checked(
+    order: str, field: str, failed: list[str], tmp_path: Path, add: Callable[[Path], None]
+) -> None:
+    plugin = SELECTOR.replace("{order}", order).replace("{field}", field)
+    add(distribution(tmp_path, plugin=plugin))
+    checked = check_distribution("strange", toys())
+    assert [row.check for row in failures(checked)] == failed
+
+
+def test_a_piece_that_has_to_be_given_a_setting_is_said_to_be_unchecked(
+    tmp_path: Path, add: Callable[[Path], None]
+) -> None:
+    plugin = SELECTOR.replace("{order}", "torch.arange(count)")
+    plugin = plugin.replace("{field}", "radius: int = setting(doc='how near')")
+    add(distribution(tmp_path, plugin=plugin))
+    *_, row = check_distribution("strange", toys()).rows
+    assert (row.result, row.check) == ("not applicable", "works")
+    assert "radius" in row.reason
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""A context selector for hetcache, to copy."""
