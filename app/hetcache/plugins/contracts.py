@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -28,10 +28,8 @@ def check_its_name_can_begin_a_column(subject: PieceSubject) -> None:
 
 def check_its_options_are_declared(subject: PieceSubject) -> None:
     """Its configuration is an attrs class, of which every field says what it does."""
-    config = getattr(type(subject.make()), "config", None)
-    require(
-        isinstance(config, type) and attrs.has(config), f"config is {config!r}, not an attrs class"
-    )
+    config: Any = getattr(type(subject.make()), "config", None)
+    require(attrs.has(config), f"config is {config!r}, not an attrs class")
     for name, option in declared(config).items():
         require(bool(option.info.doc), f"option {name!r} does not say what it does")
 
