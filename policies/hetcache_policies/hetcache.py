@@ -27,6 +27,7 @@ from hetcache_core import (
     PartialSettings,
     PolicyRecipe,
     Predictor,
+    Signal,
     StepPolicy,
     piece,
     setting,
@@ -37,6 +38,7 @@ from hetcache_policies.shared.partition import MaskPartitioner
 from hetcache_policies.shared.pattern import PatternSteps, check_pattern
 from hetcache_policies.shared.presets import find_preset
 from hetcache_policies.shared.selectors import GuidedClusterSelector
+from hetcache_policies.shared.signals import Modulation, name_of
 from hetcache_policies.shared.tiers import TieredSteps
 from hetcache_policies.teacache import LONGEST_REUSE, RAW_THRESHOLD
 
@@ -111,11 +113,9 @@ class HetCache(PolicyRecipe):
     rescale: Literal["auto", "normalized", "none", "poly"] = setting(
         "auto",
         doc="unit of changes: average steps (normalized), relative L1 (none) or TeaCache's polynomial "
-        "(poly); auto is normalized, and none for the modulated input",
+        "(poly); auto is normalized, and none where the signal depends on the content",
     )
-    signal: Literal["modulation", "modulated_input"] = setting(
-        "modulation", doc="what is looked at"
-    )
+    signal: Signal = piece("signal", Modulation(), doc="what is looked at")
     reset_on_partial: bool = setting(
         True,
         doc="a partial step starts the sum again; false lets partial steps follow on one another",
@@ -273,10 +273,10 @@ class HetCache(PolicyRecipe):
 
     def _drift(self, model: ModelInfo) -> DriftSettings:
         if self.rescale == "poly":
-            fit = find_fit(model.variant, self.signal)
+            fit = find_fit(model.variant, name_of(self.signal))
             if fit is None:
                 raise ConfigError(
-                    f"no polynomial of {self.signal} is known for "
+                    f"no polynomial of {name_of(self.signal)} is known for "
                     f"{model.variant or f'this {model.backbone} model'}",
                     where=f"policy {self.name}",
                     remedy="Use rescale=normalized.",
@@ -285,7 +285,7 @@ class HetCache(PolicyRecipe):
                 )
             return DriftSettings(signal=self.signal, rescale="poly", fit=fit)
         if self.rescale == "auto":
-            normal = self.signal != "modulated_input"
+            normal = self.signal.schedule_only
             return DriftSettings(signal=self.signal, rescale="normalized" if normal else "none")
         return DriftSettings(signal=self.signal, rescale=self.rescale)
 

@@ -9,6 +9,7 @@ __all__ = [
     "hetcache_register_policies",
     "hetcache_register_predictors",
     "hetcache_register_selectors",
+    "hetcache_register_signals",
 ]
 
 
@@ -176,5 +177,27 @@ def hetcache_register_predictors() -> list[Registration]:
             name="taylor",
             target="hetcache_policies.shared.predictors:Taylor",
             summary="a Taylor series of backward differences",
+        ),
+    ]
+
+
+@hookimpl
+def hetcache_register_signals() -> list[Registration]:
+    """Name the built-in signals."""
+    return [
+        Registration(
+            name="timestep",
+            target="hetcache_policies.shared.signals:Timestep",
+            summary="the timestep's embedding",
+        ),
+        Registration(
+            name="modulation",
+            target="hetcache_policies.shared.signals:Modulation",
+            summary="what the blocks make of the timestep's embedding",
+        ),
+        Registration(
+            name="modulated_input",
+            target="hetcache_policies.shared.signals:ModulatedInput",
+            summary="the first block's modulated input, which depends on the content",
         ),
     ]

@@ -10,7 +10,7 @@ units of the schedule's average step.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Final, Literal, final
+from typing import ClassVar, Final, final
 
 from attrs import define, field, frozen
 
@@ -26,6 +26,7 @@ from hetcache_core import (
     PolicyRecipe,
     Predictor,
     RunInfo,
+    Signal,
     Signals,
     StepDecider,
     StepInfo,
@@ -33,10 +34,11 @@ from hetcache_core import (
     piece,
     setting,
 )
-from hetcache_policies.fits.teacache_fits import FITS, SignalName, find_fit, fit_of
+from hetcache_policies.fits.teacache_fits import FITS, find_fit, fit_of
 from hetcache_policies.shared.calibrating import PolynomialCalibrator
 from hetcache_policies.shared.drift import Drift, DriftSettings
 from hetcache_policies.shared.presets import find_preset
+from hetcache_policies.shared.signals import SIGNALS, Modulation, name_of
 
 __all__ = ["LONGEST_REUSE", "RAW_THRESHOLD", "DriftSteps", "TeaCache"]
 
@@ -138,8 +140,8 @@ class TeaCache(PolicyRecipe):
         doc="unit of changes: a published polynomial, average steps (normalized), relative L1 (none); "
         "auto takes the model's polynomial, or normalized where there is none",
     )
-    signal: Literal["auto", "timestep", "modulation", "modulated_input"] = setting(
-        "auto", doc="what is looked at; auto takes the polynomial's own, or modulation"
+    signal: Signal | None = piece(
+        "signal", None, doc="what is looked at; null takes the polynomial's own, or modulation"
     )
     calibration: str | None = setting(
         None,
@@ -192,16 +194,15 @@ class TeaCache(PolicyRecipe):
         if self.calibration is not None:
             calibration = Calibration.load(self.calibration, policy=self.name, model=model)
             own = fit_of(calibration)
-            return DriftSettings(
-                signal=own.signal, rescale="poly", fit=own, calibration=calibration
-            )
-        wanted: SignalName | None = None if self.signal == "auto" else self.signal
+            signal = SIGNALS[own.signal]
+            return DriftSettings(signal=signal, rescale="poly", fit=own, calibration=calibration)
+        wanted = None if self.signal is None else name_of(self.signal)
         automatic = self.coefficients == "auto"
         fit = find_fit(model.variant, wanted) if automatic else FITS.get(self.coefficients)
         if fit is not None:
-            return DriftSettings(signal=wanted or fit.signal, rescale="poly", fit=fit)
-        signal = wanted or "modulation"
-        raw = self.coefficients == "none" or (automatic and signal == "modulated_input")
+            return DriftSettings(signal=self.signal or SIGNALS[fit.signal], rescale="poly", fit=fit)
+        signal = self.signal or Modulation()
+        raw = self.coefficients == "none" or (automatic and not signal.schedule_only)
         return DriftSettings(signal=signal, rescale="none" if raw else "normalized")
 
 

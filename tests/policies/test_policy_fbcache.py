@@ -22,9 +22,9 @@ from hetcache_core.testing import BoundCheck, parametrize_with_checks, tiny_case
 from hetcache_core.testing.watch import WatchedEngine, watched_run
 from hetcache_core.tokens import Grid
 from hetcache_policies.fbcache import DBCache, FBCache
-from hetcache_policies.shared.drift import SIGNAL_TOKENS
 from hetcache_policies.shared.predictors import Taylor
 from hetcache_policies.shared.probe import ProbeSteps, some_tokens
+from hetcache_policies.shared.signals import SIGNAL_TOKENS
 
 MODEL = ModelInfo(backbone="tiny", variant="", layers=4, width=32, heads=2)
 WAN = ModelInfo(backbone="wan-vace", variant="wan2.1-1.3b", layers=30, width=1536, heads=12)

@@ -27,6 +27,7 @@ from hetcache_policies.shared.selectors import (
     RandomSelector,
     UniformSelector,
 )
+from hetcache_policies.shared.signals import SIGNALS
 from hetcache_policies.teacache import TeaCache
 
 CASE = tiny_case()
@@ -170,7 +171,7 @@ def test_two_runs_in_one_session_do_not_see_each_other() -> None:
 
 @pytest.mark.parametrize("signal", ["modulation", "modulated_input"])
 def test_merged_guidance_decides_as_separate_calls_do(signal: str) -> None:
-    recipe = HetCache(signal=signal, context_ratio=0.3)
+    recipe = HetCache(signal=SIGNALS[signal], context_ratio=0.3)
     separate, one = edit(recipe)
     merged, other = edit(recipe, "merged")
     assert [r.mode for r in one.records if r.branch == "cond"] == [r.mode for r in other.records]

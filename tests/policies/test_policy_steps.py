@@ -25,6 +25,7 @@ from hetcache_policies.fits.teacache_fits import FIT_OF_VARIANT, FITS, Fit
 from hetcache_policies.hetcache import HetCache
 from hetcache_policies.shared.drift import DriftSettings
 from hetcache_policies.shared.partition import MaskPartitioner
+from hetcache_policies.shared.signals import SIGNALS
 from hetcache_policies.shared.tiers import TieredSteps
 from hetcache_policies.teacache import DriftSteps, TeaCache
 
@@ -151,7 +152,7 @@ def longest_reuse(trace: Trace) -> int:
 
 
 def raw(signal: str = "modulation") -> DriftSettings:
-    return DriftSettings(signal=signal, rescale="none")
+    return DriftSettings(signal=SIGNALS[signal], rescale="none")
 
 
 def teacache(**changes: object) -> CachePolicy:
@@ -301,7 +302,7 @@ def test_no_number_of_steps_lets_a_polynomial_skip_for_ever(name: str) -> None:
     fit = FITS[name]
     longest = {}
     for steps in (fit.steps, *STEPS):
-        drift = DriftSettings(signal=fit.signal, rescale="poly", fit=fit)
+        drift = DriftSettings(signal=SIGNALS[fit.signal], rescale="poly", fit=fit)
         high = min(fit.high, 0.3)
         changes = [
             (fit.low + (high - fit.low) * index / steps) * fit.steps / steps
@@ -398,9 +399,9 @@ def test_teacache_takes_the_polynomial_of_a_known_model_with_its_threshold() -> 
     piece = step_piece(TeaCache(), WAN)
     assert piece.drift.fit is FITS["wan2.1-t2v-1.3b/modulation"]
     assert (piece.threshold, TeaCache().composed(WAN).guards.first_steps) == (0.05, 5)
-    other = step_piece(TeaCache(signal="timestep"), WAN)
+    other = step_piece(TeaCache(signal=SIGNALS["timestep"]), WAN)
     assert other.drift.fit is FITS["wan2.1-t2v-1.3b/timestep"]
-    guards = TeaCache(signal="timestep").composed(WAN).guards
+    guards = TeaCache(signal=SIGNALS["timestep"]).composed(WAN).guards
     assert (other.threshold, guards.first_steps) == (0.05, 1)
 
 
@@ -408,21 +409,21 @@ def test_teacache_takes_the_polynomial_of_a_known_model_with_its_threshold() -> 
     ("recipe", "expected"),
     [
         (TeaCache(), ("modulation", "normalized", 1.5)),
-        (TeaCache(signal="timestep"), ("timestep", "normalized", 1.5)),
-        (TeaCache(signal="modulated_input"), ("modulated_input", "none", 0.1)),
+        (TeaCache(signal=SIGNALS["timestep"]), ("timestep", "normalized", 1.5)),
+        (TeaCache(signal=SIGNALS["modulated_input"]), ("modulated_input", "none", 0.1)),
         (TeaCache(coefficients="none"), ("modulation", "none", 0.1)),
         (TeaCache(coefficients="hunyuanvideo"), ("modulated_input", "poly", 0.1)),
         (TeaCache(threshold=2.0), ("modulation", "normalized", 2.0)),
         (HetCache(), ("modulation", "normalized", 1.5)),
         (HetCache(rescale="none"), ("modulation", "none", 0.1)),
-        (HetCache(signal="modulated_input"), ("modulated_input", "none", 0.1)),
+        (HetCache(signal=SIGNALS["modulated_input"]), ("modulated_input", "none", 0.1)),
     ],
 )
 def test_an_unknown_model_gets_a_unit_and_the_threshold_that_belongs_to_it(
     recipe: TeaCache | HetCache, expected: tuple[str, str, float]
 ) -> None:
     piece = step_piece(recipe, UNKNOWN)
-    assert (piece.drift.signal, piece.drift.rescale, piece.threshold) == expected
+    assert (piece.drift.signal.name, piece.drift.rescale, piece.threshold) == expected
 
 
 def test_hetcache_takes_the_polynomial_where_it_is_asked_to() -> None:
@@ -436,9 +437,15 @@ def test_hetcache_takes_the_polynomial_where_it_is_asked_to() -> None:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: TeaCache(coefficients="normalized", signal="modulated_input"), "normalized"),
-        (lambda: HetCache(rescale="normalized", signal="modulated_input"), "normalized"),
-        (lambda: TeaCache(coefficients="ltx-video-0.9.1", signal="timestep"), "modulated_input"),
+        (
+            lambda: TeaCache(coefficients="normalized", signal=SIGNALS["modulated_input"]),
+            "normalized",
+        ),
+        (lambda: HetCache(rescale="normalized", signal=SIGNALS["modulated_input"]), "normalized"),
+        (
+            lambda: TeaCache(coefficients="ltx-video-0.9.1", signal=SIGNALS["timestep"]),
+            "modulated_input",
+        ),
         (lambda: HetCache(score_layers=(0, 1)), "score_layers names block 1"),
     ],
 )

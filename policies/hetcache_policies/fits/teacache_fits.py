@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Final, Literal, final
+from typing import Final, final
 
 from attrs import frozen
 
 from hetcache_core import Calibration, ConfigError
+from hetcache_policies.shared.signals import SIGNALS
 
-__all__ = ["FITS", "FIT_OF_VARIANT", "Fit", "SignalName", "find_fit", "fit_of"]
-
-SignalName = Literal["timestep", "modulation", "modulated_input"]
-"""What a policy looks at: Wan's ``e`` and ``e0``, or the first block's modulated input."""
+__all__ = ["FITS", "FIT_OF_VARIANT", "Fit", "find_fit", "fit_of"]
 
 SAFE_STEPS: Final = 1.5
 FAST_STEPS: Final = 2.5
@@ -47,7 +45,7 @@ class Fit:
     """One polynomial with everything that belongs to it.
 
     Attributes:
-        signal: the signal that it was fitted to.
+        signal: name of the signal that it was fitted to.
         coefficients: highest power first; fits have degree 4.
         low: smallest relative change that it is evaluated at.
         high: largest one.
@@ -57,7 +55,7 @@ class Fit:
         fast: published threshold of the faster setting.
     """
 
-    signal: SignalName
+    signal: str
     coefficients: tuple[float, ...]
     low: float
     high: float
@@ -164,7 +162,7 @@ FIT_OF_VARIANT: Final[Mapping[str, tuple[str, ...]]] = {
 """Fits of a ``ModelInfo.variant``, the preferred one first."""
 
 
-def find_fit(variant: str, signal: SignalName | None) -> Fit | None:
+def find_fit(variant: str, signal: str | None) -> Fit | None:
     """Find the fit of a model.
 
     Args:
@@ -188,7 +186,7 @@ def fit_of(calibration: Calibration) -> Fit:
     try:
         mean = float(data["mean_change"])
         return Fit(
-            signal=data["signal"],
+            signal=SIGNALS[data["signal"]].name,
             coefficients=tuple(float(c) for c in data["coefficients"]),
             low=float(data["low"]),
             high=float(data["high"]),

@@ -8,23 +8,17 @@ import torch
 from attrs import define, frozen
 from torch import Tensor
 
-from hetcache_core import Calibration, ConfigError, Signals, StepInfo, relative_l1
-from hetcache_policies.fits.teacache_fits import Fit, SignalName
+from hetcache_core import Calibration, ConfigError, Signal, Signals, StepInfo, relative_l1
+from hetcache_policies.fits.teacache_fits import Fit
+from hetcache_policies.shared.signals import SIGNALS, name_of
 
 __all__ = ["Drift", "DriftSettings", "RescaleName"]
 
 RescaleName = Literal["normalized", "none", "poly"]
 """The unit of changes: average steps of the run, relative L1 as it is, or a polynomial of it."""
 
-PREVIOUS_INPUT: Final = "modulated input of the last step"
+PREVIOUS: Final = "signal of the last step"
 """Name under which the last step's signal is kept."""
-
-SIGNAL_TOKENS: Final = 4096
-"""At most about this many tokens of a modulated input are compared and kept.
-
-Our design: means over a few million numbers do not change in their third digit with more, and the
-whole input of a 720p video would be 1.5 GB in fp32.
-"""
 
 TINY: Final = 1e-12
 """Least divisor, as in ``relative_l1``."""
@@ -36,15 +30,15 @@ class DriftSettings:
     """What is looked at and in which unit its changes are given.
 
     Attributes:
-        signal: the signal. "timestep" and "modulation" depend on the schedule alone, so all changes
-            of a run are known at its first step; "modulated_input" depends on the content too.
+        signal: the signal. Where it depends on the schedule alone, all changes of a run are known at
+            its first step.
         rescale: the unit. "normalized" divides by the mean change of the run's schedule, so that a
             change of 1 is an average step on every model and for every number of steps.
         fit: the polynomial, with "poly".
         calibration: the file that it comes from, which the run's steps must match, or None.
     """
 
-    signal: SignalName
+    signal: Signal
     rescale: RescaleName
     fit: Fit | None = None
     calibration: Calibration | None = None
@@ -52,7 +46,7 @@ class DriftSettings:
     @property
     def schedule_only(self) -> bool:
         """Whether all changes of a run are known at its first step."""
-        return self.signal != "modulated_input"
+        return self.signal.schedule_only
 
     def __attrs_post_init__(self) -> None:
         """Refuse units that the signal cannot be given in.
@@ -62,18 +56,18 @@ class DriftSettings:
         """
         if self.rescale == "normalized" and not self.schedule_only:
             raise ConfigError(
-                "changes of modulated_input cannot be normalized: they are not known before the run",
+                f"changes of {name_of(self.signal)} cannot be normalized: they are not known before the run",
                 setting="signal",
-                given=self.signal,
+                given=name_of(self.signal),
                 remedy="Use signal=modulation, or rescale=none with a threshold of its own.",
             )
         if (self.rescale == "poly") != (self.fit is not None):
             raise ConfigError("a polynomial belongs to rescale=poly, and to nothing else")
-        if self.fit is not None and self.fit.signal != self.signal:
+        if self.fit is not None and SIGNALS[self.fit.signal] != self.signal:
             raise ConfigError(
-                f"the polynomial was fitted to {self.fit.signal}, not to {self.signal}",
+                f"the polynomial was fitted to {self.fit.signal}, not to {name_of(self.signal)}",
                 setting="signal",
-                given=self.signal,
+                given=name_of(self.signal),
                 remedy=f"Use signal={self.fit.signal}.",
             )
 
@@ -93,10 +87,9 @@ class Drift:
         """
         if self._settings.schedule_only:
             return self._look_ahead(signals)[step.index]
-        fresh = signals.modulated_input()
-        fresh = fresh[:, :: -(-fresh.shape[1] // SIGNAL_TOKENS)]
-        previous = signals.kept(PREVIOUS_INPUT)
-        signals.keep(PREVIOUS_INPUT, fresh)
+        fresh = self._settings.signal.value(signals, step.index)
+        previous = signals.kept(PREVIOUS)
+        signals.keep(PREVIOUS, fresh)
         if previous is None:
             return 0.0
         return self._rescaled(signals.read(relative_l1(fresh, previous)), step.total)
@@ -108,20 +101,16 @@ class Drift:
             return [0.0]
 
         def changes() -> Tensor:
-            at = torch.stack([self._of_schedule(signals, i) for i in range(steps)])  # (S, k)
+            signal = self._settings.signal
+            at = torch.stack([signal.value(signals, i).flatten() for i in range(steps)])  # (S, k)
             old = at[:-1]
             moved = (at[1:] - old).abs().mean(1) / old.abs().mean(1).clamp_min(TINY)  # (S - 1,)
             normalized = self._settings.rescale == "normalized"
             return moved / moved.mean().clamp_min(TINY) if normalized else moved
 
-        name = f"drift of {self._settings.signal}, {self._settings.rescale}"
+        name = f"drift of {self._settings.signal!r}, {self._settings.rescale}"
         read = signals.read_ahead(name, changes)
         return [0.0, *(self._rescaled(change, steps) for change in read)]
-
-    def _of_schedule(self, signals: Signals, index: int) -> Tensor:
-        if self._settings.signal == "timestep":
-            return signals.timestep_embedding(index)
-        return signals.timestep_modulation(index)
 
     def _rescaled(self, change: float, steps: int) -> float:
         return change if self._settings.fit is None else self._settings.fit.rescale(change, steps)

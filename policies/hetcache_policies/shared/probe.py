@@ -24,7 +24,7 @@ from hetcache_core import (
     StepPolicy,
     relative_l1,
 )
-from hetcache_policies.shared.drift import SIGNAL_TOKENS
+from hetcache_policies.shared.signals import SIGNAL_TOKENS
 
 __all__ = ["ProbeSteps", "ProbeTrail", "some_tokens"]
 
