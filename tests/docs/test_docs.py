@@ -83,6 +83,7 @@ def write_files(page: Path, folder: Path) -> None:
                 (path.parent / "__init__.py").touch()
 
 
+@pytest.mark.timeout(400)  # a page that edits a video loads a model's library
 @pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=page_id)
 def test_the_python_blocks_of_a_page_run_in_order(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

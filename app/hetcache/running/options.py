@@ -156,7 +156,7 @@ def from_text(text: str | list[str], info: Declared) -> object:
     parts = text.split(",") if get_origin(info.hint) is tuple else [text]
     if not all(NUMBER.fullmatch(part.strip()) for part in parts):
         one, many = (
-            "Write a number, such as 3 or 0.1.",
+            "Write a count, such as 3, or a share of the run with a point, such as 0.1.",
             "Write numbers joined by commas, such as 3,7.",
         )
         raise ConfigError(
