@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         ConfigError,
         ContractError,
         HetCacheError,
+        NonFiniteError,
         PluginConflictError,
         PluginError,
         PluginLoadError,
@@ -105,8 +106,8 @@ _HOMES: Final[dict[str, str]] = {
         "backbone.trunk": "BlockHooks RunTrunk TrunkCall TrunkView",
         "engine.loop": "Engine",
         "errors": "CacheBudgetError CacheStateError ConfigError ContractError HetCacheError "
-        "PluginConflictError PluginError PluginLoadError PluginWarning UnsupportedBackboneError "
-        "nearest_name",
+        "NonFiniteError PluginConflictError PluginError PluginLoadError PluginWarning "
+        "UnsupportedBackboneError nearest_name",
         "plugins.clips": "ClipSet EvaluationClip",
         "plugins.discovery": "Registry discover",
         "plugins.hookspecs": "Registration hookimpl",
@@ -172,6 +173,7 @@ __all__ = [
     "ModelCall",
     "ModelCalls",
     "ModelInfo",
+    "NonFiniteError",
     "PartAction",
     "PartialSettings",
     "Partition",

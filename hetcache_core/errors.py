@@ -12,7 +12,8 @@
     ├── ContractError                 a policy, a backbone or a registration breaks its contract
     ├── CacheStateError               a value was asked for that the cache does not hold,
     │                                 or the step index does not follow on
-    └── CacheBudgetError              storing a value would pass the hard byte limit
+    ├── CacheBudgetError              storing a value would pass the hard byte limit
+    └── NonFiniteError                a run ended in latents that hold NaN or infinity
 
 Every error is made as ``Error(what, where=…, remedy=…, **facts)``: ``what`` went wrong, ``where`` (a
 plugin, a policy, a command-line option), and what the reader can do about it. The message is put
@@ -38,6 +39,7 @@ __all__ = [
     "ConfigError",
     "ContractError",
     "HetCacheError",
+    "NonFiniteError",
     "PluginConflictError",
     "PluginError",
     "PluginLoadError",
@@ -267,3 +269,17 @@ class CacheBudgetError(HetCacheError):
     held_bytes: int | None = field(default=None, kw_only=True)
     budget_bytes: int | None = field(default=None, kw_only=True)
     key: str = field(default="", kw_only=True)
+
+
+@final
+@define(slots=False)
+class NonFiniteError(HetCacheError):
+    """A run ended in latents that hold NaN or infinity, which would be decoded to black frames.
+
+    Attributes:
+        first_step: The first step after which they did, counted from 0.
+        steps: Steps of the run.
+    """
+
+    first_step: int = field(kw_only=True)
+    steps: int = field(kw_only=True)

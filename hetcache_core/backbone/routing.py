@@ -171,7 +171,7 @@ class SchedulerStandIn:
         @functools.wraps(target.step)
         def step(*args: Any, **kwargs: Any) -> Any:
             result = target.step(*args, **kwargs)
-            router.sampler_stepped()
+            router.sampler_stepped(_sample(result))
             return result
 
         self.__dict__.update(_target=target, set_timesteps=set_timesteps, step=step)
@@ -209,10 +209,10 @@ class Router:
         self._asked = asked
         self._sampling = True
 
-    def sampler_stepped(self) -> None:
-        """The scheduler has taken a step."""
+    def sampler_stepped(self, latents: Tensor | None) -> None:
+        """The scheduler has taken a step and made these latents."""
         if self.engine.running:
-            self.engine.end_step()
+            self.engine.end_step(latents)
             self._sampling = self.engine.running
         self._step += 1
         self._calls = 0
@@ -280,6 +280,14 @@ class Router:
             f"{self._step} of {len(self.scheduler.timesteps) - offset}. A session needs the pipeline's "
             "own loop."
         )
+
+
+def _sample(result: Any) -> Tensor | None:
+    """Take the latents out of what a scheduler's ``step`` returns, a tuple or an output of fields."""
+    latents: Tensor | None = (
+        result[0] if isinstance(result, tuple) else getattr(result, "prev_sample", None)
+    )
+    return latents
 
 
 def _resampled(values: Any, count: int) -> NDArray[np.float32]:

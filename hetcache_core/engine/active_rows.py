@@ -49,7 +49,10 @@ def attention_scores(q: Tensor, k: Tensor, heads: int) -> Tensor:
 
 @define(eq=False)
 class ActiveRows:
-    """The active rows of one run: generative, margin, chosen context and pinned tokens."""
+    """The active rows of one run: generative, margin, chosen context and pinned tokens.
+
+    Where the mask touches no token (one window of a longer clip), there are none.
+    """
 
     partition: Partition
     settings: PartialSettings
@@ -68,6 +71,8 @@ class ActiveRows:
         kept_margin = spread(margin, round(self.settings.margin_ratio * margin.numel()))
         self._fixed = torch.cat([roles.of(Role.GENERATIVE), kept_margin, roles.of(Role.PINNED)])
         context = roles.count(Role.CONTEXT)
+        if not roles.count(Role.GENERATIVE):
+            kept_margin, self._fixed, context = kept_margin[:0], self._fixed[:0], 0
         wanted = round(self.settings.context_ratio * context)
         multiple = self.settings.pad_to or pad_multiple(roles.tokens)
         fixed = self._fixed.numel()
@@ -77,13 +82,18 @@ class ActiveRows:
             "generative": roles.count(Role.GENERATIVE),
             "margin": kept_margin.numel(),
             "context": self._context_count,
-            "pinned": roles.count(Role.PINNED),
+            "pinned": self._fixed.numel() - kept_margin.numel() - roles.count(Role.GENERATIVE),
         }
 
     @property
     def count(self) -> int:
         """Number of active rows ``n``, padding included."""
         return self._fixed.numel() + self._context_count
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is edited, so that a partial step would compute nothing."""
+        return self.count == 0
 
     @property
     def share(self) -> float:

@@ -242,7 +242,7 @@ class Pass:
         if act.use is Use.REUSE and self.store.has(self.branch, slot):
             output = self._predict(slot)
             self.parts_reused += 1
-            if act.rows is not None:
+            if act.rows is not None and act.rows.numel():
                 fresh = compute(act.rows)
                 self._count(key, part, act.rows.numel())
                 output = output.index_copy(1, act.rows, fresh)

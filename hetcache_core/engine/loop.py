@@ -17,7 +17,7 @@ from hetcache_core.engine.flop_budget import Budget, Costs
 from hetcache_core.engine.gate import Gate
 from hetcache_core.engine.run_state import RunState, make_active
 from hetcache_core.engine.trunk_run import TrunkExecution
-from hetcache_core.errors import CacheStateError, ContractError
+from hetcache_core.errors import CacheStateError, ContractError, NonFiniteError
 from hetcache_core.policy.guards import Guards
 from hetcache_core.policy.partial import ControlMode
 from hetcache_core.policy.recipe import CachePolicy, ReusePoint
@@ -112,9 +112,19 @@ class Engine:
         self._run.budget = self._budget(self._run)
         _log.info("%d steps with %s on %s", info.steps, self.policy.name, info.model.backbone)
 
-    def end_step(self) -> None:
-        """Close the step; the run ends with its last one."""
+    def end_step(self, latents: Tensor | None = None) -> None:
+        """Close the step; the run ends with its last one.
+
+        Args:
+            latents: what the sampler made of the step, in the library's layout; looked at once, when
+                the run ends.
+
+        Raises:
+            NonFiniteError: the run ended, and the latents hold NaN or infinity.
+        """
         run = self._need_run()
+        if latents is not None:
+            run.finite.append(latents.isfinite().all())
         records = run.leave()
         step = run.step_info(run.index)
         if self.on_step is not None:
@@ -131,6 +141,15 @@ class Engine:
         trace = run.finish()
         if self.on_run is not None:
             self.on_run(trace)
+        if run.broken_at is not None and trace.complete:
+            raise NonFiniteError(
+                f"the latents hold NaN or infinity from step {run.broken_at} of {trace.steps} on",
+                where=f"policy {trace.policy} on {trace.backbone}",
+                remedy="Such frames would be black. Lower the strength of guidance, or compute in "
+                "bfloat16 or float32 where it was float16",
+                first_step=run.broken_at,
+                steps=trace.steps,
+            )
 
     def abort_run(self) -> None:
         """Forget the run without a trace, after an exception."""
@@ -309,6 +328,10 @@ class Engine:
             decision = run.budget.apply(step, proposed, costs, run.reused_in_row)
             if decision != proposed:
                 _note(run, "budget", decision)
+        if decision.mode is Mode.PARTIAL and run.active is not None and run.active.empty:
+            reason = "the mask touches no token, so a partial step has none to compute"
+            decision = evolve(decision, mode=Mode.REUSE, span=WHOLE_TRUNK, reason=reason)
+            _note(run, "mask", decision)
         run.step.decision = run.gate.apply(step, decision, run.reused_in_row)
         if run.step.decision != decision:
             _note(run, "gate", run.step.decision)

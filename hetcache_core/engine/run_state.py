@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -76,6 +75,8 @@ class RunState:
         chosen_at: step in which the active rows were last looked at.
         ahead: signals of the whole schedule.
         sizes: fp32 scalars, sum of magnitudes of each kept residual.
+        finite: bool scalars, whether the latents after each step hold finite values alone.
+        broken_at: first step after which they do not, known when the run has finished.
         recorder: notes for the trace's plan.
     """
 
@@ -97,6 +98,8 @@ class RunState:
     chosen_at: int = field(default=-1, init=False)
     ahead: ScheduleSignals = field(factory=ScheduleSignals, init=False)
     sizes: list[Tensor] = field(factory=list, init=False)
+    finite: list[Tensor] = field(factory=list, init=False)
+    broken_at: int | None = field(default=None, init=False)
     recorder: Recorder = field(factory=Recorder, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -202,6 +205,10 @@ class RunState:
         partition = self.active.partition if self.active is not None else None
         trace.guards = self.gate.described()
         trace.plan = self.recorder.plan(self.info, partition, self.policy.partial)
+        if self.finite:
+            # One wait for the device, after the last step.
+            finite = torch.stack(self.finite).tolist()
+            self.broken_at = finite.index(False) if False in finite else None
         trace.notes.extend(self._findings())
         self.store.clear()
         return trace
@@ -211,10 +218,6 @@ class RunState:
         if self.sizes:
             # One wait for the device, after the last step.
             sizes = torch.stack(self.sizes).tolist()
-            if any(not math.isfinite(size) for size in sizes):
-                found.append(
-                    "A cached residual was not finite: the model produced NaN or infinity."
-                )
             if any(size == 0 for size in sizes):
                 found.append("A cached residual was all zero: the trunk changed nothing.")
         trace = self.trace
@@ -254,6 +257,10 @@ def make_active(policy: CachePolicy, info: RunInfo, trace: Trace) -> ActiveRows 
     partition = policy.partitioner.partition(info.mask, info.grid)
     active = ActiveRows(partition, policy.partial, policy.selector)
     trace.tokens_by_role = {role.name.lower(): partition.count(role) for role in Role}
+    if active.empty:
+        trace.notes.append(
+            "The mask touches no token, so nothing is edited: partial steps reuse what is stored."
+        )
     if active.too_many:
         trace.notes.append(
             f"{active.share:.0%} of the tokens would be active in a partial step, more than "

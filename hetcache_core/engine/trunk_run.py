@@ -55,7 +55,8 @@ class TrunkExecution:
     def _prepares(self) -> bool:
         """Whether a full step keeps what partial steps after it need."""
         active = self.run.active
-        return active is not None and not active.too_many and not self.step.is_last
+        usable = active is not None and not active.too_many and not active.empty
+        return usable and not self.step.is_last
 
     def probe(self, blocks: int) -> Tensor:
         """Run the first blocks over all tokens; (B, N, D). They are not run again in this call."""

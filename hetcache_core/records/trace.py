@@ -76,7 +76,7 @@ class Change:
     """What the budget, the gate or the cache made of a decision.
 
     Attributes:
-        by: "budget", "gate" or "cache".
+        by: "budget", "mask" (it touches no token), "gate" or "cache".
         mode: what the step was to do from there on.
         reason: why, in words.
     """

@@ -95,10 +95,10 @@ class WatchedEngine(Engine):
         self.infos.append(info)
         super().begin_run(info)
 
-    def end_step(self) -> None:
+    def end_step(self, latents: Tensor | None = None) -> None:
         """Close the step and count it."""
         self.steps_ended += 1
-        super().end_step()
+        super().end_step(latents)
 
     def model_call(self, call: ModelCall, forward: Forward) -> Tensor:
         """Answer a call and keep it."""

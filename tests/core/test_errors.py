@@ -18,6 +18,7 @@ from hetcache_core.errors import (
     ConfigError,
     ContractError,
     HetCacheError,
+    NonFiniteError,
     PluginConflictError,
     PluginError,
     PluginLoadError,
@@ -56,6 +57,7 @@ EXAMPLES = [
     ContractError("decide() changed the policy", subject="NthStep", check="check_frozen"),
     CacheStateError("nothing is stored", key="trunk", branch="cond", step=3, expected_step=2),
     CacheBudgetError("too large", needed_bytes=8, held_bytes=4, budget_bytes=10, key="trunk"),
+    NonFiniteError("the latents hold NaN", first_step=3, steps=8),
 ]
 
 

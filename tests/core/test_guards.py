@@ -26,9 +26,9 @@ from hetcache_core import (
     Use,
     accelerate,
 )
-from hetcache_core.errors import ConfigError
+from hetcache_core.errors import ConfigError, NonFiniteError
 from hetcache_core.steps import Decision
-from hetcache_core.testing import TinyPipeline, tiny_case
+from hetcache_core.testing import TinyBackbone, TinyPipeline, tiny_case, tiny_video
 
 STEPS: Final = 10
 
@@ -206,12 +206,24 @@ def broken(value: float) -> TinyPipeline:
     return pipeline
 
 
-def test_a_residual_that_is_not_finite_is_said() -> None:
-    trace = run(always(Mode.FULL), pipeline=broken(float("nan")))
-    assert (
-        trace.notes.count("A cached residual was not finite: the model produced NaN or infinity.")
-        == 1
+@pytest.mark.parametrize("policy", [CachePolicy(name="none"), always(Mode.FULL)])
+def test_a_run_that_ends_in_nan_is_an_error_whatever_the_policy(policy: CachePolicy) -> None:
+    traces: list[Trace] = []
+    session = accelerate(
+        broken(float("nan")), policy, backbone=TinyBackbone(), on_run=traces.append
     )
+    with pytest.raises(NonFiniteError, match="from step 0 of 4 on") as caught, session:
+        session.pipeline(*tiny_video(), steps=4)
+    assert (caught.value.first_step, caught.value.steps) == (0, 4)
+    assert [trace.complete for trace in traces] == [True]
+    assert session.pipeline.scheduler.__class__ is TinyPipeline().scheduler.__class__
+
+
+def test_a_strength_of_guidance_past_all_numbers_is_an_error_with_one_step_too() -> None:
+    """The model's own output is finite then; what the sampler makes of it is not."""
+    session = accelerate(TinyPipeline(), "none", backbone=TinyBackbone())
+    with pytest.raises(NonFiniteError), session:
+        session.pipeline(*tiny_video(), steps=1, guidance_scale=1e39)
 
 
 def test_a_residual_that_is_all_zero_is_said() -> None:

@@ -245,7 +245,7 @@ class _SchedulerStandIn:
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         result = self._target.step(*args, **kwargs)
-        self._router.sampler_stepped()
+        self._router.sampler_stepped(result)
         return result
 
 
@@ -267,10 +267,10 @@ class _Router:
         self.engine.abort_run()
         self._step = self._calls = 0
 
-    def sampler_stepped(self) -> None:
-        """The scheduler has taken a step."""
+    def sampler_stepped(self, latents: Tensor) -> None:
+        """The scheduler has taken a step and made these latents."""
         if self.engine.running:
-            self.engine.end_step()
+            self.engine.end_step(latents)
         self._step += 1
         self._calls = 0
 

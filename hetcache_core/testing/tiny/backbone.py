@@ -74,7 +74,7 @@ class _Link:
 
     def scheduler_step(self, velocity: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
         following: Tensor = self.scheduler.step(velocity, timestep, latents)
-        self.engine.end_step()
+        self.engine.end_step(following)
         self.step += 1
         return following
 

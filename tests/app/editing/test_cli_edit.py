@@ -400,3 +400,20 @@ def test_compiled_blocks_make_the_same_video(clip: dict[str, str], tmp_path: Pat
     )
     # A byte or two differ before encoding, which a lossy codec makes more of: 0.5 was seen.
     assert np.abs(plain.astype(int) - compiled).mean() < 1.5
+
+
+@pytest.mark.parametrize("policy", ["none", "hetcache", "teacache"])
+@pytest.mark.parametrize("steps", ["1", "4"])
+def test_a_result_of_nan_is_one_error_and_nothing_is_written(
+    clip: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    policy: str,
+    steps: str,
+) -> None:
+    files = ["--output", str(tmp_path / "out.mp4"), "--trace", str(tmp_path / "trace.json")]
+    given = ["--video", clip["video"], "--mask", clip["mask"], "--device", "cpu", *files]
+    wrong = ["--steps", steps, "--cfg-scale", "1e39", "--policy", policy]
+    assert main(["edit", *given, *wrong]) == 2
+    assert f"NaN or infinity from step 0 of {steps} on" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
