@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         ContractError,
         HetCacheError,
         NonFiniteError,
+        PipelineBusyError,
         PluginConflictError,
         PluginError,
         PluginLoadError,
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
         Selection,
         SelectionRequest,
         TokenPartitioner,
+        binary_mask,
         mask_to_tokens,
         spread,
     )
@@ -106,7 +108,7 @@ _HOMES: Final[dict[str, str]] = {
         "backbone.trunk": "BlockHooks RunTrunk TrunkCall TrunkView",
         "engine.loop": "Engine",
         "errors": "CacheBudgetError CacheStateError ConfigError ContractError HetCacheError "
-        "NonFiniteError PluginConflictError PluginError PluginLoadError PluginWarning "
+        "NonFiniteError PipelineBusyError PluginConflictError PluginError PluginLoadError PluginWarning "
         "UnsupportedBackboneError nearest_name",
         "plugins.clips": "ClipSet EvaluationClip",
         "plugins.discovery": "Registry discover",
@@ -126,7 +128,7 @@ _HOMES: Final[dict[str, str]] = {
         "steps": "BlockKey BranchRows Decision Mode ModelInfo Span Stack StepInfo SubLayer",
         "store": "CacheStore StoreSettings Stored",
         "tokens": "ContextSelector Grid Partition Role Selection SelectionRequest TokenPartitioner "
-        "mask_to_tokens spread",
+        "binary_mask mask_to_tokens spread",
     }.items()
     for name in names.split()
 }
@@ -177,6 +179,7 @@ __all__ = [
     "PartAction",
     "PartialSettings",
     "Partition",
+    "PipelineBusyError",
     "Plan",
     "PluginConflictError",
     "PluginError",
@@ -215,6 +218,7 @@ __all__ = [
     "Use",
     "accelerate",
     "attached",
+    "binary_mask",
     "combine",
     "discover",
     "footprint",

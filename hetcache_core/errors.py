@@ -13,6 +13,7 @@
     ├── CacheStateError               a value was asked for that the cache does not hold,
     │                                 or the step index does not follow on
     ├── CacheBudgetError              storing a value would pass the hard byte limit
+    ├── PipelineBusyError             another session has the pipeline
     └── NonFiniteError                a run ended in latents that hold NaN or infinity
 
 Every error is made as ``Error(what, where=…, remedy=…, **facts)``: ``what`` went wrong, ``where`` (a
@@ -40,6 +41,7 @@ __all__ = [
     "ContractError",
     "HetCacheError",
     "NonFiniteError",
+    "PipelineBusyError",
     "PluginConflictError",
     "PluginError",
     "PluginLoadError",
@@ -283,3 +285,20 @@ class NonFiniteError(HetCacheError):
 
     first_step: int = field(kw_only=True)
     steps: int = field(kw_only=True)
+
+
+@final
+@define(slots=False)
+class PipelineBusyError(HetCacheError):
+    """A pipeline is in another session, which has not been left.
+
+    Attributes:
+        pipeline: Name of the pipeline's class.
+        remedy: By default to wait for it.
+    """
+
+    what: str = field(default="This pipeline is already in a session")
+    pipeline: str = field(default="", kw_only=True)
+    remedy: str = field(
+        default="Leave that one first, or let accelerate(..., wait=True) wait for it.", kw_only=True
+    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import reduce
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, evolve, field
 
@@ -16,6 +18,7 @@ from hetcache_core.engine.loop import Engine
 from hetcache_core.errors import (
     CacheStateError,
     ConfigError,
+    PipelineBusyError,
     PluginError,
     UnsupportedBackboneError,
 )
@@ -31,6 +34,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from hetcache_core.backbone.adapter import Backbone
+
+_LEFT: Final = threading.Condition()
+"""Tells sessions that wait for their pipeline that one was left."""
+
+_HOLDERS: Final[dict[int, int]] = {}
+"""Threads by the identity of the pipeline that a session of theirs has."""
 
 StepCallback = Callable[[StepInfo, Sequence[CallRecord]], None]
 
@@ -52,6 +61,7 @@ class Session:
     backbone: Backbone
     policy: CachePolicy
     _engine: Engine
+    _wait: bool | float = False
     traces: list[Trace] = field(factory=list, init=False)
     _stack: ExitStack | None = field(default=None, init=False)
 
@@ -67,15 +77,34 @@ class Session:
         return self.traces[-1]
 
     def __enter__(self) -> Self:
-        """Route the pipeline through the engine."""
+        """Route the pipeline through the engine.
+
+        Raises:
+            PipelineBusyError: another session has the pipeline, and was not left in the time that
+                this one waits; one of the same thread never would be.
+        """
         if self._stack is not None:
             raise CacheStateError("This session is already active; make another with accelerate().")
-        stack = ExitStack()
-        if self._engine.compiler is not None:
-            stack.enter_context(many_graphs())
-        stack.enter_context(self.backbone.attach(self.pipeline, self._engine))
-        self._stack = stack
-        return self
+        latest = time.monotonic() + (math.inf if self._wait is True else self._wait)
+        with _LEFT:
+            while True:
+                try:
+                    self._attach()
+                except PipelineBusyError:
+                    left = latest - time.monotonic()
+                    if left <= 0 or _HOLDERS.get(id(self.pipeline)) == threading.get_ident():
+                        raise
+                    _LEFT.wait(None if math.isinf(left) else left)
+                else:
+                    _HOLDERS[id(self.pipeline)] = threading.get_ident()
+                    return self
+
+    def _attach(self) -> None:
+        with ExitStack() as stack:
+            if self._engine.compiler is not None:
+                stack.enter_context(many_graphs())
+            stack.enter_context(self.backbone.attach(self.pipeline, self._engine))
+            self._stack = stack.pop_all()
 
     def __exit__(
         self,
@@ -89,7 +118,10 @@ class Session:
             self._engine.abort_run()
         finally:
             if stack is not None:
-                stack.close()
+                with _LEFT:
+                    _HOLDERS.pop(id(self.pipeline), None)
+                    _LEFT.notify_all()
+                    stack.close()
 
 
 def accelerate(
@@ -103,6 +135,7 @@ def accelerate(
     guards: Guards | None = None,
     target_speedup: float | None = None,
     compile: bool | str = False,  # noqa: A002  # as torch calls it
+    wait: bool | float = False,
     registry: Registry | None = None,
     on_step: StepCallback | None = None,
     on_run: Callable[[Trace], None] | None = None,
@@ -124,6 +157,8 @@ def accelerate(
         compile: run the model's blocks with ``torch.compile``, True or the name of one of its
             backends; the model stays as it is. The first steps of each number of tokens compile, for
             seconds to minutes.
+        wait: where another session has the pipeline, wait until it is left, at most so many seconds;
+            True waits as long as it takes.
         registry: plugins to use; None discovers the installed ones.
         on_step: called after every step with its records.
         on_run: called with the trace of every finished run.
@@ -191,7 +226,7 @@ def accelerate(
         on_step=on_step,
         on_run=finished,
     )
-    session = Session(pipeline, adapter, composed, engine)
+    session = Session(pipeline, adapter, composed, engine, wait)
     session.traces = traces
     return session
 
@@ -300,11 +335,18 @@ def _plain_settings(recipe: PolicyRecipe) -> dict[str, Any]:
 
 
 def _find_backbone(pipeline: Any, wanted: str | Backbone | None, registry: Registry) -> Backbone:
-    if isinstance(wanted, str):
-        made: Backbone = registry.backbone(wanted)()
-        return made
-    if wanted is not None:
-        return wanted
+    asked: Backbone | None = registry.backbone(wanted)() if isinstance(wanted, str) else wanted
+    if asked is not None and asked.accepts(pipeline):
+        return asked
+    kind = f"{type(pipeline).__module__}.{type(pipeline).__qualname__}"
+    bases = {f"{base.__module__}.{base.__qualname__}" for base in type(pipeline).__mro__}
+    if "torch.nn.modules.module.Module" in bases:
+        raise UnsupportedBackboneError(
+            f"a {kind} is a model, and no pipeline",
+            where="accelerate",
+            remedy="Pass the pipeline itself (pipe, where this is pipe.transformer): steps and masks "
+            "are its own.",
+        )
     unusable = []
     known = registry.names("backbone")
     for name in known:
@@ -314,10 +356,20 @@ def _find_backbone(pipeline: Any, wanted: str | Backbone | None, registry: Regis
             unusable.append(f"{name} ({error})")  # one broken adapter must not hide the others
             continue
         if candidate.accepts(pipeline):
-            return candidate
+            if asked is None:
+                return candidate
+            raise UnsupportedBackboneError(
+                f"it does not take a {kind}",
+                backbone=asked.name,
+                remedy=f"Leave backbone out, or name {candidate.name!r}.",
+            )
+    if asked is not None:
+        raise UnsupportedBackboneError(
+            f"it does not take a {kind}, nor does any other", backbone=asked.name
+        )
     broken = f" Not usable here: {'; '.join(unusable)}." if unusable else ""
     raise UnsupportedBackboneError(
-        f"No installed backbone takes a {type(pipeline).__module__}.{type(pipeline).__qualname__}. "
+        f"No installed backbone takes a {kind}. "
         f"Known backbones: {', '.join(known) or 'none'}.{broken}"
     )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
+from typing import Any, Final
 
+import numpy as np
 import torch
 from attrs import field, frozen
 from torch import Tensor
@@ -63,6 +65,58 @@ class Grid:
         return self.frames * self.frame_stride
 
 
+BYTES: Final = (0, 255)
+"""Black and white in pictures and videos."""
+
+
+def binary_mask(mask: Any, *, scale: tuple[float, float] | None = None) -> Tensor:
+    """Say where a mask is white, whatever it came as: where it is nearer to white than to black.
+
+    Video codecs and resizing leave black at 0 to 2 of 255 and white a little below 255; both stay what
+    they are. Every backbone reads masks with this.
+
+    Args:
+        mask: bool as it is; integers from 0 to 255; reals from 0 to 1, from -1 to 1 or from 0 to 255
+            (an array or tensor of any shape); or a sequence of F pictures (PIL), whose red is looked at.
+        scale: black and white where they are known; by default they are found from type and values,
+            which waits for the mask's device once.
+
+    Returns:
+        Bool of the same shape on the mask's device, (F, H, W) of pictures; ``True`` means "edit".
+
+    Raises:
+        ConfigError: whole numbers reach from 0 to 1 only, which may be a mask, or noise in black.
+    """
+    if isinstance(mask, Sequence) and mask and hasattr(mask[0], "convert"):
+        mask = np.stack([np.asarray(frame.convert("RGB"))[..., 0] for frame in mask])  # (F, H, W)
+        scale = BYTES
+    values = torch.as_tensor(np.asarray(mask) if isinstance(mask, Sequence) else mask)
+    if values.dtype == torch.bool:
+        return values
+    black, white = scale or _scale(values)
+    return values > (black + white) / 2
+
+
+def _scale(values: Tensor) -> tuple[float, float]:
+    """Find what black and white are in a mask that does not say it."""
+    if not values.numel():
+        return BYTES
+    low, high = torch.stack(values.aminmax()).tolist()
+    if not values.is_floating_point():
+        if high == 1:
+            raise ConfigError(
+                "whole numbers from 0 to 1 may be a mask, or noise in black",
+                where="mask",
+                remedy="Pass bool values, or 0 and 255",
+                setting="mask",
+                given=str(values.dtype),
+            )
+        return BYTES
+    if high > 1.5:  # noqa: PLR2004 - past the white of the other scales, and what resizing adds to it
+        return BYTES
+    return (-1, 1) if low < -0.5 else (0, 1)  # noqa: PLR2004 - nearer to a black at -1 than to one at 0
+
+
 def mask_to_tokens(mask: Tensor, grid: Grid) -> Tensor:
     """Mark every video token that a masked pixel touches.
 
@@ -77,13 +131,35 @@ def mask_to_tokens(mask: Tensor, grid: Grid) -> Tensor:
         (T, h, w) bool on the mask's device.
 
     Raises:
-        ConfigError: the mask has another size than the grid.
+        ConfigError: the mask has another size or length than the grid, or so many frames cannot be
+            made.
     """
     expected = (
         grid.pixel_frames,
         grid.height * grid.pixel_height,
         grid.width * grid.pixel_width,
     )
+    frames, stride = mask.shape[0], grid.frame_stride
+    if tuple(mask.shape[1:]) == expected[1:] and frames != expected[0]:
+        offset = int(grid.first_frame_alone)
+        below = (frames - offset) // stride * stride + offset
+        if below != frames:
+            raise ConfigError(
+                f"{frames} frames were given, and this model takes {stride}k+{offset}",
+                where="frames",
+                remedy=f"Give {below} or {below + stride} frames of video and mask",
+                setting="frames",
+                given=frames,
+                allowed=(str(below), str(below + stride)),
+            )
+        raise ConfigError(
+            f"the mask has {frames} frames, and {expected[0]} are made",
+            where="mask",
+            remedy="Pass a mask of the video's own length",
+            setting="mask",
+            given=frames,
+            allowed=(str(expected[0]),),
+        )
     if tuple(mask.shape) != expected:
         raise ConfigError(
             f"The mask is {tuple(mask.shape)} (frames, height, width) but the model's grid covers "

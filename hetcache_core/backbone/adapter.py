@@ -71,6 +71,8 @@ class RunInfo:
         mask: (F, H, W) bool pixel mask on the trunk's device, or None for an unmasked run.
         branches: guidance branches in the order of their first call.
         device: device of the trunk.
+        evaluations: how often the sampler evaluates the model for a step that was asked for (Heun's
+            method: twice); each evaluation is a step of the run.
     """
 
     model: ModelInfo
@@ -80,6 +82,7 @@ class RunInfo:
     mask: Tensor | None
     branches: tuple[str, ...]
     device: str
+    evaluations: int = 1
 
     @property
     def steps(self) -> int:

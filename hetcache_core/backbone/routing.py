@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 from attrs import define, field
 
 from hetcache_core.backbone.adapter import Backbone, ModelCall, RunInfo
-from hetcache_core.errors import CacheStateError, UnsupportedBackboneError
+from hetcache_core.errors import CacheStateError, PipelineBusyError, UnsupportedBackboneError
 from hetcache_core.steps import BranchRows
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class SchedulerStandIn:
                 if given.arguments.get("num_inference_steps") is not None:
                     given.arguments["num_inference_steps"] = steps
             result = target.set_timesteps(*given.args, **given.kwargs)
-            router.sampler_reset(asked)
+            router.sampler_reset(asked, steps)
             return result
 
         @functools.wraps(target.step)
@@ -199,14 +199,23 @@ class Router:
     _step: int = field(default=0, init=False)
     _calls: int = field(default=0, init=False)
     _asked: int = field(default=0, init=False)
+    _evaluations: int = field(default=1, init=False)
     _sampling: bool = field(default=False, init=False)
 
-    def sampler_reset(self, asked: int) -> None:
-        """A pipeline call of so many steps begins; whatever ran before was not finished."""
+    def sampler_reset(self, asked: int, taken: int) -> None:
+        """A pipeline call begins; whatever ran before was not finished.
+
+        Args:
+            asked: steps that the pipeline asked for.
+            taken: steps that the scheduler was asked for.
+        """
         self.engine.abort_run()
         self.calls.reset()
         self._step = self._calls = 0
-        self._asked = asked
+        total = len(self.scheduler.timesteps)
+        # Heun's method evaluates the model twice for a step, but for the last one.
+        self._evaluations = max(1, round(total / taken))
+        self._asked = total + (asked - taken) * self._evaluations
         self._sampling = True
 
     def sampler_stepped(self, latents: Tensor | None) -> None:
@@ -229,8 +238,8 @@ class Router:
         self._check_timestep(arguments[self.calls.timestep], total - count)
         if not self.engine.running:
             self.calls.refuse(model, self.engine)
-            if count < total:  # the pipeline leaves out the first steps (denoise_strength)
-                self.engine.sampler_steps(round(self._asked * count / total))
+            # The pipeline may leave out the first steps (denoise_strength).
+            self.engine.sampler_steps(round(self._asked * count / total))
             self.engine.begin_run(self._run_info(model, arguments, total - count, count))
         call = ModelCall(
             step=self._step,
@@ -263,6 +272,7 @@ class Router:
             mask=None if mask is None else mask.to(device),
             branches=self.calls.run_branches(arguments),
             device=str(device),
+            evaluations=self._evaluations,
         )
 
     def _check_timestep(self, given: Tensor, offset: int) -> None:
@@ -332,17 +342,14 @@ def attached(
         models: the models that the pipeline calls, one or two experts.
 
     Raises:
-        UnsupportedBackboneError: the pipeline or a model is already in a session, or ``calls``
-            refuses a model.
+        PipelineBusyError: the pipeline is already in a session.
+        UnsupportedBackboneError: a model is already in a session, or ``calls`` refuses it.
     """
     for model in models:
         calls.refuse(model, engine)
     pipeline = calls.pipeline
     if isinstance(pipeline.scheduler, SchedulerStandIn):
-        raise UnsupportedBackboneError(
-            "This pipeline is already in a session",
-            remedy="Leave that one before starting another.",
-        )
+        raise PipelineBusyError(pipeline=type(pipeline).__name__)
     scheduler = pipeline.scheduler
     router = Router(backbone, engine, calls, scheduler)
     with ExitStack() as stack:

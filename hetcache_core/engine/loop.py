@@ -95,6 +95,11 @@ class Engine:
             target_speedup=self.target_speedup,
             notes=list(self.policy.notes),
         )
+        if info.evaluations > 1:
+            trace.notes.append(
+                f"The sampler evaluates the model {info.evaluations} times for a step that is asked "
+                f"for; each evaluation is a step here, {info.steps} in all."
+            )
         self._run = RunState(
             info=info,
             policy=self.policy,
@@ -328,10 +333,12 @@ class Engine:
             decision = run.budget.apply(step, proposed, costs, run.reused_in_row)
             if decision != proposed:
                 _note(run, "budget", decision)
-        if decision.mode is Mode.PARTIAL and run.active is not None and run.active.empty:
-            reason = "the mask touches no token, so a partial step has none to compute"
-            decision = evolve(decision, mode=Mode.REUSE, span=WHOLE_TRUNK, reason=reason)
-            _note(run, "mask", decision)
+        if run.active is not None and run.active.empty:
+            decision = evolve(decision, instead=Mode.FULL)
+            if decision.mode is Mode.PARTIAL:
+                reason = "the mask touches no token, so a partial step has none to compute"
+                decision = evolve(decision, mode=Mode.REUSE, span=WHOLE_TRUNK, reason=reason)
+                _note(run, "mask", decision)
         run.step.decision = run.gate.apply(step, decision, run.reused_in_row)
         if run.step.decision != decision:
             _note(run, "gate", run.step.decision)

@@ -158,8 +158,9 @@ class Trace:
         settings: the policy's settings by name.
         backbone: name of the backbone.
         variant: published model that the dimensions belong to, or "".
-        steps: sampler steps ``S``.
-        requested_steps: sampler steps that were asked for; a policy may take fewer.
+        steps: steps ``S`` of the sampler: evaluations of the model, one or both branches of guidance
+            each. Heun's method has two for a step that was asked for, but for the last one.
+        requested_steps: evaluations for what was asked for; a policy may take fewer.
         tokens: tokens ``N`` of one batch row.
         tokens_by_role: all tokens by role name; empty for unmasked runs.
         records: one a DiT call, in order.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from attrs import evolve
 pytest.importorskip("diffusers")
 pytest.importorskip("diffsynth")
 
+from diffusers import FlowMatchHeunDiscreteScheduler
+
+from hetcache_backends.diffusers.cases import small_wan_vace, wan_vace_arguments
 from hetcache_backends.diffusers.ltx_video import LtxVideo
 from hetcache_backends.diffusers.wan_vace import WanVaceDiffusers
 from hetcache_backends.tiny_vace.backbone import TinyVace
@@ -21,7 +25,10 @@ from hetcache_core import (
     LoadRequest,
     Mode,
     NonFiniteError,
+    PipelineBusyError,
     Session,
+    Trace,
+    UnsupportedBackboneError,
     accelerate,
 )
 
@@ -70,3 +77,85 @@ def test_a_window_with_nothing_to_edit_is_carried(
     assert Mode.PARTIAL not in run.trace.modes()
     said = [note for note in run.trace.notes if note.startswith("The mask touches no token")]
     assert len(said) == bool(run.policy.partial)
+
+
+HEUN_STEPS = 6
+
+
+def heun(policy: str, **options: Any) -> Trace:
+    pipeline = small_wan_vace(0)
+    pipeline.scheduler = FlowMatchHeunDiscreteScheduler(shift=3.0)
+    with accelerate(pipeline, policy, **options) as run:
+        pipeline(num_inference_steps=HEUN_STEPS, **wan_vace_arguments())
+    return run.trace
+
+
+def test_two_evaluations_of_a_step_are_counted_as_two() -> None:
+    trace = heun("none")
+    evaluations = 2 * HEUN_STEPS - 1
+    assert (trace.steps, trace.requested_steps) == (evaluations, evaluations)
+    assert len(trace.records) == 2 * evaluations
+    assert trace.totals().flops_speedup == 1
+    assert any(note.startswith("The sampler evaluates the model 2 times") for note in trace.notes)
+
+
+def test_a_target_that_is_met_with_two_evaluations_a_step_is_reported_as_met() -> None:
+    trace = heun("every-nth", target_speedup=2.0)
+    totals = trace.totals()
+    assert totals.flops_speedup == sum(r.flops_full for r in trace.records) / totals.flops
+    assert totals.flops_speedup >= 2
+
+
+def test_fewer_steps_are_counted_in_evaluations_too() -> None:
+    trace = heun("fewer-steps", settings={"share": 0.5})
+    assert (trace.steps, trace.requested_steps) == (HEUN_STEPS - 1, 2 * HEUN_STEPS - 1)
+    assert trace.totals().flops_speedup == pytest.approx((2 * HEUN_STEPS - 1) / (HEUN_STEPS - 1))
+
+
+def test_one_evaluation_a_step_says_nothing_of_it() -> None:
+    pipeline = small_wan_vace(0)
+    with accelerate(pipeline, "none") as run:
+        pipeline(num_inference_steps=2, **wan_vace_arguments())
+    assert (run.trace.steps, run.trace.notes) == (2, [])
+
+
+@pytest.mark.parametrize("wrong", ["wan-vace", "ltx-video", WanVace(), LtxVideo()], ids=str)
+def test_a_backbone_of_another_kind_is_one_error_that_names_the_right_one(wrong: Any) -> None:
+    with pytest.raises(UnsupportedBackboneError, match="or name 'wan-vace-diffusers'"):
+        accelerate(small_wan_vace(0), "none", backbone=wrong)
+
+
+@pytest.mark.parametrize("options", [{}, {"backbone": "ltx-video"}])
+def test_a_model_in_place_of_its_pipeline_is_told_to_pass_the_pipeline(options: Any) -> None:
+    with pytest.raises(UnsupportedBackboneError, match="Pass the pipeline itself"):
+        accelerate(small_wan_vace(0).transformer, "none", **options)
+
+
+@backbones
+def test_a_busy_pipeline_is_waited_for_where_that_is_asked_for(backbone: Backbone) -> None:
+    first = session(backbone, "none")
+    busy = accelerate(first.pipeline, "none", backbone=backbone)
+    patient = accelerate(first.pipeline, "none", backbone=backbone, wait=True)
+    hasty = accelerate(first.pipeline, "none", backbone=backbone, wait=0.01)
+    order: list[str] = []
+
+    def queue() -> None:
+        with pytest.raises(PipelineBusyError, match="wait=True"), hasty:
+            pass
+        order.append("hasty")
+        began.set()
+        with patient:
+            order.append("patient")
+
+    began = threading.Event()
+    thread = threading.Thread(target=queue)
+    with first:
+        with pytest.raises(PipelineBusyError), busy:
+            pass
+        with pytest.raises(PipelineBusyError), patient:  # would wait for itself
+            pass
+        thread.start()
+        assert began.wait(60)
+        order.append("first")
+    thread.join(60)
+    assert order == ["hasty", "first", "patient"]

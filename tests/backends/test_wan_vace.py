@@ -21,6 +21,7 @@ from hetcache_core import (
     Mode,
     PartialSettings,
     Partition,
+    PipelineBusyError,
     Role,
     RunInfo,
     Session,
@@ -297,7 +298,7 @@ def test_sequence_parallel_pipelines_are_refused(pipe: Any) -> None:
 def test_a_second_session_on_an_attached_pipeline_is_refused(pipe: Any) -> None:
     with (
         accelerate(pipe, "none", backbone=WanVace()),
-        pytest.raises(UnsupportedBackboneError, match="already in a session"),
+        pytest.raises(PipelineBusyError, match="already in a session"),
     ):
         accelerate(pipe, "none", backbone=WanVace()).__enter__()
 

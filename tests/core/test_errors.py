@@ -19,6 +19,7 @@ from hetcache_core.errors import (
     ContractError,
     HetCacheError,
     NonFiniteError,
+    PipelineBusyError,
     PluginConflictError,
     PluginError,
     PluginLoadError,
@@ -58,6 +59,7 @@ EXAMPLES = [
     CacheStateError("nothing is stored", key="trunk", branch="cond", step=3, expected_step=2),
     CacheBudgetError("too large", needed_bytes=8, held_bytes=4, budget_bytes=10, key="trunk"),
     NonFiniteError("the latents hold NaN", first_step=3, steps=8),
+    PipelineBusyError(pipeline="WanVACEPipeline"),
 ]
 
 

@@ -20,7 +20,7 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import (
 )
 from torch import Tensor
 
-from hetcache_core import Grid, mask_to_tokens
+from hetcache_core import Grid, binary_mask, mask_to_tokens
 
 
 class MaskedLTXPipeline(LTXConditionPipeline):
@@ -49,8 +49,9 @@ class MaskedLTXPipeline(LTXConditionPipeline):
             conditions: further conditions, as in the base class; at the frames that they write they
                 go before source video and mask.
             source_video: frames of the video to edit, F of them, as in ``LTXVideoCondition.video``.
-            edit_mask: (F, H, W) bool array or tensor, ``True`` where the video is edited. It must
-                have the size in pixels of what is generated.
+            edit_mask: (F, H, W) bool array or tensor, ``True`` where the video is edited, or anything
+                else that ``hetcache_core.binary_mask`` reads. It must have the size in pixels of what
+                is generated.
             **arguments: of the base class. Height, width and number of frames are by default those
                 of the mask; ``denoise_strength`` below 1 lets edited tokens start nearer to the
                 source; conditioned tokens get no noise unless ``image_cond_noise_scale`` is given.
@@ -66,7 +67,7 @@ class MaskedLTXPipeline(LTXConditionPipeline):
             raise ValueError("source_video and edit_mask go together; give both or neither.")
         if source_video is None:
             return super().__call__(conditions, **arguments)
-        mask = torch.as_tensor(edit_mask).bool()  # (F, H, W)
+        mask = binary_mask(edit_mask)  # (F, H, W)
         frames, height, width = mask.shape
         if len(source_video) != frames:
             raise ValueError(

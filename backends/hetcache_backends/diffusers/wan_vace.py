@@ -32,6 +32,7 @@ from hetcache_core import (
     StandIn,
     UnsupportedBackboneError,
     attached,
+    binary_mask,
     load_pipeline,
     run_edit,
 )
@@ -49,8 +50,8 @@ MODEL: Final = "WanVACETransformer3DModel"
 CHECKPOINT: Final = "Wan-AI/Wan2.1-VACE-1.3B-diffusers"
 """A published checkpoint in diffusers' layout."""
 
-MASK_THRESHOLD: Final = 0.5
-"""Mask values above this are edited. Source: ``WanVACEPipeline.prepare_video_latents``."""
+MASK_SCALE: Final = (0.0, 1.0)
+"""Black and white as the pipeline prepares a mask. Source: ``WanVACEPipeline.preprocess_conditions``."""
 
 
 @final
@@ -158,7 +159,7 @@ class WanVaceCalls(DiffusersCalls):
         def prepare_masks(
             mask: Tensor, reference_images: Any = None, *args: Any, **kwargs: Any
         ) -> Any:
-            self._mask = (mask[0] > MASK_THRESHOLD).any(dim=0)  # (F, H, W)
+            self._mask = binary_mask(mask[0], scale=MASK_SCALE).any(dim=0)  # (F, H, W)
             self._references = len(reference_images[0]) if reference_images else 0
             return type(self.pipeline).prepare_masks(
                 self.pipeline, mask, reference_images, *args, **kwargs

@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from hetcache_core import binary_mask
+
 SWEEPS: Final = 4
 """Means over 3 x 3 pixels a level. On the holes of the built-in clips, none is 0.4 to 0.7 dB worse, and
 three times as many are 0.1 dB better."""
 SMALLEST: Final = 4
 """Pixels of the shorter side of the coarsest level."""
-MASKED: Final = 0.5
-"""Share of white from which on a pixel of the mask counts as masked."""
 VACE_UNIT: Final = "WanVideoUnit_VACE"
 
 
@@ -91,9 +91,8 @@ class MaskFill(PipelineUnit):  # type: ignore[misc]  # diffsynth has no type inf
         if vace_video is None or vace_video_mask is None:
             return {}
         count = min(len(vace_video), len(vace_video_mask))
-        masks = [np.asarray(frame.convert("L")) for frame in vace_video_mask[:count]]
         frames = [np.asarray(frame.convert("RGB")) for frame in vace_video[:count]]
-        mask = torch.from_numpy(np.stack(masks) >= MASKED * 255).float()[None, None]
+        mask = binary_mask(vace_video_mask[:count]).float()[None, None]
         video = torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2)[None].float()
         filled = smooth_fill(video, mask)[0].permute(1, 2, 3, 0).round().clamp(0, 255).byte()
         return {"vace_video": [Image.fromarray(frame) for frame in filled.numpy()]}

@@ -28,8 +28,10 @@ from hetcache_core import (
     LoadRequest,
     ModelCall,
     ModelInfo,
+    PipelineBusyError,
     RunInfo,
     UnsupportedBackboneError,
+    binary_mask,
 )
 
 if TYPE_CHECKING:
@@ -45,9 +47,6 @@ TEMPORAL_STRIDE: Final = 4
 
 VARIANTS: Final = {(1536, 30): "wan2.1-1.3b", (5120, 40): "wan2.1-14b"}
 """Published models by (width, blocks). Source: DiffSynth 2.1.12, ``configs/model_configs.py``."""
-
-MASK_THRESHOLD: Final = 127
-"""Pixel values above this one mean "edit"."""
 
 BRANCHES: Final = ("cond", "uncond")
 
@@ -178,16 +177,14 @@ def attached(
         trunk: makes the trunk's calls, with the arguments of ``WanTrunk``, which is the default.
 
     Raises:
-        UnsupportedBackboneError: the pipeline is already in a session, runs sequence-parallel, or
-            holds another kind of DiT.
+        PipelineBusyError: the pipeline is already in a session.
+        UnsupportedBackboneError: it runs sequence-parallel, or holds another kind of DiT.
     """
     for dit in (pipeline.dit, pipeline.dit2):
         if dit is not None or dit is pipeline.dit:
             _need_wan_dit(dit)
     if isinstance(pipeline.scheduler, _SchedulerStandIn):
-        raise UnsupportedBackboneError(
-            "This pipeline is already in a session; leave that one before starting another."
-        )
+        raise PipelineBusyError(pipeline=type(pipeline).__name__)
     if getattr(pipeline, "use_unified_sequence_parallel", False):
         raise _refusal("use_unified_sequence_parallel")
     scheduler, model_fn = pipeline.scheduler, pipeline.model_fn
@@ -414,7 +411,6 @@ def _pixel_mask(arguments: Mapping[str, Any], grid: Grid, latents: Tensor) -> Te
     All pixel frames are used; the control latents hold every fourth frame only and would miss
     tokens that a moving mask touches in between.
     """
-    import numpy as np
     import torch
 
     if arguments.get("vace_context") is None:
@@ -427,8 +423,7 @@ def _pixel_mask(arguments: Mapping[str, Any], grid: Grid, latents: Tensor) -> Te
     )
     if frames is None:  # the library then edits everything
         return torch.ones(shape, dtype=torch.bool, device=latents.device)
-    channel = np.stack([np.asarray(f.convert("RGB"))[..., 0] for f in frames[: shape[0]]])
-    return torch.from_numpy(channel > MASK_THRESHOLD).to(latents.device)  # (F, H, W)
+    return binary_mask(frames[: shape[0]]).to(latents.device)  # (F, H, W)
 
 
 def edit(pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:

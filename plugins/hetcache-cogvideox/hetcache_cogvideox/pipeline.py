@@ -11,7 +11,7 @@ from diffusers.pipelines.cogvideo.pipeline_cogvideox_video2video import (
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from hetcache_core import Grid, mask_to_tokens
+from hetcache_core import Grid, binary_mask, mask_to_tokens
 
 
 class MaskedCogVideoX(CogVideoXVideoToVideoPipeline):
@@ -29,13 +29,14 @@ class MaskedCogVideoX(CogVideoXVideoToVideoPipeline):
 
         Args:
             video: F frames of the video to edit.
-            edit_mask: (F, H, W) bool array or tensor of the generated size, ``True`` where edited.
+            edit_mask: (F, H, W) bool array or tensor of the generated size, ``True`` where edited, or
+                anything else that ``binary_mask`` reads.
             **arguments: of the base class, but for ``callback_on_step_end``.
 
         Returns:
             As the base class.
         """
-        self.edit_mask = torch.as_tensor(edit_mask).bool()
+        self.edit_mask = binary_mask(edit_mask)
         try:
             return super().__call__(video, callback_on_step_end=type(self).blend, **arguments)
         finally:
