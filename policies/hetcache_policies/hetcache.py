@@ -29,6 +29,7 @@ from hetcache_core import (
     Predictor,
     Signal,
     StepPolicy,
+    TokenPartitioner,
     piece,
     setting,
 )
@@ -125,6 +126,9 @@ class HetCache(PolicyRecipe):
         doc="steps by a pattern instead of the signal: F full, p partial, s reused, such as Fsspss",
     )
     max_partials: int = setting(MAX_PARTIALS, ge=0, doc="partial steps between two full ones")
+    partitioner: TokenPartitioner | None = piece(
+        "partitioner", None, doc="gives tokens their roles; null goes by the mask and its margin"
+    )
     margin: int = setting(MARGIN, ge=0, doc="width of the margin around the mask, in tokens")
     temporal_margin: int = setting(0, ge=0, doc="width of the margin, in latent frames")
     margin_ratio: float = setting(1.0, ge=0, le=1, doc="share of the margin that stays active")
@@ -234,7 +238,8 @@ class HetCache(PolicyRecipe):
             name=self.name,
             step=self._steps(model),
             predictor=self.predictor,
-            partitioner=MaskPartitioner(margin=self.margin, temporal_margin=self.temporal_margin),
+            partitioner=self.partitioner
+            or MaskPartitioner(margin=self.margin, temporal_margin=self.temporal_margin),
             selector=self.selector if ratio > 0 else None,
             partial=PartialSettings(
                 kv_mode=self.kv_mode,

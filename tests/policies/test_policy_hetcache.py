@@ -20,6 +20,7 @@ from hetcache_core.testing import tiny_case
 from hetcache_core.tokens import ContextSelector
 from hetcache_policies.hetcache import HetCache
 from hetcache_policies.none import Uncached
+from hetcache_policies.shared.partition import MaskPartitioner
 from hetcache_policies.shared.selectors import (
     AttentionSelector,
     ClusterSelector,
@@ -226,6 +227,13 @@ def test_a_selector_is_named_in_settings(given: dict[str, object], made: Context
     again, _ = resolve_policy("hetcache", used, None, MODEL, discover())
     assert again == composed
     assert json.loads(json.dumps(used))["selector"] == type(made).name
+
+
+def test_a_partitioner_takes_the_place_of_the_mask_and_its_margin() -> None:
+    settings = {"partitioner": "mask", "partitioner.margin": 3}
+    composed, _ = resolve_policy("hetcache", settings, None, MODEL, discover())
+    assert composed.partitioner == MaskPartitioner(margin=3)
+    assert HetCache(margin=2).compose(MODEL).partitioner == MaskPartitioner(margin=2)
 
 
 def test_the_settings_of_partial_steps_arrive() -> None:
