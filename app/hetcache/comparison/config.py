@@ -7,6 +7,7 @@ from typing import Final, Literal, final
 
 from attrs import frozen
 
+from hetcache.media.options import MaskConfig
 from hetcache.quality.weights import WeightsConfig
 from hetcache.running.device import PlaceConfig
 from hetcache.running.groups import FramesConfig, JsonConfig
@@ -59,7 +60,7 @@ class CompareConfig:
         metadata=written(metavar="PATH"),
     )
     prompt: str = setting("", doc="what to put into the mask")
-    invert_mask: bool = setting(default=False, doc="black is edited instead of white")
+    reading: MaskConfig = group(MaskConfig())
     clips: str | None = setting(
         None, doc="a folder with a folder for each clip, or a clip set: builtin, builtin:small-*"
     )

@@ -6,6 +6,7 @@ from typing import Final, final
 
 from attrs import frozen
 
+from hetcache.media.options import MaskConfig
 from hetcache.running.device import PlaceConfig
 from hetcache.running.groups import FramesConfig, JsonConfig, ModelConfig, PolicyConfig
 from hetcache.running.limits import CacheConfig, LimitsConfig
@@ -37,7 +38,7 @@ class EditConfig:
     )
     prompt: str = setting("", doc="what to put into the mask")
     negative_prompt: str = setting("", doc="what to keep out of it")
-    invert_mask: bool = setting(default=False, doc="black is edited instead of white")
+    reading: MaskConfig = group(MaskConfig())
     model: ModelConfig = group(ModelConfig())
     policy: PolicyConfig = group(PolicyConfig())
     steps: int = setting(50, ge=1, doc="steps of the sampler")
@@ -50,6 +51,7 @@ class EditConfig:
     composite: bool = setting(
         default=True, doc="outside of the mask, keep the pixels of the video as they are"
     )
+    audio: bool = setting(default=True, doc="keep the sound of the video")
     compare: bool = setting(
         default=False, doc="also run the reference, without caching, and compare"
     )

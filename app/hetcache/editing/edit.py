@@ -172,7 +172,15 @@ def _write(
 ) -> Mapping[str, str]:
     frames = job.finish(result.frames, composite=config.composite)
     about = comment(result.trace, notice)
-    write_video(Path(config.output), frames, job.clip.fps, comment=about)
+    write_video(
+        Path(config.output),
+        frames,
+        job.clip.fps,
+        times=job.clip.times,
+        aspect=job.clip.aspect,
+        sound=job.clip.sound if config.audio else None,
+        comment=about,
+    )
     files = {"output": config.output}
     if config.trace is not None:
         save_trace(result.trace, Path(config.trace))

@@ -91,15 +91,19 @@ def prepare(config: EditConfig, backbone: Backbone) -> Job:
     clip = read_video(Path(config.video), option="--video", max_frames=wanted)
     count = plan_frames(geometry, len(clip.frames), config.given.frames)
     notes = list(_notes_on_frames(config, geometry, clip, count))
-    clip = VideoClip(
-        frames=clip.frames[:count], fps=clip.fps, total=clip.total, has_audio=clip.has_audio
-    )
+    clip = clip.first(count)
     _, height, width, _ = clip.frames.shape
     fit = plan_size(geometry, (height, width), config.given.height, config.given.width)
-    mask = read_mask(
-        Path(config.mask), frames=count, height=height, width=width, invert=config.invert_mask
+    read = read_mask(
+        Path(config.mask),
+        frames=count,
+        height=height,
+        width=width,
+        total=clip.total,
+        options=config.reading,
     )
-    notes += _notes_on_pictures(clip, mask, fit)
+    mask, notes = read.pixels, [*notes, *clip.notes, *read.notes]
+    notes += _notes_on_pictures(mask, fit)
     model_mask = fit.mask_to_model(mask)
     if not model_mask.any():
         raise ConfigError(
@@ -139,7 +143,7 @@ def _notes_on_frames(
     return [f"the first {count}{whole} frames are edited and written: {', and '.join(reasons)}"]
 
 
-def _notes_on_pictures(clip: VideoClip, mask: NDArray[np.bool_], fit: Fit) -> list[str]:
+def _notes_on_pictures(mask: NDArray[np.bool_], fit: Fit) -> list[str]:
     (height, width), (_, _, seen_height, seen_width) = fit.source, fit.box
     notes = []
     if fit.resizes:
@@ -159,6 +163,4 @@ def _notes_on_pictures(clip: VideoClip, mask: NDArray[np.bool_], fit: Fit) -> li
         notes.append("the mask covers everything: there is no context to cache")
     if is_odd(height, width):
         notes.append("the odd size is kept by writing 4:4:4 colour, which some players cannot show")
-    if clip.has_audio:
-        notes.append("the sound of the video is not written")
     return notes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +23,12 @@ def check_writable(path: Path, *, option: str) -> None:
     Raises:
         ConfigError: Its folder does not exist or cannot be written to, or it is a folder.
     """
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name that is too long
+        reason = error.strerror or str(error)
+        raise ConfigError(f"{path} cannot be written: {reason}", where=option) from error
+    if is_folder:
         raise ConfigError(f"{path} is a folder; name a file in it", where=option)
     if not path.parent.is_dir():
         raise ConfigError(
@@ -99,7 +104,8 @@ def _probe(folder: Path, option: str) -> None:
 
 
 def _part(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    """Name a file beside another; not after it, since that name may be as long as a name can be."""
+    return path.with_name(f".{secrets.token_hex(8)}.part{path.suffix}")
 
 
 def _refused(path: Path, error: OSError) -> ConfigError:

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import av
 import numpy as np
-from attrs import field, frozen
+from attrs import define, evolve, field, frozen
+from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import ColorRange, Colorspace
 
+from hetcache.media.colour import HLG, PQ, to_sdr
 from hetcache.media.files import replacing
 from hetcache_core import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["CONTAINERS", "VideoClip", "check_suffix", "is_odd", "read_video", "write_video"]
+__all__ = [
+    "CONTAINERS",
+    "VideoClip",
+    "check_suffix",
+    "is_odd",
+    "read_layers",
+    "read_video",
+    "write_video",
+]
 
 CONTAINERS: Final = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """Containers that are written, by suffix; all of them hold H.264."""
@@ -37,14 +51,29 @@ COLORS_709: Final = (Colorspace.ITU709, 1)
 COLORS_601: Final = (Colorspace.ITU601, 6)
 """The matrix for the conversion from RGB, and its number in the stream. Source: ITU-T H.273."""
 
-MATRICES: Final = {
+MATRICES: Final[dict[int, int]] = {
     1: Colorspace.ITU709,
     4: Colorspace.FCC,
     5: Colorspace.ITU601,
     6: Colorspace.ITU601,
     7: Colorspace.SMPTE240M,
+    9: 9,  # BT.2020, which PyAV names from 16 on
 }
-"""Matrices by their number in the stream. Source: ITU-T H.273, table 4."""
+"""Matrices by their number in the stream. Source: ITU-T H.273, table 4, and FFmpeg's SWS_CS_BT2020."""
+
+WIDE_GAMUT: Final = 9
+"""Number of BT.2020 among primaries and among matrices. Source: ITU-T H.273, tables 2 and 4."""
+
+SDR_NAMES: Final = {PQ: "HDR (PQ)", HLG: "HDR (HLG)"}
+
+CLOCK: Final = 90_000
+"""Ticks a second for frames that do not come evenly. Source: the clock of MPEG's systems."""
+
+AUDIO_CODEC: Final = "aac"
+"""What sound is written in where a container cannot hold it as it is."""
+
+ALPHA_DECODERS: Final = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Decoders of codecs whose alpha travels beside the picture, where FFmpeg's own leave it out."""
 
 LIMITED_RANGE: Final = 1
 """FFmpeg's number for luma from 16 to 235."""
@@ -55,16 +84,26 @@ class VideoClip:
     """A decoded video.
 
     Attributes:
-        frames: (F, H, W, 3) uint8, upright.
-        fps: Frames a second.
+        frames: (F, H, W, 3) uint8, upright, in BT.709 SDR.
+        fps: Frames a second, on average.
         total: Frames of the whole file; None if it was not read to its end and does not say.
-        has_audio: Whether the file has sound.
+        times: When each frame is shown, in seconds from the first; empty where they come evenly.
+        aspect: Width of a pixel over its height.
+        sound: The file, if it has sound, and the second of it at which the first frame is shown.
+        notes: What was assumed or changed.
     """
 
     frames: NDArray[np.uint8] = field(repr=False)
     fps: Fraction
     total: int | None
-    has_audio: bool = False
+    times: tuple[Fraction, ...] = field(default=(), repr=False)
+    aspect: Fraction = Fraction(1)
+    sound: tuple[Path, Fraction] | None = None
+    notes: tuple[str, ...] = ()
+
+    def first(self, count: int) -> VideoClip:
+        """Return the clip cut to its first frames."""
+        return evolve(self, frames=self.frames[:count], times=self.times[:count])
 
 
 def read_video(path: Path, *, option: str, max_frames: int | None = None) -> VideoClip:
@@ -79,25 +118,23 @@ def read_video(path: Path, *, option: str, max_frames: int | None = None) -> Vid
         ConfigError: It is missing, unreadable or damaged, or holds no video or no frame.
     """
     frames: list[NDArray[np.uint8]] = []
+    shown: list[Fraction] = []
+    notes: dict[str, None] = {}
     ended = True
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ConfigError(f"{path} has no video stream", where=option)
-            stream = container.streams.video[0]
-            fps = stream.average_rate or stream.guessed_rate or DEFAULT_FPS
-            declared, has_audio = stream.frames, bool(container.streams.audio)
-            for frame in container.decode(stream):
-                if len(frames) == max_frames:
-                    ended = False
-                    break
-                frames.append(_upright_rgb(frame))
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(f"{path} cannot be read: {reason}", where=option) from error
-    except av.FFmpegError as error:
-        reason = error.strerror or type(error).__name__
-        raise ConfigError(f"{path} is no video that can be read: {reason}", where=option) from error
+    with _opened(path, option) as (container, stream):
+        fps = stream.average_rate or stream.guessed_rate or DEFAULT_FPS
+        declared, has_audio = stream.frames, bool(container.streams.audio)
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        for frame in container.decode(stream):
+            if len(frames) == max_frames:
+                ended = False
+                break
+            if frame.pts is not None and frame.time_base is not None:
+                shown.append(frame.pts * frame.time_base)
+            notes.update(dict.fromkeys(f"{path.name} {text}" for text in _notes(frame)))
+            frames.append(_upright(frame, "rgb24"))
+            if _turn(frame)[0]:
+                aspect = 1 / (stream.sample_aspect_ratio or Fraction(1))
     if not frames:
         raise ConfigError(f"{path} has a video stream without any frame", where=option)
     if any(frame.shape != frames[0].shape for frame in frames):
@@ -106,20 +143,122 @@ def read_video(path: Path, *, option: str, max_frames: int | None = None) -> Vid
         frames=np.stack(frames),  # (F, H, W, 3)
         fps=fps,
         total=len(frames) if ended else declared or None,
-        has_audio=has_audio,
+        times=_uneven(shown, fps) if len(shown) == len(frames) else (),
+        aspect=aspect,
+        sound=(path, shown[0] if shown else Fraction(0)) if has_audio else None,
+        notes=tuple(notes),
     )
 
 
-def _upright_rgb(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    """Convert a decoded frame to RGB, turned as its display matrix says."""
+def _uneven(shown: Sequence[Fraction], fps: Fraction) -> tuple[Fraction, ...]:
+    """Return when frames are shown, from the first; nothing if as evenly as the rate says."""
+    times = tuple(time - shown[0] for time in shown)
+    off = max(abs(time - index / fps) for index, time in enumerate(times))
+    return times if off > 1 / (2 * fps) else ()
+
+
+def _notes(frame: av.VideoFrame) -> Iterator[str]:
+    """Say what of a frame is not shown as it is."""
+    if frame.color_trc in SDR_NAMES:
+        yield f"is {SDR_NAMES[frame.color_trc]}: it is tone-mapped to SDR, and written as that"
+    elif frame.color_primaries == WIDE_GAMUT:
+        yield "has the wide gamut of BT.2020: it is brought to BT.709, and written as that"
+    if frame.interlaced_frame:
+        yield "is interlaced: its lines are edited as they are; deinterlace it first for a better result"
+
+
+def read_layers(
+    path: Path, *, option: str, max_frames: int
+) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]:
+    """Decode the colours and the opacity of a video file.
+
+    Args:
+        path: The file.
+        option: The command-line option that named it.
+        max_frames: Stop after this many frames.
+
+    Returns:
+        For each frame (H, W, 3) uint8 colours, and (H, W) uint8 opacity or None.
+
+    Raises:
+        ConfigError: It is missing, unreadable or damaged, or holds no video or no frame.
+    """
+    with _opened(path, option) as (container, stream):
+        frames = container.decode(stream)
+        tags = {name.lower(): value for name, value in stream.metadata.items()}
+        if tags.get("alpha_mode") == "1" and stream.name in ALPHA_DECODERS:
+            frames = _decoded_with_alpha(container, stream)
+        layers = [_layers(frame) for frame in islice(frames, max_frames)]
+    if not layers:
+        raise ConfigError(f"{path} has a video stream without any frame", where=option)
+    return layers
+
+
+@contextmanager
+def _opened(path: Path, option: str) -> Iterator[tuple[Any, Any]]:
+    """Open a file and its first video stream, and name the file in what goes wrong while it is read."""
+    try:
+        # The protocol is named, so that no file name is taken for another protocol of FFmpeg.
+        with av.open(f"file:{path}") as container:
+            if not container.streams.video:
+                raise ConfigError(f"{path} has no video stream", where=option)
+            yield container, container.streams.video[0]
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"{path} cannot be read: {reason}", where=option) from error
+    except av.FFmpegError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"{path} is no video that can be read: {reason}", where=option) from error
+
+
+def _decoded_with_alpha(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
+    decoder: Any = av.CodecContext.create(ALPHA_DECODERS[stream.name], "r")
+    decoder.extradata = stream.codec_context.extradata
+    for packet in container.demux(stream):
+        yield from decoder.decode(packet if packet.size else None)
+
+
+def _layers(frame: av.VideoFrame) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    if not any(component.is_alpha for component in frame.format.components):
+        return _upright(frame, "rgb24"), None
+    rgba = _upright(frame, "rgba")
+    return rgba[..., :3], rgba[..., 3]
+
+
+def _upright(frame: av.VideoFrame, pixels: str) -> NDArray[np.uint8]:
+    """Convert a decoded frame to RGB or RGBA, as its colours and its display matrix say."""
     untagged, _ = COLORS_709 if frame.height >= HD_HEIGHT else COLORS_601
     matrix = MATRICES.get(frame.colorspace, untagged)
+    wide = frame.color_primaries == WIDE_GAMUT
+    deep = pixels == "rgb24" and (wide or frame.color_trc in SDR_NAMES)
     # Before PyAV 16, the matrix is looked at only where a range is named as well.
-    rgb = frame.reformat(
-        format="rgb24", src_colorspace=matrix, dst_color_range=ColorRange.JPEG
+    rgb: Any = frame.reformat(
+        format="rgb48le" if deep else pixels,
+        src_colorspace=matrix,
+        dst_color_range=ColorRange.JPEG,
     ).to_ndarray()
-    turned = np.rot90(rgb, round(frame.rotation / 90))  # (H, W, 3)
+    if deep:
+        rgb = to_sdr(rgb, transfer=frame.color_trc, wide=wide)
+    swap, mirror, flip = _turn(frame)
+    turned = rgb.transpose(1, 0, 2) if swap else rgb  # (H, W, 3 or 4)
+    turned = turned[:: -1 if flip else 1, :: -1 if mirror else 1]
     return np.ascontiguousarray(turned, dtype=np.uint8)
+
+
+def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """Read a display matrix: do rows become columns, and are then left and right, top and bottom swapped?
+
+    A matrix (a b u, c d v, x y w) shows the pixel (x, y) at (a x + c y, b x + d y). Source: ISO 14496-12,
+    section 8.3.2.
+    """
+    side_data: Any = frame.side_data
+    data = side_data.get(SideData.DISPLAYMATRIX)
+    if data is None:
+        return False, False, False
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(data))
+    swap = abs(b) > abs(a)
+    right, down = (c, b) if swap else (a, d)
+    return swap, right < 0, down < 0
 
 
 def check_suffix(path: Path, *, option: str) -> None:
@@ -146,7 +285,16 @@ def is_odd(height: int, width: int) -> bool:
     return bool(height % 2 or width % 2)
 
 
-def write_video(path: Path, frames: NDArray[np.uint8], fps: Fraction, *, comment: str = "") -> None:
+def write_video(
+    path: Path,
+    frames: NDArray[np.uint8],
+    fps: Fraction,
+    *,
+    times: Sequence[Fraction] = (),
+    aspect: Fraction = Fraction(1),
+    sound: tuple[Path, Fraction] | None = None,
+    comment: str = "",
+) -> None:
     """Encode frames as H.264; the file appears whole or not at all.
 
     Pictures with an odd side are written with full colour resolution (4:4:4), which keeps their
@@ -156,6 +304,10 @@ def write_video(path: Path, frames: NDArray[np.uint8], fps: Fraction, *, comment
         path: The file; its suffix is one of ``CONTAINERS``.
         frames: (F, H, W, 3) uint8.
         fps: Frames a second.
+        times: When each frame is shown, in seconds from the first; empty where they come evenly.
+        aspect: Width of a pixel over its height.
+        sound: A file whose sound is copied for as long as the frames last, and the second of it at which
+            the first frame is shown.
         comment: Goes into the file's metadata.
 
     Raises:
@@ -165,29 +317,93 @@ def write_video(path: Path, frames: NDArray[np.uint8], fps: Fraction, *, comment
     try:
         with (
             replacing(path) as part,
-            av.open(str(part), "w", format=container_format) as container,
+            av.open(f"file:{part}", "w", format=container_format) as container,
+            contextlib.ExitStack() as stack,
         ):
             container.metadata["comment"] = comment
-            for packet in _encoded(container, frames, fps):
+            picture = _picture_stream(container, frames.shape, fps, aspect, uneven=bool(times))
+            track = None
+            if sound is not None:
+                source = stack.enter_context(av.open(f"file:{sound[0]}"))
+                track = _Track(container, source.streams.audio[0], sound[1])
+            for packet in _encoded(picture, frames, fps, times):
                 container.mux(packet)
+            if track is not None:
+                end = times[-1] + 1 / fps if times else len(frames) / fps
+                for packet in track.packets(end):
+                    container.mux(packet)
     except av.FFmpegError as error:
         reason = error.strerror or type(error).__name__
         raise ConfigError(f"{path} cannot be encoded: {reason}") from error
 
 
-def _encoded(container: Any, frames: NDArray[np.uint8], fps: Fraction) -> Iterator[Any]:
-    _, height, width, _ = frames.shape
-    matrix, number = COLORS_709 if height >= HD_HEIGHT else COLORS_601
+@define(eq=False)
+class _Track:
+    """The sound of a file: copied where the container can hold it, else encoded anew."""
+
+    container: Any
+    source: Any
+    start: Fraction
+    _out: Any = field(init=False)
+    _copied: bool = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        name = self.source.codec_context.codec.canonical_name
+        self._copied = name in self.container.supported_codecs
+        if self._copied:
+            self._out = self.container.add_stream_from_template(self.source)
+        else:
+            self._out = self.container.add_stream(AUDIO_CODEC, rate=self.source.rate)
+
+    def packets(self, end: Fraction) -> Iterator[Any]:
+        """Give the packets from the first frame on, up to ``end`` seconds after it."""
+        source, base = self.source, self.source.time_base
+        first = round(self.start / base)
+        for packet in source.container.demux(source):
+            if packet.pts is None or packet.pts < first:
+                continue
+            if (packet.pts - first) * base >= end:
+                break
+            if self._copied:
+                packet.pts -= first
+                packet.dts = packet.pts
+                packet.stream = self._out
+                yield packet
+            else:
+                for frame in packet.decode():
+                    frame.pts -= first
+                    yield from self._out.encode(frame)
+        if not self._copied:
+            yield from self._out.encode(None)
+
+
+def _picture_stream(
+    container: Any, shape: tuple[int, ...], fps: Fraction, aspect: Fraction, *, uneven: bool
+) -> Any:
+    _, height, width, _ = shape
+    _, number = COLORS_709 if height >= HD_HEIGHT else COLORS_601
     stream = container.add_stream(CODEC, rate=fps, options={"crf": CRF})
     stream.width, stream.height = width, height
     stream.pix_fmt = "yuv444p" if is_odd(height, width) else "yuv420p"
     context = stream.codec_context
     context.colorspace = context.color_primaries = context.color_trc = number
     context.color_range = LIMITED_RANGE
+    context.sample_aspect_ratio = aspect
+    if uneven:
+        context.time_base = stream.time_base = Fraction(1, CLOCK)
+    return stream
+
+
+def _encoded(
+    stream: Any, frames: NDArray[np.uint8], fps: Fraction, times: Sequence[Fraction]
+) -> Iterator[Any]:
+    matrix, _ = COLORS_709 if stream.height >= HD_HEIGHT else COLORS_601
     for index, pixels in enumerate(frames):
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
             format=stream.pix_fmt, dst_colorspace=matrix, dst_color_range=ColorRange.MPEG
         )
         frame.pts, frame.time_base = index, 1 / fps
+        if times:
+            frame.pts, frame.time_base = round(times[index] * CLOCK), Fraction(1, CLOCK)
         yield from stream.encode(frame)
     yield from stream.encode()

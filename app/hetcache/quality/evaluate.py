@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from attrs import evolve, field, frozen
 
 from hetcache.media.files import check_writable, write_text
+from hetcache.media.options import MaskConfig
 from hetcache.quality.measure import (
     METRICS,
     MetricInfo,
@@ -93,6 +94,7 @@ class EvaluateConfig:
         doc="where was edited, for PSNR by region; one for all, or a folder with one for each",
         metadata=written(metavar="PATH"),
     )
+    reading: MaskConfig = group(MaskConfig())
     composite: str | None = setting(
         None,
         doc="measure with the pixels of this video, or of this folder's, outside of the mask",
@@ -228,7 +230,16 @@ def _read(pair: Pair, config: EvaluateConfig, *, alone: bool) -> _Taken:
     mask = None
     if config.mask is not None:
         path = companion(Path(config.mask), pair.name, alone=alone, option="--mask")
-        mask = read_mask(path, frames=count, height=height, width=width)
+        read = read_mask(
+            path,
+            frames=count,
+            height=height,
+            width=width,
+            total=truth.total,
+            options=config.reading,
+        )
+        mask = read.pixels
+        notes += read.notes
     if config.composite is not None and mask is not None:
         path = companion(Path(config.composite), pair.name, alone=alone, option="--composite")
         source = read_video(path, option="--composite", max_frames=count)

@@ -19,6 +19,7 @@ pytest.importorskip("diffsynth")
 
 import av
 import numpy as np
+from PIL import Image
 
 from hetcache.cli.main import main
 from hetcache.editing.config import EditConfig
@@ -178,7 +179,7 @@ def test_an_odd_size_goes_through_the_model_and_back(
     rows, columns = np.mgrid[:71, :101]
     frames = np.stack([np.stack([columns, rows, rows + columns], -1)] * 2).astype(np.uint8)
     write_video(tmp_path / "clip.mp4", frames, Fraction(25))
-    mask = np.zeros((2, 30, 40, 3), np.uint8)
+    mask = np.zeros((2, 36, 51, 3), np.uint8)
     mask[:, 10:20, 10:20] = 255
     write_video(tmp_path / "mask.mp4", mask, Fraction(25))
     files = {"video": str(tmp_path / "clip.mp4"), "mask": str(tmp_path / "mask.mp4")}
@@ -417,3 +418,52 @@ def test_a_result_of_nan_is_one_error_and_nothing_is_written(
     assert main(["edit", *given, *wrong]) == 2
     assert f"NaN or infinity from step 0 of {steps} on" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_assumed_of_files_is_noted_and_sound_and_times_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A phone's clip with uneven frames and sound, and a folder of labels with a gap."""
+    times = [Fraction(tick, 1000) for tick in (0, 33, 66, 300, 333, 500)]
+    with av.open(str(tmp_path / "tone.mkv"), "w") as container:
+        track = container.add_stream("flac", rate=8000, layout="mono")
+        tone = av.AudioFrame.from_ndarray(np.full((1, 8000), 9000, np.int16), "s16", "mono")
+        tone.sample_rate, tone.pts = 8000, 0
+        for packet in (*track.encode(tone), *track.encode()):
+            container.mux(packet)
+    write_video(
+        tmp_path / "clip.mp4",
+        moving_colours(),
+        RATE,
+        times=times,
+        sound=(tmp_path / "tone.mkv", Fraction(0)),
+    )
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[16:32, 16:32], labels[32:48, 32:48] = 1, 2
+    for number in (1, 2, 4, 5):
+        Image.fromarray(labels).save(folder / f"{number:04}.png")
+    output = tmp_path / "out.mp4"
+    arguments = ["--video", str(tmp_path / "clip.mp4"), "--mask", str(folder), "--steps", "2"]
+    arguments += [
+        "--output",
+        str(output),
+        "--mask-label",
+        "2",
+        "--missing-masks",
+        "empty",
+        "--json",
+    ]
+    assert main(["edit", *arguments]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert any("frames 2 of 5: nothing is edited there" in text for text in notes)
+    written = read_video(output, option="--video")
+    assert written.times == tuple(times[:EDITED])
+    assert written.sound is not None
+    source = read_video(tmp_path / "clip.mp4", option="--video").frames.astype(int)
+    changed = np.abs(written.frames - source[:EDITED])[:, 32:48, 32:48].mean((1, 2, 3))
+    edited, kept = changed[[0, 1, 3, 4]], changed[2]
+    assert edited.min() > 3 * kept  # what the encoder changes
+    assert main(["edit", *arguments, "--no-audio"]) == 0
+    assert read_video(output, option="--video").sound is None

@@ -14,6 +14,7 @@ from hetcache.comparison.plan.footage import Footage
 from hetcache.comparison.plan.sizes import Size, modest
 from hetcache.media.fit import plan_frames, plan_size
 from hetcache.media.masks import read_mask
+from hetcache.media.options import MaskConfig
 from hetcache.media.video import read_video
 from hetcache_core import ClipSet, ConfigError, EvaluationClip
 
@@ -107,7 +108,7 @@ class FileClip(ClipSource):
         mask: Where: a video, a folder of pictures or a picture; None masks nothing yet.
         prompt: What belongs into the mask.
         truth: The right answer, or None.
-        invert_mask: Black is edited instead of white.
+        reading: How the mask is read.
         called: What the clip is called in tables.
         where: The option that named it, for messages.
     """
@@ -116,7 +117,7 @@ class FileClip(ClipSource):
     mask: Path | None
     prompt: str = ""
     truth: Path | None = None
-    invert_mask: bool = False
+    reading: MaskConfig = MaskConfig()
     called: str
     where: str = "--video"
 
@@ -153,8 +154,13 @@ class FileClip(ClipSource):
         mask = np.zeros((count, height, width), np.bool_)
         if self.mask is not None:
             mask = read_mask(
-                self.mask, frames=count, height=height, width=width, invert=self.invert_mask
-            )
+                self.mask,
+                frames=count,
+                height=height,
+                width=width,
+                total=source.total,
+                options=self.reading,
+            ).pixels
         truth = None
         if self.truth is not None:
             answer = read_video(self.truth, option=self.where, max_frames=count)

@@ -182,7 +182,7 @@ def _sources(config: CompareConfig, ready: ReadyGrid, registry: Registry) -> tup
         video=video,
         mask=None if config.mask is None else Path(config.mask),
         prompt=config.prompt,
-        invert_mask=config.invert_mask,
+        reading=config.reading,
         called=video.stem,
     )
     return (_painted(source) if ready.outpainting else source,)
