@@ -4,8 +4,9 @@ It fits pipelines that are made as diffusers makes them: ``pipeline.scheduler`` 
 ``timesteps`` and ``step``, and each step calls a model with a timestep. For the length of a session
 the scheduler is a stand-in that tells of runs and steps, and the model's ``forward`` is routed on the
 instance: the pipeline may wrap it (offloading moves the weights there), so the place inside the
-wrapper is taken. The library's own ``forward`` still runs, with a stand-in for ``self`` whose blocks
-are one object, the trunk. What the calls mean is said by a ``ModelCalls``, and that is the adapter.
+wrapper is taken. Where the pipeline hands the model to a function of its own, that one is routed. The
+library's own code still runs, with a stand-in for the model whose blocks are one object, the trunk.
+What the calls mean is said by a ``ModelCalls``, and that is the adapter.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import functools
 import inspect
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
@@ -66,6 +67,9 @@ class ModelCalls(ABC):
     """Argument of the model's ``forward`` that holds the noisy latents."""
     timestep: ClassVar[str] = "timestep"
     """Argument that holds the timestep, one or (B,), or (B, N) where each token has its own."""
+    function: ClassVar[tuple[str, str] | None] = None
+    """Attribute of the pipeline that it calls with the model, and the argument that is the model; None
+    where it calls the model itself. ``forward`` below is then that function, without that argument."""
 
     @abstractmethod
     def grid(self, model: Any, arguments: Mapping[str, Any]) -> Grid:
@@ -108,10 +112,14 @@ class ModelCalls(ABC):
         """Name all branches of a run in the order of their first call; those of that call."""
         return tuple(branch.name for branch in self.branches(arguments, None, 0))
 
-    def mask(self) -> Tensor | None:
+    def mask(self, model: Any, arguments: Mapping[str, Any]) -> Tensor | None:
         """Return the (F, H, W) bool edit mask of the pipeline call that is under way, or None.
 
         By default it is the pipeline's attribute ``edit_mask``, where it has one.
+
+        Args:
+            model: the model that the run's first call is for.
+            arguments: of that call's ``forward``, by name.
         """
         mask: Tensor | None = getattr(self.pipeline, "edit_mask", None)
         return mask
@@ -130,6 +138,15 @@ class ModelCalls(ABC):
                 option="enable_cache",
                 remedy="Call disable_cache() on the model; a session does the caching.",
             )
+
+    def refuse_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse arguments of ``forward`` that a session cannot carry; called with every call.
+
+        By default there are none.
+
+        Raises:
+            UnsupportedBackboneError: names the argument.
+        """
 
     def result(self, output: Tensor) -> Any:
         """Wrap a model's output as ``forward`` does where it is not asked for a tuple."""
@@ -202,6 +219,11 @@ class Router:
     _evaluations: int = field(default=1, init=False)
     _sampling: bool = field(default=False, init=False)
 
+    @property
+    def sampling(self) -> bool:
+        """Whether the pipeline is in its loop; outside of it the library answers itself."""
+        return self._sampling
+
     def sampler_reset(self, asked: int, taken: int) -> None:
         """A pipeline call begins; whatever ran before was not finished.
 
@@ -226,13 +248,16 @@ class Router:
         self._step += 1
         self._calls = 0
 
-    def forward(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """Answer one call of a model; outside the pipeline's loop the library answers itself."""
-        library = type(model).forward
-        if not self._sampling:
-            return library(model, *args, **kwargs)
-        arguments = dict(_signature(library).bind(model, *args, **kwargs).arguments)
-        del arguments["self"]
+    def answer(
+        self, model: Any, arguments: Mapping[str, Any], library: Callable[..., Tensor]
+    ) -> Tensor:
+        """Answer one call of a model inside the pipeline's loop.
+
+        Args:
+            model: the model.
+            arguments: of the call, by name.
+            library: the library's own code, of a model or its stand-in and of arguments by name.
+        """
         total = len(self.scheduler.timesteps)
         count = getattr(self.calls.pipeline, "num_timesteps", total)
         self._check_timestep(arguments[self.calls.timestep], total - count)
@@ -249,21 +274,17 @@ class Router:
         )
         self._calls += 1
 
-        def answer(run: RunTrunk) -> Tensor:
+        def forward(run: RunTrunk) -> Tensor:
             stand_in, changed = self.calls.stand_in(model, arguments, run)
-            output: Tensor = library(stand_in, **{**arguments, **changed, "return_dict": False})[0]
-            return output
+            return library(stand_in, **{**arguments, **changed})
 
-        output = self.engine.model_call(call, answer)
-        if not arguments.get("return_dict", True):
-            return (output,)
-        return self.calls.result(output)
+        return self.engine.model_call(call, forward)
 
     def _run_info(
         self, model: Any, arguments: Mapping[str, Any], offset: int, count: int
     ) -> RunInfo:
         timesteps, sigmas = _steps(self.scheduler, offset, count)
-        device, mask = arguments[self.calls.latents].device, self.calls.mask()
+        device, mask = arguments[self.calls.latents].device, self.calls.mask(model, arguments)
         return RunInfo(
             model=self.backbone.describe(self.calls.pipeline),
             timesteps=timesteps,
@@ -280,7 +301,8 @@ class Router:
         if given.device.type != "cpu" and self._step > 0:
             return  # looking would wait for the device in every call
         if offset + self._step < len(self.scheduler.timesteps):
-            own = float(self.scheduler.timesteps[offset + self._step])
+            # The pipeline may round it to its own dtype.
+            own = float(self.scheduler.timesteps[offset + self._step].to(given.dtype))
             top = float(given.max())
             # Conditioned tokens have lower timesteps of their own.
             if top == own or (top < own and given.dim() > 1 and given.shape[1] > 1):
@@ -293,7 +315,11 @@ class Router:
 
 
 def _sample(result: Any) -> Tensor | None:
-    """Take the latents out of what a scheduler's ``step`` returns, a tuple or an output of fields."""
+    """Take the latents out of what a scheduler's ``step`` returns: they, a tuple, or an output of fields."""
+    import torch
+
+    if isinstance(result, torch.Tensor):
+        return result
     latents: Tensor | None = (
         result[0] if isinstance(result, tuple) else getattr(result, "prev_sample", None)
     )
@@ -356,10 +382,36 @@ def attached(
         # Past the pipeline's own __setattr__, which would write the stand-in into its config.
         stack.callback(object.__setattr__, pipeline, "scheduler", scheduler)
         object.__setattr__(pipeline, "scheduler", SchedulerStandIn(scheduler, router))
-        for model in models:
-            stack.enter_context(_routed_model(model, router))
+        if calls.function is not None:
+            stack.enter_context(_routed_function(*calls.function, router))
+        else:
+            for model in models:
+                stack.enter_context(_routed_model(model, router))
         stack.enter_context(calls.routed())
         yield
+
+
+@contextmanager
+def _routed_function(name: str, argument: str, router: Router) -> Iterator[None]:
+    pipeline = router.calls.pipeline
+    own: Callable[..., Tensor] = getattr(pipeline, name)
+
+    def library(model: Any, **arguments: Any) -> Tensor:
+        return own(**{argument: model}, **arguments)
+
+    @functools.wraps(own)
+    def function(**arguments: Any) -> Tensor:
+        model = arguments.pop(argument)
+        router.calls.refuse_arguments(arguments)
+        if not router.sampling:
+            return library(model, **arguments)
+        return router.answer(model, arguments, library)
+
+    setattr(pipeline, name, function)
+    try:
+        yield
+    finally:
+        setattr(pipeline, name, own)
 
 
 @contextmanager
@@ -373,9 +425,22 @@ def _routed_model(model: Any, router: Router) -> Iterator[None]:
             remedy="Undo that first.",
         )
 
-    @functools.wraps(type(model).forward)
+    library = type(model).forward
+
+    def plain(stand_in: Any, **given: Any) -> Tensor:
+        output: Tensor = library(stand_in, **given, return_dict=False)[0]
+        return output
+
+    @functools.wraps(library)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return router.forward(model, *args, **kwargs)
+        if not router.sampling:
+            return library(model, *args, **kwargs)
+        arguments = dict(_signature(library).bind(model, *args, **kwargs).arguments)
+        del arguments["self"]
+        wrapped = arguments.pop("return_dict", True)
+        router.calls.refuse_arguments(arguments)
+        output = router.answer(model, arguments, plain)
+        return router.calls.result(output) if wrapped else (output,)
 
     @contextmanager
     def cache_context(name: str, **kwargs: Any) -> Iterator[None]:

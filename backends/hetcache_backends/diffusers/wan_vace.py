@@ -186,7 +186,7 @@ class WanVaceCalls(DiffusersCalls):
             frame_stride=self.pipeline.vae_scale_factor_temporal * patch_t,
         )
 
-    def mask(self) -> Tensor | None:
+    def mask(self, model: Any, arguments: Mapping[str, Any]) -> Tensor | None:
         """The mask that the pipeline prepared."""
         return self._mask
 

@@ -76,7 +76,7 @@ class OnnxWan(Backbone):
             return
         from hetcache_backends.onnx.trunk import OnnxTrunk
 
-        with wan_vace.attached(pipeline, engine, self.name, OnnxTrunk):
+        with wan_vace.routed(self, pipeline, engine, OnnxTrunk):
             yield
 
     def load(self, request: LoadRequest) -> Any:

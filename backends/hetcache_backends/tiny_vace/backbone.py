@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -59,11 +59,9 @@ class TinyVace(Backbone):
         """Describe the pipeline's DiT."""
         return wan_vace.describe(pipeline, self.name)
 
-    @contextmanager
-    def attach(self, pipeline: Any, engine: Engine) -> Iterator[None]:
+    def attach(self, pipeline: Any, engine: Engine) -> AbstractContextManager[None]:
         """Attach as ``wan-vace`` does."""
-        with wan_vace.attached(pipeline, engine, self.name):
-            yield
+        return wan_vace.routed(self, pipeline, engine)
 
     def load(self, request: LoadRequest) -> Any:
         """Build the pipeline; ``model`` may name another safetensors file of the same shape."""

@@ -1,36 +1,34 @@
 """Wan2.1-VACE on DiffSynth's ``WanVideoPipeline``.
 
-For the length of a session the pipeline's ``model_fn`` and ``scheduler`` are stand-ins. The
-library's own ``model_fn_wan_video`` still runs, but is handed a ``dit`` whose ``blocks`` is one
-object (the trunk) and a ``vace`` that returns no hints and remembers its arguments, so that the
-engine runs blocks and control blocks only where they are needed.
+The library's own ``model_fn_wan_video`` still runs, but is handed a ``dit`` whose ``blocks`` is one
+object (the trunk) and a ``vace`` that returns no hints, so that the engine runs blocks and control
+blocks only where they are needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 
 from hetcache_backends.wan.loading import import_diffsynth, load_checkpoint
 from hetcache_core import (
     Backbone,
     BranchRows,
-    CacheStateError,
     EditRequest,
     Features,
     Geometry,
     Grid,
     LoadRequest,
-    ModelCall,
+    ModelCalls,
     ModelInfo,
-    PipelineBusyError,
-    RunInfo,
+    StandIn,
     UnsupportedBackboneError,
+    attached,
     binary_mask,
 )
 
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from hetcache_core import Engine, RunTrunk, TrunkCall
+    from hetcache_core import BlockCompiler, Engine, RunTrunk, TrunkCall
     from hetcache_core.testing import BackboneCase
 
 TEMPORAL_STRIDE: Final = 4
@@ -94,11 +92,9 @@ class WanVace(Backbone):
         """Describe the pipeline's DiT."""
         return describe(pipeline, self.name)
 
-    @contextmanager
-    def attach(self, pipeline: Any, engine: Engine) -> Iterator[None]:
-        """Put stand-ins for ``model_fn`` and ``scheduler`` on the pipeline; see the module."""
-        with attached(pipeline, engine, self.name):
-            yield
+    def attach(self, pipeline: Any, engine: Engine) -> AbstractContextManager[None]:
+        """Route the calls of ``model_fn``; see ``hetcache_core.backbone.routing``."""
+        return routed(self, pipeline, engine)
 
     def load(self, request: LoadRequest) -> Any:
         """Load a checkpoint folder or hub id through DiffSynth's own loader."""
@@ -164,44 +160,29 @@ def describe(pipeline: Any, backbone: str) -> ModelInfo:
     )
 
 
-@contextmanager
-def attached(
-    pipeline: Any, engine: Engine, backbone: str, trunk: Callable[..., TrunkCall] | None = None
-) -> Iterator[None]:
+def routed(
+    backbone: Backbone,
+    pipeline: Any,
+    engine: Engine,
+    make_trunk: Callable[..., TrunkCall] | None = None,
+) -> AbstractContextManager[None]:
     """Route a Wan pipeline's model calls through an engine.
 
     Args:
+        backbone: describes the pipeline.
         pipeline: the pipeline.
         engine: the engine.
-        backbone: name of the backbone.
-        trunk: makes the trunk's calls, with the arguments of ``WanTrunk``, which is the default.
-
-    Raises:
-        PipelineBusyError: the pipeline is already in a session.
-        UnsupportedBackboneError: it runs sequence-parallel, or holds another kind of DiT.
+        make_trunk: makes the trunk's calls, with the arguments of ``WanTrunk``, which is the default.
     """
-    for dit in (pipeline.dit, pipeline.dit2):
-        if dit is not None or dit is pipeline.dit:
-            _need_wan_dit(dit)
-    if isinstance(pipeline.scheduler, _SchedulerStandIn):
-        raise PipelineBusyError(pipeline=type(pipeline).__name__)
-    if getattr(pipeline, "use_unified_sequence_parallel", False):
-        raise _refusal("use_unified_sequence_parallel")
-    scheduler, model_fn = pipeline.scheduler, pipeline.model_fn
-    make_trunk = trunk or partial(_wan_trunk, compiler=engine.compiler)
-    router = _Router(pipeline, engine, backbone, scheduler, model_fn, make_trunk)
-    pipeline.scheduler = _SchedulerStandIn(scheduler, router)
-    pipeline.model_fn = router.model_fn
-    try:
-        yield
-    finally:
-        pipeline.scheduler, pipeline.model_fn = scheduler, model_fn
+    make_trunk = make_trunk or partial(_library_trunk, engine.compiler)
+    dits = [pipeline.dit, *([pipeline.dit2] if pipeline.dit2 is not None else [])]
+    return attached(backbone, engine, WanCalls(pipeline, make_trunk), dits)
 
 
-def _wan_trunk(**arguments: Any) -> TrunkCall:
+def _library_trunk(compiler: BlockCompiler | None, **given: Any) -> TrunkCall:
     from hetcache_backends.wan.trunk import WanTrunk
 
-    return WanTrunk(**arguments)
+    return WanTrunk(**given, compiler=compiler)
 
 
 def _need_wan_dit(dit: Any) -> None:
@@ -221,126 +202,38 @@ def _refusal(option: str) -> UnsupportedBackboneError:
 
 
 @final
-class _SchedulerStandIn:
-    """The pipeline's scheduler, which also tells the router about runs and steps."""
-
-    def __init__(self, target: Any, router: _Router) -> None:
-        object.__setattr__(self, "_target", target)
-        object.__setattr__(self, "_router", router)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._target, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._target, name, value)
-
-    def set_timesteps(self, num_inference_steps: int, *args: Any, **kwargs: Any) -> Any:
-        steps = self._router.engine.sampler_steps(num_inference_steps)
-        result = self._target.set_timesteps(steps, *args, **kwargs)
-        self._router.sampler_reset()
-        return result
-
-    def step(self, *args: Any, **kwargs: Any) -> Any:
-        result = self._target.step(*args, **kwargs)
-        self._router.sampler_stepped(result)
-        return result
-
-
 @define(eq=False)
-class _Router:
-    """Stands between the pipeline's loop and ``model_fn_wan_video`` for one session."""
+class WanCalls(ModelCalls):
+    """What the calls of ``model_fn_wan_video`` mean.
 
-    pipeline: Any
-    engine: Engine
-    backbone: str
-    scheduler: Any
-    library_fn: Callable[..., Any]
+    Attributes:
+        make_trunk: makes a call of the trunk of what its first block was given.
+    """
+
     make_trunk: Callable[..., TrunkCall]
-    _step: int = field(default=0, init=False)
-    _calls: int = field(default=0, init=False)
 
-    def sampler_reset(self) -> None:
-        """A pipeline call begins; whatever ran before was not finished."""
-        self.engine.abort_run()
-        self._step = self._calls = 0
+    latents: ClassVar[str] = "latents"
+    function: ClassVar[tuple[str, str] | None] = ("model_fn", "dit")
 
-    def sampler_stepped(self, latents: Tensor) -> None:
-        """The scheduler has taken a step and made these latents."""
-        if self.engine.running:
-            self.engine.end_step(latents)
-        self._step += 1
-        self._calls = 0
+    def refuse(self, model: Any, engine: Engine) -> None:
+        """Refuse another kind of DiT, and sequence parallelism."""
+        _need_wan_dit(model)
+        if getattr(self.pipeline, "use_unified_sequence_parallel", False):
+            raise _refusal("use_unified_sequence_parallel")
 
-    def model_fn(self, **arguments: Any) -> Tensor:
-        """Answer one model call of the pipeline's loop."""
-        from hetcache_backends.wan.trunk import WanControl
-
+    def refuse_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse arguments that change what a block call means."""
         for option in REFUSED_OPTIONS:
             value = arguments.get(option)
             if value is not None and value is not False:
                 raise _refusal(option)
-        dit, vace = arguments["dit"], arguments.get("vace")
-        _need_wan_dit(dit)
-        self._check_timestep(arguments["timestep"])
-        if not self.engine.running:
-            self.engine.begin_run(self._run_info(arguments))
-        call = ModelCall(
-            step=self._step,
-            branches=self._branches(arguments),
-            latents=arguments["latents"],
-            expert=self._expert(dit),
-        )
-        self._calls += 1
-        control = None
-        if vace is not None and arguments.get("vace_context") is not None:
-            control = WanControl(
-                model=vace,
-                context=arguments["vace_context"],
-                scale=float(arguments.get("vace_scale", 1.0)),
-            )
 
-        def forward(run: RunTrunk) -> Tensor:
-            def trunk(x: Tensor, context: Tensor, t_mod: Tensor, freqs: Tensor) -> Tensor:
-                return run(
-                    self.make_trunk(
-                        dit=dit,
-                        inputs=x,
-                        context=context,
-                        modulation=t_mod,
-                        freqs=freqs,
-                        control_branch=control,
-                    )
-                )
-
-            stand_ins = {"dit": _DitStandIn(dit, trunk), "vace": _no_hints if control else vace}
-            output: Tensor = self.library_fn(**{**arguments, **stand_ins})
-            return output
-
-        return self.engine.model_call(call, forward)
-
-    def _check_timestep(self, given: Tensor) -> None:
-        """The pipeline rounds the timestep to its dtype; the scheduler's own must round to it."""
-        if self._step >= len(self.scheduler.timesteps):
-            raise CacheStateError(
-                f"The model is called after the scheduler's last step ({len(self.scheduler.timesteps)})."
-            )
-        if given.device.type != "cpu" and self._step > 0:
-            return  # looking would wait for the device in every call
-        own = self.scheduler.timesteps[self._step].to(dtype=given.dtype, device=given.device)
-        if bool((given != own).any()):
-            raise CacheStateError(
-                f"The model is called with timestep {given.flatten()[0].item()} while the scheduler is "
-                f"at step {self._step} (timestep {own.item()}). A session needs the pipeline's own loop."
-            )
-
-    def _run_info(self, arguments: Mapping[str, Any]) -> RunInfo:
-        latents = arguments["latents"]
-        timesteps = tuple(float(t) for t in self.scheduler.timesteps)
-        sigmas = tuple(float(s) for s in self.scheduler.sigmas[: len(timesteps)])
+    def grid(self, model: Any, arguments: Mapping[str, Any]) -> Grid:
+        """Lay out the tokens, those of reference images before the video's."""
         references = _reference_count(arguments.get("vace_reference_image"))
-        patch_t, patch_h, patch_w = arguments["dit"].patch_size
-        _, _, frames, height, width = latents.shape
-        grid = Grid(
+        patch_t, patch_h, patch_w = model.patch_size
+        _, _, frames, height, width = arguments["latents"].shape
+        return Grid(
             frames=frames // patch_t - references,
             height=height // patch_h,
             width=width // patch_w,
@@ -349,41 +242,56 @@ class _Router:
             pixel_width=arguments["width"] * patch_w // width,
             frame_stride=TEMPORAL_STRIDE,
         )
-        guided = arguments.get("cfg_scale", 1.0) != 1.0
-        return RunInfo(
-            model=describe(self.pipeline, self.backbone),
-            timesteps=timesteps,
-            sigmas=sigmas,
-            grid=grid,
-            mask=_pixel_mask(arguments, grid, latents),
-            branches=BRANCHES if guided else BRANCHES[:1],
-            device=str(latents.device),
-        )
 
-    def _branches(self, arguments: Mapping[str, Any]) -> tuple[BranchRows, ...]:
+    def mask(self, model: Any, arguments: Mapping[str, Any]) -> Tensor | None:
+        """Take the mask from the pipeline's own arguments, in pixels and with all of its frames."""
+        return _pixel_mask(arguments, self.grid(model, arguments))
+
+    def run_branches(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """Both branches, or the conditional one alone."""
+        return BRANCHES if arguments.get("cfg_scale", 1.0) != 1.0 else BRANCHES[:1]
+
+    def branches(
+        self, arguments: Mapping[str, Any], context: str | None, call: int
+    ) -> tuple[BranchRows, ...]:
+        """Name the branch by the library's ``positive``, both where they share a call."""
         if arguments.get("cfg_merge") and arguments.get("cfg_scale", 1.0) != 1.0:
-            return tuple(BranchRows(name, i, i + 1) for i, name in enumerate(BRANCHES))
+            return BranchRows.split(len(BRANCHES), *BRANCHES)
         positive = arguments.get("positive")
         # Before DiffSynth 2.1.3 the call does not say which branch it is; cond comes first.
-        first = positive if positive is not None else self._calls == 0
+        first = positive if positive is not None else call == 0
         return (BranchRows(BRANCHES[0] if first else BRANCHES[1], 0, 1),)
 
-    def _expert(self, dit: Any) -> str:
+    def expert(self, model: Any) -> str:
+        """Name the expert of a two-stage pipeline (Wan2.2)."""
         if self.pipeline.dit2 is None:
             return ""
-        return "low-noise" if dit is self.pipeline.dit2 else "high-noise"
+        return "low-noise" if model is self.pipeline.dit2 else "high-noise"
 
+    def stand_in(
+        self, model: Any, arguments: Mapping[str, Any], run: RunTrunk
+    ) -> tuple[Any, dict[str, Any]]:
+        """Give the library's function one block, the trunk, and a control branch without hints."""
+        from hetcache_backends.wan.trunk import WanControl
 
-@final
-class _DitStandIn:
-    """The DiT as ``model_fn_wan_video`` sees it: everything its own, but one block, the trunk."""
+        vace, control = arguments.get("vace"), None
+        if vace is not None and arguments.get("vace_context") is not None:
+            scale = float(arguments.get("vace_scale", 1.0))
+            control = WanControl(model=vace, context=arguments["vace_context"], scale=scale)
 
-    def __init__(self, dit: Any, trunk: Callable[..., Any]) -> None:
-        self._dit = dit
-        self.blocks = [trunk]
+        def trunk(x: Tensor, context: Tensor, t_mod: Tensor, freqs: Tensor) -> Tensor:
+            return run(
+                self.make_trunk(
+                    dit=model,
+                    inputs=x,
+                    context=context,
+                    modulation=t_mod,
+                    freqs=freqs,
+                    control_branch=control,
+                )
+            )
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._dit, name)
+        return StandIn(model, blocks=[trunk]), {"vace": _no_hints if control else vace}
 
 
 @final
@@ -405,7 +313,7 @@ def _reference_count(images: Any) -> int:
     return len(images) if isinstance(images, list) else 1
 
 
-def _pixel_mask(arguments: Mapping[str, Any], grid: Grid, latents: Tensor) -> Tensor | None:
+def _pixel_mask(arguments: Mapping[str, Any], grid: Grid) -> Tensor | None:
     """Take the mask from the pipeline's own arguments: (F, H, W) bool, or None for no edit.
 
     All pixel frames are used; the control latents hold every fourth frame only and would miss
@@ -422,8 +330,8 @@ def _pixel_mask(arguments: Mapping[str, Any], grid: Grid, latents: Tensor) -> Te
         grid.width * grid.pixel_width,
     )
     if frames is None:  # the library then edits everything
-        return torch.ones(shape, dtype=torch.bool, device=latents.device)
-    return binary_mask(frames[: shape[0]]).to(latents.device)  # (F, H, W)
+        return torch.ones(shape, dtype=torch.bool)
+    return binary_mask(frames[: shape[0]])  # (F, H, W)
 
 
 def edit(pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
