@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from hetcache_core.backbone.block_trunk import BlockTrunk, in_fp32
     from hetcache_core.backbone.compiling import BlockCompiler
-    from hetcache_core.backbone.flops import RowFlops, matrix_macs
+    from hetcache_core.backbone.flops import DitFlops, matrix_macs
     from hetcache_core.backbone.pipelines import load_pipeline, run_edit
     from hetcache_core.backbone.routing import ModelCalls, StandIn, attached
     from hetcache_core.backbone.trunk import BlockHooks, RunTrunk, TrunkCall, TrunkView
@@ -101,7 +101,7 @@ _HOMES: Final[dict[str, str]] = {
         "RunInfo",
         "backbone.block_trunk": "BlockTrunk in_fp32",
         "backbone.compiling": "BlockCompiler",
-        "backbone.flops": "RowFlops matrix_macs",
+        "backbone.flops": "DitFlops matrix_macs",
         "backbone.pipelines": "load_pipeline run_edit",
         "backbone.routing": "ModelCalls StandIn attached",
         "engine.footprint": "footprint",
@@ -156,6 +156,7 @@ __all__ = [
     "ContractError",
     "ControlMode",
     "Decision",
+    "DitFlops",
     "EditRequest",
     "Engine",
     "EvaluationClip",
@@ -191,7 +192,6 @@ __all__ = [
     "Registry",
     "ReusePoint",
     "Role",
-    "RowFlops",
     "RunInfo",
     "RunTrunk",
     "Schedule",

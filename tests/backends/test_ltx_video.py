@@ -408,7 +408,7 @@ def test_signals_are_the_model_s_own_embedding(pipe: Any) -> None:
     assert trunk is not None
     modulations = trunk.timestep_modulations(info.timesteps)
     edited = edited_tokens().flatten().nonzero()[0, 0]
-    own = trunk.modulation[1, edited]  # type: ignore[attr-defined]  # of this adapter
+    own = trunk.blocks.modulation[1, edited]  # type: ignore[attr-defined]  # of this adapter
     torch.testing.assert_close(modulations[0], own, rtol=1e-5, atol=1e-5)
     block = pipe.transformer.transformer_blocks[0]
     inputs = trunk.modulated_input(modulations[0])

@@ -450,7 +450,7 @@ def test_the_published_model_costs_what_was_counted_for_it() -> None:
     from diffsynth.models.wan_video_dit import WanModel
     from diffsynth.models.wan_video_vace import VaceWanModel
 
-    from hetcache_backends.wan.trunk import WanControl, WanTrunk
+    from hetcache_backends.wan.trunk import WanControl, wan_trunk
     from hetcache_core.engine.block_pass import full_flops
 
     with torch.device("meta"):
@@ -459,7 +459,7 @@ def test_the_published_model_costs_what_was_counted_for_it() -> None:
             patch_size=(1, 2, 2), num_heads=12, num_layers=30, has_image_input=False,
         )  # fmt: skip
         frames, height, width = 9, 30, 52
-        trunk = WanTrunk(
+        trunk = wan_trunk(
             dit=dit,
             inputs=torch.empty(1, frames * height * width, 1536),
             context=torch.empty(1, 512, 1536),

@@ -189,7 +189,7 @@ def test_signals_are_the_model_s_own_embedding(pipe: Any) -> None:
     trunk, info = engine.seen[0].trunk, engine.infos[0]
     assert trunk is not None
     modulations = trunk.timestep_modulations(info.timesteps)
-    own = trunk.modulation.flatten(1)[0]  # type: ignore[attr-defined]  # of this adapter
+    own = trunk.blocks.modulation.flatten(1)[0]  # type: ignore[attr-defined]  # of this adapter
     assert modulations.shape == (2, own.shape[0])
     torch.testing.assert_close(modulations[0], own, rtol=1e-5, atol=1e-5)
     assert trunk.modulated_input(modulations[0]).dtype is torch.float32

@@ -93,7 +93,7 @@ def test_the_published_size_costs_what_torch_counts() -> None:
     from diffsynth.models.wan_video_vace import VaceWanModel
     from diffsynth.pipelines.wan_video import model_fn_wan_video
 
-    from hetcache_backends.wan.trunk import WanControl, WanTrunk
+    from hetcache_backends.wan.trunk import WanControl, wan_trunk
     from hetcache_core.engine.block_pass import full_flops
 
     frames, height, width = 9, 30, 52
@@ -117,7 +117,7 @@ def test_the_published_size_costs_what_torch_counts() -> None:
                 vace_context=control,
                 vace_scale=1.0,
             )
-        trunk = WanTrunk(
+        trunk = wan_trunk(
             dit=dit,
             inputs=torch.empty(1, frames * height * width, 5120),
             context=torch.empty(1, 512, 5120),

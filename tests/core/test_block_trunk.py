@@ -13,7 +13,7 @@ from hetcache_core import (
     BlockTrunk,
     BranchRows,
     ContractError,
-    RowFlops,
+    DitFlops,
     Stack,
     SubLayer,
     UnsupportedBackboneError,
@@ -70,7 +70,7 @@ def trunk() -> BlockTrunk:
         embed=lambda times: times[:, None].expand(-1, WIDTH) / 1000,
         project=lambda embedded: embedded.repeat(1, 6),
         modulate=lambda x, rows: layer_norm(x, (WIDTH,)) * (1 + rows[1]) + rows[0],
-        flops=RowFlops(batch=BATCH, width=WIDTH, around=10, row={}),
+        flops=DitFlops(batch=BATCH, width=WIDTH, around=10, row={}),
         follow=(torch.randn(TOKENS - PREFIX, WIDTH),),
         prefix=PREFIX,
         attention=1,
@@ -122,7 +122,7 @@ def test_signals_come_from_unrounded_timesteps(trunk: BlockTrunk) -> None:
 def test_costs_are_counted_by_hand() -> None:
     x = torch.empty(BATCH, TOKENS, WIDTH)
     once, on_tokens = nn.Linear(4, 6), nn.Linear(8, 8)
-    flops = RowFlops.of(x, around=7, self_attention=(on_tokens, once))
+    flops = DitFlops.of(x, around=7, self_attention=(on_tokens, once))
     assert flops.outside() == 2 * BATCH * 7
     attention = flops.sub_layer(Stack.MAIN, SubLayer.SELF_ATTENTION, rows=5, keys=11)
     assert attention == 2 * BATCH * (5 * 64 + 24 + 2 * 5 * 11 * WIDTH)

@@ -18,6 +18,7 @@ from hetcache_core import (
     CachePolicy,
     ContractError,
     Decision,
+    DitFlops,
     EditRequest,
     LoadRequest,
     Mode,
@@ -199,9 +200,9 @@ def test_a_sub_layer_whose_replacement_is_ignored_is_caught(
 
 
 def test_a_flop_formula_that_is_two_percent_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = tiny_trunk.TinyFlops.sub_layer
+    right = DitFlops.sub_layer
     monkeypatch.setattr(
-        tiny_trunk.TinyFlops,
+        DitFlops,
         "sub_layer",
         lambda self, *a, **k: int(1.025 * right(self, *a, **k)),
     )

@@ -8,16 +8,19 @@ function means ours, so norms, rotary embedding and projections stay the library
 from __future__ import annotations
 
 import functools
-import math
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
-from hetcache_core import BlockHooks, StandIn, SubLayer, UnsupportedBackboneError
-from hetcache_core.backbone.compiling import BlockCompiler
+from hetcache_core import (
+    BlockCompiler,
+    BlockHooks,
+    StandIn,
+    SubLayer,
+    UnsupportedBackboneError,
+)
 
 ATTENTION_FUNCTION: Final = "dispatch_attention_fn"
 """What diffusers' processors call with q, k and v, each (B, n, heads, d). Since diffusers 0.35."""
@@ -146,31 +149,3 @@ def processor_code(processor: Any) -> types.FunctionType:
         )
     function: types.FunctionType = code
     return function
-
-
-def apply_fp32(layers: Iterable[Any], x: Tensor) -> Tensor:
-    """Run an embedding's layers in fp32 whatever the dtype of their weights."""
-    for layer in layers:
-        plain = getattr(layer, "base_layer", layer)  # what a LoRA is wrapped around
-        if isinstance(plain, torch.nn.Linear):
-            weight = plain.weight.to(x.device, torch.float32)
-            x = torch.nn.functional.linear(x, weight, plain.bias.to(x.device, torch.float32))
-        else:
-            x = layer(x)
-    return x
-
-
-def linear_macs(*modules: torch.nn.Module) -> int:
-    """Multiply-accumulates of all linear layers in some modules, for one row."""
-    return sum(
-        int(layer.in_features) * int(layer.out_features)
-        for module in modules
-        for layer in module.modules()
-        if isinstance(layer, torch.nn.Linear)
-    )
-
-
-def conv_macs(conv: Any) -> int:
-    """Multiply-accumulates of a patch embedding for one token."""
-    macs = int(conv.in_channels) * int(conv.out_channels) * math.prod(conv.kernel_size)
-    return int(macs)

@@ -1,11 +1,19 @@
-"""What the backbones on diffusers share: recognising and refusing."""
+"""What the backbones on diffusers share: recognising, refusing, and what comes back."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from hetcache_core import UnsupportedBackboneError
+from attrs import define
+
+from hetcache_core import ModelCalls, UnsupportedBackboneError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hetcache_core import Engine
 
 COND: Final = "cond"
 UNCOND: Final = "uncond"
@@ -103,3 +111,25 @@ def missing_library(error: ImportError) -> UnsupportedBackboneError:
         f"diffusers cannot be imported: {str(error).splitlines()[0].rstrip('.')}",
         pip="pip install 'hetcache[diffusers]'",
     )
+
+
+@define(eq=False)
+class DiffusersCalls(ModelCalls):
+    """What the calls of one kind of diffusers' models mean. One object serves one session."""
+
+    @abstractmethod
+    def blocks(self, model: Any) -> Sequence[Any]:
+        """All blocks of a model, those of its control branch included."""
+
+    def refuse(self, model: Any, engine: Engine) -> None:
+        """Refuse options that a session cannot carry, and attention that cannot be looked into."""
+        blocks = self.blocks(model)
+        refuse_options(model, blocks)
+        if "attention" in engine.policy.needs():
+            refuse_processors(blocks)
+
+    def result(self, output: Tensor) -> Any:
+        """Wrap the output in the library's own class."""
+        from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+        return Transformer2DModelOutput(sample=output)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
@@ -12,10 +13,10 @@ from attrs import define, frozen
 from hetcache_backends.diffusers.common import (
     COND,
     UNCOND,
+    DiffusersCalls,
     is_pipeline,
     missing_library,
 )
-from hetcache_backends.diffusers.routing import DiffusersCalls
 from hetcache_core import (
     Backbone,
     BranchRows,
@@ -92,7 +93,9 @@ class LtxVideo(Backbone):
                 f"{self.name} carries diffusers' pipelines around a {MODEL}, not a "
                 f"{type(pipeline).__name__}"
             )
-        calls = LtxCalls(pipeline, engine.compiler)
+        from hetcache_backends.diffusers.trunks import ltx_trunk
+
+        calls = LtxCalls(pipeline, partial(ltx_trunk, compiler=engine.compiler))
         with attached(self, engine, calls, [pipeline.transformer]):
             yield
 
@@ -145,20 +148,22 @@ class LtxVideo(Backbone):
         return ltx_case(self)
 
 
+@final
 @define(eq=False)
 class LtxCalls(DiffusersCalls):
-    """What the calls of an LTX-Video transformer mean."""
+    """What the calls of an LTX-Video transformer mean.
 
-    def trunk(self, **given: Any) -> TrunkCall:
-        """Make a call of the trunk of what its first block was given; see ``LtxCall``."""
-        from hetcache_backends.diffusers.ltx_trunk import LtxTrunk
+    Attributes:
+        make_trunk: makes a call of the trunk of what its first block was given.
+        library: whether the blocks are the library's, whose options and attention are looked at.
+    """
 
-        return LtxTrunk(**given, compiler=self.compiler)
+    make_trunk: Callable[..., TrunkCall]
+    library: bool = True
 
     def blocks(self, model: Any) -> Sequence[Any]:
-        """All blocks."""
-        blocks: Sequence[Any] = model.transformer_blocks
-        return blocks
+        """All blocks of the library's."""
+        return model.transformer_blocks if self.library else ()
 
     def grid(self, model: Any, arguments: Mapping[str, Any]) -> Grid:
         """Lay out the tokens; only here are coordinates read from the device."""
@@ -210,7 +215,7 @@ class LtxCalls(DiffusersCalls):
             encoder_attention_mask: Tensor | None,
         ) -> Tensor:
             return run(
-                self.trunk(
+                self.make_trunk(
                     model=model,
                     inputs=hidden_states,
                     context=encoder_hidden_states,

@@ -15,10 +15,10 @@ from attrs import define, field, frozen
 from hetcache_backends.diffusers.common import (
     COND,
     UNCOND,
+    DiffusersCalls,
     is_pipeline,
     missing_library,
 )
-from hetcache_backends.diffusers.routing import DiffusersCalls
 from hetcache_backends.wan.wan_vace import VARIANTS
 from hetcache_core import (
     Backbone,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from hetcache_core import Engine, RunTrunk
+    from hetcache_core import BlockCompiler, Engine, RunTrunk
     from hetcache_core.testing.case import BackboneCase
 
 MODEL: Final = "WanVACETransformer3DModel"
@@ -135,8 +135,13 @@ class WanVaceDiffusers(Backbone):
 @final
 @define(eq=False)
 class WanVaceCalls(DiffusersCalls):
-    """What the calls of a Wan-VACE transformer mean."""
+    """What the calls of a Wan-VACE transformer mean.
 
+    Attributes:
+        compiler: what blocks are run with, or None to run them as they are.
+    """
+
+    compiler: BlockCompiler | None
     _mask: Tensor | None = field(default=None, init=False)
     _references: int = field(default=0, init=False)
 
@@ -212,7 +217,7 @@ class WanVaceCalls(DiffusersCalls):
         self, model: Any, arguments: Mapping[str, Any], run: RunTrunk
     ) -> tuple[Any, dict[str, Any]]:
         """Give the library's forward one block, the trunk, and an empty control branch."""
-        from hetcache_backends.diffusers.wan_trunk import WanVaceTrunk
+        from hetcache_backends.diffusers.trunks import wan_vace_trunk
 
         control = arguments["control_hidden_states"]
         scales = arguments.get("control_hidden_states_scale")
@@ -223,7 +228,7 @@ class WanVaceCalls(DiffusersCalls):
             hidden: Tensor, context: Tensor, modulation: Tensor, rotary: tuple[Tensor, Tensor]
         ) -> Tensor:
             return run(
-                WanVaceTrunk(
+                wan_vace_trunk(
                     model=model,
                     inputs=hidden,
                     context=context,

@@ -8,6 +8,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from hetcache_backends.onnx.session import Graph
+from hetcache_backends.trunk import at_rows
 from hetcache_core import BlockHooks, SubLayer
 
 ATTENTION_GATE: Final = 2
@@ -92,11 +93,6 @@ class OnnxBlock(nn.Module):
 def graphs_of(graphs: Mapping[str, Graph], block: str) -> Callable[[str], Graph]:
     """Look a block's graphs up by the names of its parts."""
     return lambda part: graphs[f"{block}.{part}"]
-
-
-def at_rows(x: Tensor, rows: Tensor | None) -> Tensor:
-    """Gather rows (n,) of x (B, N, ...); None gives all."""
-    return x if rows is None else x.index_select(1, rows)
 
 
 def _part(hooks: BlockHooks | None, part: SubLayer, compute: Any) -> Tensor:

@@ -39,7 +39,7 @@ class OnnxLtxBlock(OnnxBlock):
     ) -> Tensor:
         """Run the block on all tokens."""
         text = (encoder_hidden_states, bias_of(encoder_hidden_states, encoder_attention_mask))
-        modulation = rows_of(temb, hidden_states.shape[1])
+        modulation = temb.unflatten(2, (6, -1)).expand(-1, hidden_states.shape[1], -1, -1)
         return self.run(hidden_states, text, modulation, image_rotary_emb, None)
 
 
@@ -147,9 +147,3 @@ class OnnxLtxModel(nn.Module):
 def bias_of(context: Tensor, bias: Tensor | None) -> Tensor:
     """Return the bias (B, 1, L) of the words (B, L, D), zeros where there is none."""
     return context.new_zeros(context.shape[0], 1, context.shape[1]) if bias is None else bias
-
-
-def rows_of(modulation: Tensor, rows: int) -> Tensor:
-    """Give each of n rows its modulation: (B, 1 or n, 6 * D) to (B, n, 6, D)."""
-    each: Tensor = modulation.unflatten(2, (6, -1)).expand(-1, rows, -1, -1)
-    return each

@@ -13,9 +13,10 @@ import torch
 from diffsynth.models.wan_video_dit import WanModel, precompute_freqs_cis_3d
 from torch import Tensor, nn
 
-from hetcache_backends.onnx.block import OnnxBlock, at_rows, graphs_of
+from hetcache_backends.onnx.block import OnnxBlock, graphs_of
 from hetcache_backends.onnx.folder import WanSizes
 from hetcache_backends.onnx.session import Graph
+from hetcache_backends.trunk import padded_rows
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines of the rows, (n, 1, d / 2) float64 each."""
@@ -84,10 +85,7 @@ class OnnxControl(nn.Module):
         embedded = torch.cat(
             [self.patch(each[None]).flatten(2).transpose(1, 2) for each in latents]
         )
-        state = torch.nn.functional.pad(
-            embedded, (0, 0, 0, tokens - embedded.shape[1])
-        )  # (Bc, N, D)
-        projected: Tensor = self.before(at_rows(state, rows))  # (Bc, n, D)
+        projected: Tensor = self.before(padded_rows(embedded, tokens, rows))  # (Bc, n, D)
         return projected + x
 
     def forward(

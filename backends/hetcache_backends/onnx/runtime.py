@@ -74,9 +74,9 @@ class OnnxWan(Backbone):
             with OnnxLtx().attach(pipeline, engine):
                 yield
             return
-        from hetcache_backends.onnx.trunk import OnnxTrunk
+        from hetcache_backends.onnx.trunk import onnx_wan_trunk
 
-        with wan_vace.routed(self, pipeline, engine, OnnxTrunk):
+        with wan_vace.routed(self, pipeline, engine, onnx_wan_trunk):
             yield
 
     def load(self, request: LoadRequest) -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
-from attrs import define, frozen
+from attrs import frozen
 
 from hetcache_backends.diffusers.ltx_video import VARIANTS, LtxCalls, LtxVideo
 from hetcache_backends.onnx.folder import RUNS_WITH, need_float32, need_onnx, need_runtime
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from hetcache_core import Engine, TrunkCall
+    from hetcache_core import Engine
     from hetcache_core.testing import BackboneCase
 
 MODEL: Final = "OnnxLtxModel"
@@ -71,7 +71,10 @@ class OnnxLtx(Backbone):
                 where=f"backbone {self.name}",
                 remedy="Use another policy",
             )
-        with attached(self, engine, OnnxLtxCalls(pipeline), [pipeline.transformer]):
+        from hetcache_backends.onnx.trunk import onnx_ltx_trunk
+
+        calls = LtxCalls(pipeline, onnx_ltx_trunk, library=False)
+        with attached(self, engine, calls, [pipeline.transformer]):
             yield
 
     def load(self, request: LoadRequest) -> Any:
@@ -103,22 +106,6 @@ class OnnxLtx(Backbone):
             main_blocks=lambda p: [b.feed_forward for b in p.transformer.transformer_blocks],
             counts_flops=False,
         )
-
-
-@final
-@define(eq=False)
-class OnnxLtxCalls(LtxCalls):
-    """What the calls of a transformer of graphs mean: what they mean of the library's."""
-
-    def trunk(self, **given: Any) -> TrunkCall:
-        """Make a call of the trunk of what its first block was given."""
-        from hetcache_backends.onnx.ltx_trunk import OnnxLtxTrunk
-
-        return OnnxLtxTrunk(**given)
-
-    def blocks(self, model: Any) -> Sequence[Any]:
-        """No blocks of the library's, whose options and attention would have to be looked at."""
-        return ()
 
 
 def exported(make: Callable[[], Any], device: str) -> OpenedLtx:

@@ -1,4 +1,4 @@
-"""DiffSynth's Wan DiT as a trunk: rows, hooks, control hints and FLOPs.
+"""DiffSynth's Wan DiT as a trunk.
 
 Blocks run through the library's own code. Where something inside a block has to be seen or
 replaced, the library's ``DiTBlock.forward`` is called with a stand-in for ``self`` whose
@@ -7,79 +7,29 @@ sub-layers are ours; the block itself is never changed.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from typing import Any, final
+from collections.abc import Sequence
+from typing import Any, Final, final
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, evolve, frozen
 from torch import Tensor
 
+from hetcache_backends.trunk import DitBlocks, DitTrunk, apply_fp32, at_rows, padded_rows
 from hetcache_core import (
+    BlockCompiler,
     BlockHooks,
     ContractError,
-    FlopModel,
-    Stack,
+    DitFlops,
+    StandIn,
     SubLayer,
-    TrunkCall,
-    TrunkView,
+    matrix_macs,
 )
-from hetcache_core.backbone.compiling import BlockCompiler
+
+IMAGE_TOKENS: Final = 257
+"""Tokens of an image before those of the text. Source: DiffSynth 2.1.12, ``CrossAttention``."""
 
 
 @final
-@frozen(kw_only=True)
-class WanFlops(FlopModel):
-    """FLOPs of one Wan call (2 x multiply-accumulate), by formula.
-
-    Rotary embedding, norms and activations are left out, as ``torch.utils.flop_counter`` does.
-
-    Attributes:
-        batch: batch rows ``B``.
-        tokens: tokens ``N``.
-        width: trunk width ``D``.
-        ffn: hidden width of the feed-forward.
-        text: text tokens ``L`` of one batch row.
-        image: image tokens of one batch row that have their own keys.
-        embed: multiply-accumulates of embeddings and head, batch rows included.
-        control_embed: multiply-accumulates of the control embedding.
-        control_batch: batch rows of the control input.
-    """
-
-    batch: int
-    tokens: int
-    width: int
-    ffn: int
-    text: int
-    image: int = 0
-    embed: int = 0
-    control_embed: int = 0
-    control_batch: int = 1
-
-    def outside(self) -> int:
-        """Patch, text and timestep embedding and the head."""
-        return 2 * self.embed
-
-    def sub_layer(self, stack: Stack, part: SubLayer, *, rows: int, keys: int) -> int:
-        """One sub-layer; both stacks have the same blocks."""
-        d = self.width
-        if part is SubLayer.SELF_ATTENTION:
-            macs = 4 * rows * d * d + 2 * rows * keys * d
-        elif part is SubLayer.CROSS_ATTENTION:
-            read = self.text + self.image
-            macs = 2 * rows * d * d + 2 * read * d * d + 2 * rows * read * d
-        else:
-            macs = 2 * rows * d * self.ffn
-        return 2 * self.batch * macs
-
-    def control_extra(self, index: int, *, rows: int) -> int:
-        """Output projection of a control block; the first also embeds and projects its input."""
-        macs = self.batch * rows * self.width**2
-        if index == 0:
-            macs += self.control_batch * rows * self.width**2 + self.control_embed
-        return 2 * macs
-
-
 @frozen(eq=False, kw_only=True)
 class WanControl:
     """What the pipeline handed to the control branch.
@@ -94,34 +44,57 @@ class WanControl:
     context: Any
     scale: float
 
+    def scaled(self, hint: Tensor) -> Tensor:
+        """Scale a hint (B, n, D) as the library does."""
+        return hint if self.scale == 1.0 else hint * self.scale
+
+
+def wan_trunk(*, inputs: Tensor, **given: Any) -> DitTrunk:
+    """Make a call of the trunk.
+
+    Args:
+        inputs: (B, N, D) trunk input.
+        **given: of ``WanBlocks``.
+    """
+    blocks = WanBlocks(**given)
+    dit, control, (batch, tokens, _) = blocks.dit, blocks.control_branch, inputs.shape
+    read = blocks.context.shape[1]
+    text = read - (IMAGE_TOKENS if dit.blocks[0].cross_attn.has_image_input else 0)
+    branches = len(control.context) if control is not None else 0
+    embedding = matrix_macs(control.model.vace_patch_embedding) if control is not None else 0
+    flops = DitFlops.of_blocks(
+        inputs,
+        around=batch * tokens * matrix_macs(dit.patch_embedding, dit.head.head)
+        + batch * text * matrix_macs(dit.text_embedding)
+        + matrix_macs(dit.time_embedding, dit.time_projection),
+        ffn=int(dit.blocks[0].ffn_dim),
+        text=read,
+        control_batch=branches,
+        control_call=branches * tokens * embedding,
+    )
+    return DitTrunk(x=inputs, blocks=blocks, flops=flops)
+
 
 @final
 @define(eq=False, kw_only=True)
-class WanTrunk(TrunkCall):
-    """One call of the trunk with the arguments that DiffSynth gave to its first block.
+class WanBlocks(DitBlocks):
+    """The arguments that DiffSynth gave to its first block.
 
     Attributes:
         dit: the ``WanModel``.
-        inputs: (B, N, D) trunk input.
         context: (B, L, D) embedded text, image tokens first where the model has them.
-        modulation: (1, 6, D) or per token (1, N, 6, D).
-        freqs: (N, 1, head_dim / 2) complex rotary table.
+        modulation: (1, 6, D) or per token (1, n, 6, D).
+        freqs: (n, 1, head_dim / 2) complex rotary table.
         control_branch: the control branch's arguments, or None.
         compiler: what blocks are run with, or None to run them as they are.
     """
 
     dit: Any
-    inputs: Tensor
     context: Tensor
     modulation: Tensor
     freqs: Tensor
     control_branch: WanControl | None
     compiler: BlockCompiler | None = None
-
-    @property
-    def x(self) -> Tensor:
-        """Trunk input (B, N, D)."""
-        return self.inputs
 
     @property
     def layers(self) -> int:
@@ -138,140 +111,82 @@ class WanTrunk(TrunkCall):
         """Attention heads."""
         return int(self.dit.blocks[0].num_heads)
 
-    @property
-    def flops(self) -> WanFlops:
-        """Costs of this call."""
-        control = self.control_branch
-        batch, tokens, width = self.inputs.shape
-        image = 257 if self.dit.blocks[0].cross_attn.has_image_input else 0
-        macs = embed_macs(self.dit, batch=batch, tokens=tokens, text=self.context.shape[1] - image)
-        control_macs = 0
-        if control is not None:
-            control_macs = (
-                len(control.context) * tokens * _conv_macs(control.model.vace_patch_embedding)
-            )
-        return WanFlops(
-            batch=batch,
-            tokens=tokens,
-            width=width,
-            ffn=int(self.dit.blocks[0].ffn_dim),
-            text=self.context.shape[1] - image,
-            image=image,
-            embed=macs,
-            control_embed=control_macs,
-            control_batch=len(control.context) if control is not None else 1,
-        )
-
-    def view(self, rows: Tensor | None) -> WanView:
-        """Gather input, rotary table and per-token modulation at the rows."""
-        if rows is None:
-            return WanView(trunk=self, rows=None, inputs=self.inputs, freqs=self.freqs,
-                           modulation=self.modulation)  # fmt: skip
+    def at(self, rows: Tensor) -> WanBlocks:
+        """Gather rotary table and per-token modulation."""
         modulation = self.modulation
-        if modulation.dim() > self.inputs.dim():
-            modulation = modulation.index_select(1, rows)  # (1, n, 6, D)
-        return WanView(
-            trunk=self,
-            rows=rows,
-            inputs=self.inputs.index_select(1, rows),  # (B, n, D)
-            freqs=self.freqs.index_select(0, rows),  # (n, 1, head_dim / 2)
-            modulation=modulation,
-        )
+        if modulation.dim() > self.context.dim():
+            modulation = at_rows(modulation, rows)  # (1, n, 6, D)
+        return evolve(self, freqs=self.freqs.index_select(0, rows), modulation=modulation)
 
-    def timestep_embeddings(self, timesteps: Sequence[float]) -> Tensor:
-        """Embed timesteps in fp32: (S, D)."""
-        from diffsynth.models.wan_video_dit import sinusoidal_embedding_1d
+    def run(self, index: int, hidden: Tensor, hooks: BlockHooks | None) -> Tensor:
+        """Run main block ``index``."""
+        return self._run(self.dit.blocks[index], hidden, hooks)
 
-        times = torch.tensor(timesteps, dtype=torch.float64, device=self.inputs.device)
-        waves = sinusoidal_embedding_1d(self.dit.freq_dim, times).float()  # (S, freq_dim)
-        return _apply_fp32(self.dit.time_embedding, waves)
+    def scaled(self, index: int, hint: Tensor) -> Tensor:
+        """Scale a hint by the branch's factor."""
+        return hint if self.control_branch is None else self.control_branch.scaled(hint)
 
-    def timestep_modulations(self, timesteps: Sequence[float]) -> Tensor:
-        """Project embedded timesteps in fp32: (S, 6 * D)."""
-        return _apply_fp32(self.dit.time_projection, self.timestep_embeddings(timesteps))
-
-    def modulated_input(self, modulation: Tensor) -> Tensor:
-        """First block's normalized, modulated input (B, N, D) in fp32."""
-        block = self.dit.blocks[0]
-        table: Tensor = block.modulation[0].to(self.inputs.device, torch.float32)  # (6, D)
-        shift, scale = (table + modulation.view(6, -1))[:2]
-        normed = torch.nn.functional.layer_norm(
-            self.inputs.float(), (self.inputs.shape[2],), eps=block.norm1.eps
-        )
-        modulated: Tensor = normed * (1 + scale) + shift
-        return modulated
-
-
-@final
-@define(eq=False, kw_only=True)
-class WanView(TrunkView):
-    """The trunk over some rows; see ``WanTrunk.view``."""
-
-    trunk: WanTrunk
-    rows: Tensor | None
-    inputs: Tensor
-    freqs: Tensor
-    modulation: Tensor
-    _control: Tensor | None = field(default=None, init=False)
-
-    @property
-    def x(self) -> Tensor:
-        """Trunk input (B, n, D) at the rows."""
-        return self.inputs
-
-    def block(
-        self, index: int, hidden: Tensor, hint: Tensor | None, hooks: BlockHooks | None
-    ) -> Tensor:
-        """Run main block ``index`` and add its hint as the library does."""
-        hidden = self._run(self.trunk.dit.blocks[index], hidden, hooks)
-        if hint is None or self.trunk.control_branch is None:
-            return hidden
-        scale = self.trunk.control_branch.scale
-        return hidden + (hint if scale == 1.0 else hint * scale)
-
-    def control(self, index: int, hooks: BlockHooks | None) -> Tensor:
-        """Run control block ``index`` on the state of the one before it."""
-        branch = self.trunk.control_branch
+    def control(
+        self, index: int, state: Tensor | None, view: DitTrunk, hooks: BlockHooks | None
+    ) -> tuple[Tensor, Tensor]:
+        """Run control block ``index``."""
+        branch, compiler = self.control_branch, self.compiler
         if branch is None:
             raise ContractError("This call has no control branch.")
         block = branch.model.vace_blocks[index]
-        state = self._embed_control(branch) if self._control is None else self._control
-        compiler = self.trunk.compiler
+        if state is None:
+            embed = branch.model.vace_patch_embedding
+            embedded = [embed(each[None]).flatten(2).transpose(1, 2) for each in branch.context]
+            state = padded_rows(torch.cat(embedded), view.tokens, view.rows)  # (Bc, n, D)
         if hooks is None and (compiler is None or not compiler.takes(block, None)):
             # The library's block takes earlier hints stacked before its state and hands them on;
             # giving it none spares copying them block after block.
             stacked = state if block.block_id == 0 else state[None]
-            arguments = (self.inputs, self.trunk.context, self.modulation, self.freqs)
-            states: Tensor = block(stacked, *arguments)  # (2, B, n, D)
-            self._control = states[1]
-            return states[0]
+            arguments = (view.x, self.context, self.modulation, self.freqs)
+            hint, state = block(stacked, *arguments)  # (B, n, D) each
+            return hint, state
         inner = _unwrapped(block)
         if block.block_id == 0:
-            state = inner.before_proj(state) + self.inputs
-        self._control = self._run(block, state, hooks)
-        projected: Tensor = inner.after_proj(self._control)
-        return projected
+            state = inner.before_proj(state) + view.x
+        state = self._run(block, state, hooks)
+        projected: Tensor = inner.after_proj(state)
+        return projected, state
 
-    def _embed_control(self, branch: WanControl) -> Tensor:
-        """Embed the control latents: (Bc, n, D), zeros where the trunk has more tokens."""
-        tokens = self.trunk.inputs.shape[1]
-        embedded = []
-        for latents in branch.context:
-            flat = branch.model.vace_patch_embedding(latents[None]).flatten(2).transpose(1, 2)
-            missing = flat.new_zeros(1, tokens - flat.shape[1], flat.shape[2])
-            embedded.append(torch.cat([flat, missing], dim=1))
-        state = torch.cat(embedded)  # (Bc, N, D)
-        return state if self.rows is None else state.index_select(1, self.rows)
+    def embed(self, timesteps: Sequence[float], device: torch.device) -> Tensor:
+        """Embed timesteps in fp32: (S, D)."""
+        return apply_fp32(self.dit.time_embedding, waves(self.dit.freq_dim, timesteps, device))
+
+    def project(self, embedded: Tensor) -> Tensor:
+        """Project embedded timesteps in fp32: (S, 6 * D)."""
+        return apply_fp32(self.dit.time_projection, embedded)
+
+    def first_norm(self, x: Tensor) -> Tensor:
+        """Normalize x (B, N, D)."""
+        return torch.nn.functional.layer_norm(x, x.shape[2:], eps=self.dit.blocks[0].norm1.eps)
+
+    def first_modulation(self, rows: Tensor) -> Tensor:
+        """Add the first block's own table (6, D)."""
+        table: Tensor = self.dit.blocks[0].modulation[0]
+        return table.to(rows.device, torch.float32) + rows
 
     def _run(self, block: Any, hidden: Tensor, hooks: BlockHooks | None) -> Tensor:
-        arguments = (hidden, self.trunk.context, self.modulation, self.freqs)
-        compiler = self.trunk.compiler
+        arguments = (hidden, self.context, self.modulation, self.freqs)
+        compiler = self.compiler
         if compiler is not None and compiler.takes(block, hooks) and _unwrapped(block) is block:
             return compiler.run(_forward, block, hooks, *arguments)
         if hooks is None:
             plain: Tensor = block(*arguments)
             return plain
         return _forward(_unwrapped(block), hooks, *arguments)
+
+
+def waves(width: int, timesteps: Sequence[float], device: torch.device) -> Tensor:
+    """Make the cosines and sines of timesteps as the library does: (S, width) fp32."""
+    from diffsynth.models.wan_video_dit import sinusoidal_embedding_1d
+
+    times = torch.tensor(timesteps, dtype=torch.float64, device=device)
+    made: Tensor = sinusoidal_embedding_1d(width, times).float()
+    return made
 
 
 def _forward(block: Any, hooks: BlockHooks | None, *arguments: Any) -> Tensor:
@@ -303,21 +218,26 @@ class _BlockStandIn:
             if not hooks.attends:
                 plain: Tensor = attention(x, freqs)
                 return plain
-            hooked: Tensor = type(attention).forward(_AttentionStandIn(attention, hooks), x, freqs)
+
+            def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                return hooks.attend(q, k, v, attention.attn)
+
+            seen = StandIn(attention, attn=attend)
+            hooked: Tensor = type(attention).forward(seen, x, freqs)
             return hooked
 
         return self._part(SubLayer.SELF_ATTENTION, compute)
 
     def cross_attn(self, x: Tensor, context: Tensor) -> Tensor:
         def compute(rows: Tensor | None = None) -> Tensor:
-            out: Tensor = self._block.cross_attn(_rows(x, rows), context)
+            out: Tensor = self._block.cross_attn(at_rows(x, rows), context)
             return out
 
         return self._part(SubLayer.CROSS_ATTENTION, compute)
 
     def ffn(self, x: Tensor) -> Tensor:
         def compute(rows: Tensor | None = None) -> Tensor:
-            out: Tensor = self._block.ffn(_rows(x, rows))
+            out: Tensor = self._block.ffn(at_rows(x, rows))
             return out
 
         return self._part(SubLayer.FEED_FORWARD, compute)
@@ -327,53 +247,6 @@ class _BlockStandIn:
             return self._hooks.sub_layer(part, compute)
         out: Tensor = compute()
         return out
-
-
-@final
-class _AttentionStandIn:
-    """Self-attention as its own ``forward`` sees it, with the product of q, k, v ours."""
-
-    def __init__(self, attention: Any, hooks: BlockHooks) -> None:
-        self._attention = attention
-        self._hooks = hooks
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._attention, name)
-
-    def attn(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self._hooks.attend(q, k, v, self._attention.attn)
-
-
-def embed_macs(dit: Any, *, batch: int, tokens: int, text: int) -> int:
-    """Multiply-accumulates of patch, text and timestep embedding and the head."""
-    width = int(dit.dim)
-    patch = batch * tokens * _conv_macs(dit.patch_embedding)
-    text_dim: int = dit.text_embedding[0].in_features
-    words = batch * text * (text_dim * width + width * width)
-    time = int(dit.freq_dim) * width + width * width + 6 * width * width
-    head = batch * tokens * width * int(dit.head.head.out_features)
-    return patch + words + time + head
-
-
-def _conv_macs(conv: Any) -> int:
-    """Multiply-accumulates of a patch embedding for one token."""
-    volume: int = math.prod(conv.kernel_size)
-    return int(conv.in_channels) * int(conv.out_channels) * volume
-
-
-def _rows(x: Tensor, rows: Tensor | None) -> Tensor:
-    return x if rows is None else x.index_select(1, rows)
-
-
-def _apply_fp32(layers: Iterable[Any], x: Tensor) -> Tensor:
-    """Run an embedding's layers in fp32 whatever the dtype of their weights."""
-    for layer in layers:
-        if isinstance(layer, torch.nn.Linear):
-            weight = layer.weight.to(x.device, torch.float32)
-            x = torch.nn.functional.linear(x, weight, layer.bias.to(x.device, torch.float32))
-        else:
-            x = layer(x)
-    return x
 
 
 def _unwrapped(block: Any) -> Any:

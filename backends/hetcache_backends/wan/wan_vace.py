@@ -172,7 +172,7 @@ def routed(
         backbone: describes the pipeline.
         pipeline: the pipeline.
         engine: the engine.
-        make_trunk: makes the trunk's calls, with the arguments of ``WanTrunk``, which is the default.
+        make_trunk: makes the trunk's calls, with the arguments of ``wan_trunk``, which is the default.
     """
     make_trunk = make_trunk or partial(_library_trunk, engine.compiler)
     dits = [pipeline.dit, *([pipeline.dit2] if pipeline.dit2 is not None else [])]
@@ -180,9 +180,9 @@ def routed(
 
 
 def _library_trunk(compiler: BlockCompiler | None, **given: Any) -> TrunkCall:
-    from hetcache_backends.wan.trunk import WanTrunk
+    from hetcache_backends.wan.trunk import wan_trunk
 
-    return WanTrunk(**given, compiler=compiler)
+    return wan_trunk(**given, compiler=compiler)
 
 
 def _need_wan_dit(dit: Any) -> None:

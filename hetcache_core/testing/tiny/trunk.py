@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import cast, final
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hetcache_core.backbone.adapter import FlopModel
+from hetcache_core.backbone.flops import DitFlops
 from hetcache_core.backbone.trunk import BlockHooks, Compute, TrunkCall, TrunkView
 from hetcache_core.errors import ContractError
-from hetcache_core.steps import Stack, SubLayer
+from hetcache_core.steps import SubLayer
 from hetcache_core.testing.tiny.model import (
     PATCH,
     TinyBlock,
@@ -62,9 +62,21 @@ class TinyCall(TrunkCall):
         return self.model.config.heads
 
     @property
-    def flops(self) -> TinyFlops:
-        """Cost of the pieces of this call."""
-        return TinyFlops(self.model, *self.x.shape[:2])
+    def flops(self) -> DitFlops:
+        """Cost of the pieces of this call: matrix products and convolutions."""
+        c, (batch, tokens, width) = self.model.config, self.x.shape
+        volume = math.prod(PATCH) * width
+        timestep = 2 * width**2 + 6 * width**2 + 2 * width**2  # embedding, blocks, head
+        text = c.text_tokens * c.text_width * width
+        return DitFlops.of_blocks(
+            self.x,
+            around=batch * (2 * tokens * c.channels * volume + timestep + text),
+            ffn=c.feed_forward,
+            text=c.text_tokens,
+            control_batch=batch,
+            # The control video is embedded whole and gathered afterwards.
+            control_call=batch * tokens * (c.channels + 1) * volume,
+        )
 
     def view(self, rows: Tensor | None) -> TinyView:
         """Gather the trunk input and the rotations at the rows."""
@@ -185,49 +197,3 @@ def _part(hooks: BlockHooks, part: SubLayer, compute: Compute) -> Tensor:
 
 def _at(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x.index_select(1, rows)
-
-
-@final
-@frozen
-class TinyFlops(FlopModel):
-    """Two FLOPs for each multiply-add of the matrix products and convolutions.
-
-    Attributes:
-        model: the model.
-        batch: rows ``B`` of the call.
-        tokens: tokens ``N`` of one row.
-    """
-
-    model: TinyDiT
-    batch: int
-    tokens: int
-
-    def outside(self) -> int:
-        """Patch embedding, timestep, text and head."""
-        c = self.model.config
-        patch = c.channels * math.prod(PATCH)
-        timestep = 2 * c.width**2 + 6 * c.width**2 + 2 * c.width**2  # embedding, blocks, head
-        text = c.text_tokens * c.text_width * c.width
-        return 2 * self.batch * (2 * self.tokens * patch * c.width + timestep + text)
-
-    def sub_layer(self, stack: Stack, part: SubLayer, *, rows: int, keys: int) -> int:
-        """One sub-layer; the blocks of both stacks are alike."""
-        c = self.model.config
-        if part is SubLayer.SELF_ATTENTION:
-            products = 4 * rows * c.width**2 + 2 * rows * keys * c.width
-        elif part is SubLayer.CROSS_ATTENTION:
-            words = c.text_tokens
-            products = 2 * (rows + words) * c.width**2 + 2 * rows * words * c.width
-        else:
-            products = 2 * rows * c.width * c.feed_forward
-        return 2 * self.batch * products
-
-    def control_extra(self, index: int, *, rows: int) -> int:
-        """The projection behind each control block, and before the first one the embedding."""
-        c = self.model.config
-        products = rows * c.width**2
-        if index == 0:
-            # The control video is embedded whole and gathered afterwards.
-            patch = (c.channels + 1) * math.prod(PATCH)
-            products += rows * c.width**2 + self.tokens * patch * c.width
-        return 2 * self.batch * products
