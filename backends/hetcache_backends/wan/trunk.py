@@ -20,7 +20,6 @@ from hetcache_core import (
     BlockHooks,
     ContractError,
     DitFlops,
-    StandIn,
     SubLayer,
     matrix_macs,
 )
@@ -218,12 +217,7 @@ class _BlockStandIn:
             if not hooks.attends:
                 plain: Tensor = attention(x, freqs)
                 return plain
-
-            def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                return hooks.attend(q, k, v, attention.attn)
-
-            seen = StandIn(attention, attn=attend)
-            hooked: Tensor = type(attention).forward(seen, x, freqs)
+            hooked: Tensor = type(attention).forward(_AttentionStandIn(attention, hooks), x, freqs)
             return hooked
 
         return self._part(SubLayer.SELF_ATTENTION, compute)
@@ -247,6 +241,24 @@ class _BlockStandIn:
             return self._hooks.sub_layer(part, compute)
         out: Tensor = compute()
         return out
+
+
+@final
+class _AttentionStandIn:
+    """Self-attention as its own ``forward`` sees it, with the product of q, k, v ours.
+
+    Not core's ``StandIn``, which ``torch.compile`` cannot trace.
+    """
+
+    def __init__(self, attention: Any, hooks: BlockHooks) -> None:
+        self._attention = attention
+        self._hooks = hooks
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._attention, name)
+
+    def attn(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self._hooks.attend(q, k, v, self._attention.attn)
 
 
 def _unwrapped(block: Any) -> Any:
