@@ -1,6 +1,6 @@
 """What of diffusers' LTX-Video transformer becomes a graph: its parts, as modules that torch exports.
 
-The graphs are cut where those of Wan are (see ``onnx_parts``). A masked edit has a timestep for each
+The graphs are cut where those of Wan are (see ``onnx.parts``). A masked edit has a timestep for each
 token, so the modulation has a row for each, and it is gathered with the rows. Guidance branches are
 rows of one batch, each with a rotary table of its own.
 """

@@ -97,7 +97,7 @@ class TinyVace(Backbone):
     def export(
         self, pipeline: Any, folder: Path, *, model: str | None = None
     ) -> Mapping[str, object]:
-        """Write the DiT and the control branch as ONNX graphs; see ``onnx_parts``."""
+        """Write the DiT and the control branch as ONNX graphs; see ``onnx.parts``."""
         from hetcache_backends.onnx.wan import export_wan
 
         return export_wan(pipeline, folder, backbone=self.name, model=model)

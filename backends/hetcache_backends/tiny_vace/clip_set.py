@@ -7,8 +7,7 @@ from typing import ClassVar, final
 from attrs import frozen
 
 from hetcache_backends.tiny_vace.clips import CLIP_SET_VERSION, builtin_clips
-from hetcache_core import ClipSet, ConfigError, EvaluationClip
-from hetcache_core.errors import nearest_name
+from hetcache_core import ClipSet, ConfigError, EvaluationClip, nearest_name
 
 SIZE_MULTIPLE = 16
 
