@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from hetcache_core.testing.case import BackboneCase
 from hetcache_core.testing.checks.policy import PAIR_CHECKS, POLICY_CHECKS
+from hetcache_core.testing.comparing import NotApplicableError
 from hetcache_core.testing.deciding import decide
 from hetcache_core.testing.kit import (
     BACKBONE_CHECKS,
+    BoundCheck,
+    CheckResult,
+    bind,
     check_backbone,
     check_policy,
     parametrize_with_checks,
 )
-from hetcache_core.testing.running import BoundCheck, CheckResult, NotApplicableError, bind
 from hetcache_core.testing.scripted import FULL_STEPS, scripted
 from hetcache_core.testing.subject import PolicySubject
 from hetcache_core.testing.tiny.backbone import TinyBackbone

@@ -17,6 +17,10 @@ SUMS_PER_BLOCK: Final = 16
 feed-forward, forwards and once more for the control branch."""
 
 
+class NotApplicableError(Exception):
+    """A check has nothing to look at in this subject, for the reason given."""
+
+
 def require(holds: bool, what: str, remedy: str = "") -> None:  # noqa: FBT001 - reads as a sentence
     """Raise unless something holds.
 
@@ -30,6 +34,12 @@ def require(holds: bool, what: str, remedy: str = "") -> None:  # noqa: FBT001 -
     """
     if not holds:
         raise ContractError(what, remedy=remedy)
+
+
+def need(holds: bool, reason: str) -> None:  # noqa: FBT001 - reads as a sentence
+    """Raise ``NotApplicableError`` unless something holds."""
+    if not holds:
+        raise NotApplicableError(reason)
 
 
 def require_same(actual: Tensor, expected: Tensor, what: str, remedy: str = "") -> None:

@@ -18,13 +18,14 @@ from hetcache_core.records.trace import CallRecord
 from hetcache_core.steps import Mode
 from hetcache_core.testing.case import BackboneCase
 from hetcache_core.testing.comparing import (
+    NotApplicableError,
+    need,
     require,
     require_close,
     require_same,
     rounding_bound,
     subtraction_bound,
 )
-from hetcache_core.testing.running import NotApplicableError
 from hetcache_core.testing.watch import BlockCounter, Forward, Seen, WatchedEngine
 
 
@@ -172,12 +173,6 @@ def replays(
 def names_of(partial: PartialSettings) -> str:
     """Name the modes, for messages."""
     return f"{partial.kv_mode.value} keys, control {partial.control_mode.value}"
-
-
-def need(holds: bool, reason: str) -> None:  # noqa: FBT001 - reads as a sentence
-    """Raise ``NotApplicableError`` unless something holds."""
-    if not holds:
-        raise NotApplicableError(reason)
 
 
 def trunk_of(repeat: Repeat) -> TrunkCall:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hetcache_core.policy.recipe import CachePolicy, PolicyRecipe
 from hetcache_core.testing.case import BackboneCase
-from hetcache_core.testing.running import NotApplicableError
+from hetcache_core.testing.comparing import NotApplicableError
 from hetcache_core.testing.watch import WatchedEngine, watched_run
 
 STEPS: Final = 8

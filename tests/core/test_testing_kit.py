@@ -52,7 +52,7 @@ from hetcache_core.testing import (
     tiny_video,
 )
 from hetcache_core.testing.comparing import Snapshot, require_close, require_same
-from hetcache_core.testing.running import run_checks
+from hetcache_core.testing.kit import run_checks
 from hetcache_core.testing.scripted import MaskRoles
 from hetcache_core.testing.tiny import backbone as tiny_module
 from hetcache_core.testing.tiny import trunk as tiny_trunk

@@ -20,13 +20,13 @@ from hetcache_core.session import accelerate
 from hetcache_core.steps import Mode, StepInfo
 from hetcache_core.testing.case import BackboneCase
 from hetcache_core.testing.comparing import (
+    NotApplicableError,
     Snapshot,
     failing_block,
     raising,
     require,
     require_same,
 )
-from hetcache_core.testing.running import NotApplicableError
 from hetcache_core.testing.scripted import FULL_STEPS, ScriptedError, scripted
 from hetcache_core.testing.watch import watched_run
 from hetcache_core.tokens import mask_to_tokens

@@ -8,10 +8,9 @@ from typing import Final
 from hetcache_core.policy.partial import ControlMode, KVMode
 from hetcache_core.steps import Mode
 from hetcache_core.testing.case import BackboneCase
-from hetcache_core.testing.comparing import require
+from hetcache_core.testing.comparing import need, require
 from hetcache_core.testing.replaying import (
     names_of,
-    need,
     partial_modes,
     replay,
     replays,

@@ -16,13 +16,13 @@ from hetcache_core.steps import Mode
 from hetcache_core.store import StoreSettings
 from hetcache_core.testing.checks.recipe import RECIPE_CHECKS
 from hetcache_core.testing.comparing import (
+    NotApplicableError,
     Snapshot,
     failing_block,
     raising,
     require,
     require_same,
 )
-from hetcache_core.testing.running import NotApplicableError
 from hetcache_core.testing.scripted import ScriptedError
 from hetcache_core.testing.subject import STEPS, PolicySubject
 from hetcache_core.testing.watch import BlockCounter, watched_run

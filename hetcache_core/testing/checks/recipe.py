@@ -14,8 +14,7 @@ from attrs import evolve, fields, frozen
 from hetcache_core.backbone.adapter import Features
 from hetcache_core.errors import ConfigError
 from hetcache_core.settings.declare import build, declared, describe, plain_values
-from hetcache_core.testing.comparing import require
-from hetcache_core.testing.running import NotApplicableError
+from hetcache_core.testing.comparing import NotApplicableError, require
 from hetcache_core.testing.scripted import FULL_STEPS
 from hetcache_core.testing.subject import PolicySubject
 from hetcache_core.testing.watch import watched_run

@@ -12,6 +12,8 @@ from hetcache_core.policy.recipe import CachePolicy, ReusePoint
 from hetcache_core.steps import ALL_SUB_LAYERS, Mode, Span, SubLayer
 from hetcache_core.testing.case import BackboneCase
 from hetcache_core.testing.comparing import (
+    NotApplicableError,
+    need,
     require,
     require_close,
     require_same,
@@ -19,7 +21,6 @@ from hetcache_core.testing.comparing import (
     subtraction_bound,
 )
 from hetcache_core.testing.replaying import (
-    need,
     partial_settings,
     replays,
     require_counts,
@@ -28,7 +29,6 @@ from hetcache_core.testing.replaying import (
     rounding_of,
     subtraction_of,
 )
-from hetcache_core.testing.running import NotApplicableError
 from hetcache_core.testing.scripted import FULL_STEPS, BlockScript, LastFirst, scripted
 from hetcache_core.testing.watch import watched_run
 
