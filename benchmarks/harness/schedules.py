@@ -18,7 +18,7 @@ from hetcache_core.records.trace import write_atomically
 from hetcache_core.testing.scripted import Script
 
 SCHEMA: Final = 1
-LETTERS: Final = {"F": Mode.FULL, "p": Mode.PARTIAL, "s": Mode.REUSE}
+LETTERS: Final = {mode.letter: mode for mode in (Mode.FULL, Mode.PARTIAL, Mode.REUSE)}
 """As in the setting ``pattern`` of ``hetcache``."""
 
 

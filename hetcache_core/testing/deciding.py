@@ -74,7 +74,7 @@ def decide(
     Returns:
         The trace of the run.
     """
-    composed = policy if isinstance(policy, CachePolicy) else policy.compose(model)
+    composed = policy if isinstance(policy, CachePolicy) else policy.composed(model)
     traces: list[Trace] = []
     engine = _Player(
         policy=composed,

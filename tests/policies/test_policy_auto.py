@@ -11,7 +11,7 @@ import torch
 
 from hetcache_core.records.trace import Trace
 from hetcache_core.session import accelerate
-from hetcache_core.steps import Mode, ModelInfo
+from hetcache_core.steps import ModelInfo
 from hetcache_core.testing import tiny_case
 from hetcache_policies.auto import PRESETS, Auto, SpacedSteps, positions
 from hetcache_policies.shared.predictors import Linear
@@ -32,13 +32,6 @@ def trace_of(recipe: Auto, steps: int, *, speedup: float | None = None) -> Trace
     with accelerate(pipeline, recipe, backbone=case.backbone, target_speedup=speedup) as session:
         case.run(pipeline, steps, "separate", 0)
     return session.trace
-
-
-LETTERS = {Mode.FULL: "F", Mode.PARTIAL: "p", Mode.REUSE: "s"}
-
-
-def modes(trace: Trace) -> str:
-    return "".join(LETTERS[mode] for mode in trace.modes())
 
 
 def test_a_step_lies_as_far_along_as_the_noise_that_was_removed() -> None:
@@ -65,7 +58,7 @@ def test_positions_rise_and_stay_within_the_run(steps: int) -> None:
 
 
 def test_steps_lie_denser_where_the_sampler_moves_more() -> None:
-    computed = modes(trace_of(Auto(every=4.0), 50))
+    computed = trace_of(Auto(every=4.0), 50).letters()
     gaps = [len(gap) for gap in computed[1:].split("F")]
     half = len(gaps) // 2
     assert sum(gaps[:half]) > 1.5 * sum(gaps[half:])
@@ -74,7 +67,7 @@ def test_steps_lie_denser_where_the_sampler_moves_more() -> None:
 
 
 def test_with_exponent_zero_steps_lie_evenly() -> None:
-    assert modes(trace_of(Auto(every=3.0, exponent=0.0), 11)) == "FsssFssFssF"
+    assert trace_of(Auto(every=3.0, exponent=0.0), 11).letters() == "FsssFssFssF"
 
 
 def test_the_schedule_is_the_same_for_every_run() -> None:
@@ -85,8 +78,8 @@ def test_the_schedule_is_the_same_for_every_run() -> None:
 @pytest.mark.parametrize("partials", [0.5, 1.0, 2.0])
 def test_partial_steps_lie_between_the_computed_ones(partials: float) -> None:
     plain, found = (
-        modes(trace_of(Auto(every=5.0), 40)),
-        modes(trace_of(Auto(every=5.0, partials=partials), 40)),
+        trace_of(Auto(every=5.0), 40).letters(),
+        trace_of(Auto(every=5.0, partials=partials), 40).letters(),
     )
     assert found.replace("p", "s") == plain
     assert found.count("p") == round(partials * (plain.count("F") - 1))
@@ -94,12 +87,12 @@ def test_partial_steps_lie_between_the_computed_ones(partials: float) -> None:
 
 
 def test_a_partial_step_lies_in_the_middle_of_its_gap() -> None:
-    found = modes(trace_of(Auto(every=6.0, exponent=0.0, partials=1.0), 13))
+    found = trace_of(Auto(every=6.0, exponent=0.0, partials=1.0), 13).letters()
     assert found == "FsspssFsspssF"
 
 
 def test_no_more_partial_steps_are_placed_than_there_is_room_for() -> None:
-    assert modes(trace_of(Auto(every=3.0, exponent=0.0, partials=9.0), 7)) == "FppFppF"
+    assert trace_of(Auto(every=3.0, exponent=0.0, partials=9.0), 7).letters() == "FppFppF"
 
 
 def test_only_partial_steps_need_a_mask() -> None:

@@ -4,75 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from hetcache_core.backbone.adapter import ModelCall, RunInfo
-from hetcache_core.engine.gate import Gate
 from hetcache_core.errors import ConfigError
-from hetcache_core.policy.signals import Signals
-from hetcache_core.steps import BranchRows, Decision, Mode, ModelInfo, StepInfo
-from hetcache_core.store import CacheStore
-from hetcache_core.testing import tiny_case
+from hetcache_core.policy.guards import Guards
+from hetcache_core.records.trace import Trace
+from hetcache_core.steps import Mode, ModelInfo
+from hetcache_core.testing import decide, tiny_case
 from hetcache_core.testing.watch import WatchedEngine, watched_run
-from hetcache_core.tokens import Grid
 from hetcache_policies.dicache import PRESETS, DiCache
 
 MODEL = ModelInfo(backbone="tiny", variant="", layers=4, width=32, heads=2)
-GRID = Grid(frames=1, height=1, width=2, pixel_height=2, pixel_width=2, frame_stride=1)
 STEPS = (8, 20, 50, 100)
 LAYOUTS = ["separate", "merged", "none"]
 WALK = [1.0, 1.1, 1.12, 1.16, 1.2, 1.15, 1.12, 1.1, 1.1, 1.1]
 
 
-def decisions(
-    recipe: DiCache, added: Sequence[float], *, forced: int = -1, factor: float = 1.0
-) -> list[Decision]:
-    """What is decided where the trunk's input is 0 and the first block adds a known number."""
-    policy = recipe.composed(MODEL)
-    assert policy.step is not None
-    steps = len(added)
-    sigmas = tuple(1 - index / steps for index in range(steps))
-    gate = Gate(steps=steps, asked=policy.asked, defaults=policy.guards)
-    decider = policy.step.begin(
-        RunInfo(
-            model=MODEL,
-            timesteps=sigmas,
-            sigmas=sigmas,
-            grid=GRID,
-            mask=None,
-            branches=("cond",),
-            device="cpu",
-        )
-    )
-    store, found, reused, x = CacheStore(), [], 0, torch.zeros(1, 2, 4)
-    for index, value in enumerate(added):
-        step = StepInfo(
-            index=index,
-            total=steps,
-            timestep=1000 * sigmas[index],
-            sigma=sigmas[index],
-            computed=gate.computes(index) is not None,
-        )
-        call = ModelCall(step=index, branches=(BranchRows("cond", 0, 1),), latents=x)
-
-        def probe(_blocks: int, value: float = value) -> Tensor:
-            return x + value
-
-        signals = Signals(step, sigmas, call, SimpleNamespace(x=x), probe, {}, store, factor)
-        found.append(gate.apply(step, decider.decide(step, signals), reused))
-        assert signals.reads <= 1
-        mode = Mode.FULL if index == forced else found[-1].mode
-        decider.settle(step, mode)
-        reused = reused + 1 if mode is Mode.REUSE else 0
-    return found
-
-
-def letters(found: list[Decision]) -> str:
-    return "".join("F" if decision.mode is Mode.FULL else "s" for decision in found)
+def played(recipe: DiCache, added: Sequence[float], **more: Any) -> Trace:
+    """A run whose blocks add the same known number everywhere."""
+    return decide(recipe, steps=len(added), model=MODEL, added=added, **more)
 
 
 def run(recipe: DiCache, steps: int, layout: str) -> tuple[WatchedEngine, Tensor]:
@@ -83,13 +37,15 @@ def run(recipe: DiCache, steps: int, layout: str) -> tuple[WatchedEngine, Tensor
 
 
 def test_changes_of_the_probes_output_add_up_from_step_to_step() -> None:
-    found = decisions(DiCache(longest_reuse=1.0), WALK)
-    assert letters(found) == "FFssFssFsF"
-    assert found[2].signal == pytest.approx(0.02 / 1.1, rel=1e-4)
-    assert found[3].signal == pytest.approx(0.02 / 1.1 + 0.04 / 1.12, rel=1e-4)
-    assert found[4].signal == pytest.approx(0.02 / 1.1 + 0.04 / 1.12 + 0.04 / 1.16, rel=1e-4)
-    assert found[5].signal == pytest.approx(0.05 / 1.2, rel=1e-4)
-    assert [decision.reason for decision in (found[1], found[2], found[4], found[9])] == [
+    found = played(DiCache(longest_reuse=1.0), WALK)
+    assert found.letters() == "FFssFssFsF"
+    assert found.records[2].signal == pytest.approx(0.02 / 1.1, rel=1e-4)
+    assert found.records[3].signal == pytest.approx(0.02 / 1.1 + 0.04 / 1.12, rel=1e-4)
+    assert found.records[4].signal == pytest.approx(
+        0.02 / 1.1 + 0.04 / 1.12 + 0.04 / 1.16, rel=1e-4
+    )
+    assert found.records[5].signal == pytest.approx(0.05 / 1.2, rel=1e-4)
+    assert [found.records[index].reason for index in (1, 2, 4, 9)] == [
         "probe 0.100 >= 0.080",
         "probe 0.018 < 0.080",
         "probe 0.088 >= 0.080",
@@ -98,37 +54,38 @@ def test_changes_of_the_probes_output_add_up_from_step_to_step() -> None:
 
 
 def test_the_gain_is_how_far_the_probe_is_on_its_own_line_and_stays_between_1_and_2() -> None:
-    found = decisions(DiCache(longest_reuse=1.0), WALK)
+    found = played(DiCache(longest_reuse=1.0), WALK)
     # The line goes from 1.0 (step 0) to 1.1 (step 1) ...
-    assert found[2].gain == pytest.approx(1.2, rel=1e-4)
-    assert found[3].gain == pytest.approx(1.6, rel=1e-4)
+    assert found.plan.steps[2].gain == pytest.approx(1.2, rel=1e-4)
+    assert found.plan.steps[3].gain == pytest.approx(1.6, rel=1e-4)
     # ... and then from 1.1 (step 1) to 1.2 (step 4), of which 1.15 is the middle.
-    assert found[5].gain == pytest.approx(1.0)
-    assert decisions(DiCache(longest_reuse=1.0), [*WALK[:2], 1.5, *WALK[3:]])[2].gain == 2.0
+    assert found.plan.steps[5].gain == pytest.approx(1.0)
+    beyond = played(DiCache(longest_reuse=1.0), [*WALK[:2], 1.5, *WALK[3:]])
+    assert beyond.plan.steps[2].gain == 2.0
 
 
 def test_a_step_that_is_computed_in_any_case_is_the_end_of_the_line() -> None:
-    found = decisions(DiCache(longest_reuse=1.0), WALK, forced=2)
-    assert found[3].gain == pytest.approx(2.0)  # 1.16 on the line from 1.1 to 1.12
-    assert found[3].signal == pytest.approx(0.04 / 1.12, rel=1e-4)
+    found = played(DiCache(longest_reuse=1.0), WALK, guards=Guards(full_steps=(2,)))
+    assert found.plan.steps[3].gain == pytest.approx(2.0)  # 1.16 on the line from 1.1 to 1.12
+    assert found.records[3].signal == pytest.approx(0.04 / 1.12, rel=1e-4)
 
 
 def test_a_probe_that_stands_still_holds_the_last_residual() -> None:
-    found = decisions(DiCache(), [1.0] * 8)
-    assert {decision.gain for decision in found if decision.mode is Mode.REUSE} == {1.0}
+    found = played(DiCache(), [1.0] * 8)
+    assert {step.gain for step in found.plan.steps if step.mode is Mode.REUSE} == {1.0}
 
 
 def test_threshold_zero_computes_every_step() -> None:
-    assert letters(decisions(DiCache(threshold=0.0), WALK)) == "F" * 10
+    assert played(DiCache(threshold=0.0), WALK).letters() == "F" * 10
 
 
 def test_a_probe_that_is_not_a_number_is_never_reused() -> None:
-    assert letters(decisions(DiCache(), [float("nan")] * 8)) == "F" * 8
+    assert played(DiCache(), [float("nan")] * 8).letters() == "F" * 8
 
 
 @pytest.mark.parametrize("steps", STEPS)
 def test_a_probe_that_stands_still_is_still_computed_again(steps: int) -> None:
-    found = letters(decisions(DiCache(), [1.0] * steps))
+    found = played(DiCache(), [1.0] * steps).letters()
     longest = max(len(list(same)) for mode, same in groupby(found) if mode == "s")
     assert longest == max(1, steps // 5)
     assert found.endswith("F")
@@ -137,8 +94,10 @@ def test_a_probe_that_stands_still_is_still_computed_again(steps: int) -> None:
 def test_presets_and_factors_reuse_more_and_more() -> None:
     drift = [1.02**index for index in range(50)]
     by_preset = [DiCache(**DiCache.preset(name, MODEL)) for name in PRESETS]
-    counts = [letters(decisions(recipe, drift)).count("F") for recipe in by_preset]
-    factors = [letters(decisions(DiCache(), drift, factor=f)).count("F") for f in (0.5, 1, 2)]
+    counts = [played(recipe, drift).letters().count("F") for recipe in by_preset]
+    factors = [
+        played(DiCache(), drift, threshold_factor=f).letters().count("F") for f in (0.5, 1, 2)
+    ]
     assert counts == factors == sorted(counts, reverse=True)
     assert len(set(counts)) == 3
 

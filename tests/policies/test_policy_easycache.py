@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import groupby
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from hetcache_core.backbone.adapter import ModelCall, RunInfo
-from hetcache_core.engine.gate import Gate
-from hetcache_core.policy.signals import Signals
-from hetcache_core.steps import BranchRows, Decision, Mode, ModelInfo, StepInfo
-from hetcache_core.store import CacheStore
-from hetcache_core.testing import BoundCheck, parametrize_with_checks, tiny_case
+from hetcache_core.policy.guards import Guards
+from hetcache_core.records.trace import Trace
+from hetcache_core.steps import Mode, ModelInfo
+from hetcache_core.testing import BoundCheck, decide, parametrize_with_checks, tiny_case
 from hetcache_core.testing.watch import WatchedEngine, watched_run
-from hetcache_core.tokens import Grid
 from hetcache_policies.easycache import PRESETS, EasyCache
 
 MODEL = ModelInfo(backbone="tiny", variant="", layers=4, width=32, heads=2)
-GRID = Grid(frames=1, height=1, width=2, pixel_height=2, pixel_width=2, frame_stride=1)
 STEPS = (8, 20, 50, 100)
 LAYOUTS = ["separate", "merged", "none"]
 REUSING = EasyCache(threshold=0.5)
@@ -35,55 +32,15 @@ def rising(index: int) -> float:
     return 2.0 + 0.1 * index
 
 
-def decisions(
+def played(
     recipe: EasyCache,
     steps: int,
-    latent: Callable[[int], float] = falling,
-    output: Callable[[int], float] = rising,
-    *,
-    forced: int = -1,
-    factor: float = 1.0,
-) -> list[Decision]:
-    """What is decided where latents and outputs have the same known value everywhere."""
-    policy = recipe.composed(MODEL)
-    assert policy.step is not None
-    sigmas = tuple(1 - index / steps for index in range(steps))
-    gate = Gate(steps=steps, asked=policy.asked, defaults=policy.guards)
-    decider = policy.step.begin(
-        RunInfo(
-            model=MODEL,
-            timesteps=sigmas,
-            sigmas=sigmas,
-            grid=GRID,
-            mask=None,
-            branches=("cond",),
-            device="cpu",
-        )
-    )
-    store, found, reused = CacheStore(), [], 0
-    for index, sigma in enumerate(sigmas):
-        step = StepInfo(
-            index=index,
-            total=steps,
-            timestep=1000 * sigma,
-            sigma=sigma,
-            computed=gate.computes(index) is not None,
-        )
-        latents = torch.full((1, 3), latent(index))
-        call = ModelCall(step=index, branches=(BranchRows("cond", 0, 1),), latents=latents)
-        signals = Signals(step, sigmas, call, None, None, {}, store, factor)
-        found.append(gate.apply(step, decider.decide(step, signals), reused))
-        assert signals.reads <= 1
-        mode = Mode.FULL if index == forced else found[-1].mode
-        if mode is Mode.FULL:
-            decider.output(step, latents, torch.full((1, 3), output(index)))
-        decider.settle(step, mode)
-        reused = reused + 1 if mode is Mode.REUSE else 0
-    return found
-
-
-def letters(found: list[Decision]) -> str:
-    return "".join("F" if decision.mode is Mode.FULL else "s" for decision in found)
+    latents: Callable[[int], float] = falling,
+    outputs: Callable[[int], float] = rising,
+    **more: Any,
+) -> Trace:
+    """A run where latents and outputs have the same known value everywhere."""
+    return decide(recipe, steps=steps, latents=latents, outputs=outputs, **more)
 
 
 def run(recipe: EasyCache, steps: int, layout: str) -> tuple[WatchedEngine, Tensor]:
@@ -94,52 +51,52 @@ def run(recipe: EasyCache, steps: int, layout: str) -> tuple[WatchedEngine, Tens
 
 
 def test_the_rate_of_change_times_the_latents_change_adds_up() -> None:
-    found = decisions(EasyCache(threshold=0.12, longest_reuse=1.0), 10)
-    assert letters(found) == "FFssFssFsF"
+    found = played(EasyCache(threshold=0.12, longest_reuse=1.0), 10)
+    assert found.letters() == "FFssFssFsF"
     # Between steps 0 and 1 the output moves by 0.1 where the latents move by 1, and is 2.1 then.
-    assert found[2].signal == pytest.approx(0.1 / 2.1)
-    assert found[3].signal == pytest.approx(2 * 0.1 / 2.1)
-    assert found[4].signal == pytest.approx(3 * 0.1 / 2.1)
+    assert found.records[2].signal == pytest.approx(0.1 / 2.1)
+    assert found.records[3].signal == pytest.approx(2 * 0.1 / 2.1)
+    assert found.records[4].signal == pytest.approx(3 * 0.1 / 2.1)
     # Between 1 and 4, the computed ones, by 0.3 where the latents move by 3, and is 2.4 then.
-    assert found[5].signal == pytest.approx(0.1 / 2.4)
-    assert found[8].signal == pytest.approx(0.1 / 2.7)
-    assert [decision.reason for decision in found[1:5]] == [
+    assert found.records[5].signal == pytest.approx(0.1 / 2.4)
+    assert found.records[8].signal == pytest.approx(0.1 / 2.7)
+    assert [record.reason for record in found.records[1:5]] == [
         "no rate of change yet",
         "change 0.048 < 0.120",
         "change 0.095 < 0.120",
         "change 0.143 >= 0.120",
     ]
-    assert found[9].reason == "guard: last steps"
+    assert found.records[9].reason == "guard: last steps"
 
 
 def test_a_step_that_is_computed_in_any_case_gives_a_rate_and_starts_the_sum_again() -> None:
-    found = decisions(EasyCache(threshold=0.13, longest_reuse=1.0), 10, forced=2)
-    assert letters(found) == "FFsssFsssF"  # the first "s" is the step that is computed in any case
-    assert found[3].signal == pytest.approx(0.1 / 2.2, rel=1e-4)
+    found = played(EasyCache(threshold=0.13, longest_reuse=1.0), 10, guards=Guards(full_steps=(2,)))
+    assert found.letters() == "FFFssFsssF"
+    assert found.records[3].signal == pytest.approx(0.1 / 2.2, rel=1e-4)
 
 
 def test_without_a_second_computed_step_there_is_no_rate() -> None:
-    found = decisions(EasyCache(first_steps=0, longest_reuse=1.0), 8)
-    assert found[1].reason == "no rate of change yet"
-    assert found[2].mode is Mode.REUSE
+    found = played(EasyCache(first_steps=0, longest_reuse=1.0), 8)
+    assert found.records[1].reason == "no rate of change yet"
+    assert found.records[2].mode is Mode.REUSE
 
 
 def test_threshold_zero_computes_every_step() -> None:
-    assert letters(decisions(EasyCache(threshold=0.0), 10)) == "F" * 10
+    assert played(EasyCache(threshold=0.0), 10).letters() == "F" * 10
 
 
 def test_latents_that_stand_still_do_not_divide_by_zero() -> None:
-    found = decisions(EasyCache(), 10, latent=lambda _index: 1.0)
-    assert all(decision.signal in {None, 0.0} for decision in found)
+    found = played(EasyCache(), 10, latents=lambda _index: 1.0)
+    assert all(record.signal in {None, 0.0} for record in found.records)
 
 
 def test_an_output_that_is_not_a_number_is_never_reused() -> None:
-    assert letters(decisions(EasyCache(), 10, output=lambda _index: float("nan"))) == "F" * 10
+    assert played(EasyCache(), 10, outputs=lambda _index: float("nan")).letters() == "F" * 10
 
 
 @pytest.mark.parametrize("steps", STEPS)
 def test_an_output_that_hardly_moves_is_still_computed_again(steps: int) -> None:
-    found = letters(decisions(EasyCache(), steps, output=lambda index: 2.0 + 1e-6 * index))
+    found = played(EasyCache(), steps, outputs=lambda index: 2.0 + 1e-6 * index).letters()
     longest = max(len(list(same)) for mode, same in groupby(found) if mode == "s")
     assert longest == max(1, steps // 5)
     assert found.startswith("F" * max(1, steps // 5))
@@ -147,14 +104,16 @@ def test_an_output_that_hardly_moves_is_still_computed_again(steps: int) -> None
 
 
 def test_a_larger_factor_reuses_more() -> None:
-    counts = [letters(decisions(EasyCache(), 50, factor=f)).count("F") for f in (0.5, 1.0, 3.0)]
+    counts = [
+        played(EasyCache(), 50, threshold_factor=f).letters().count("F") for f in (0.5, 1.0, 3.0)
+    ]
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) == 3
 
 
 def test_presets_are_ordered() -> None:
     found = [EasyCache(**EasyCache.preset(name, MODEL)) for name in PRESETS]
-    counts = [letters(decisions(recipe, 50)).count("F") for recipe in found]
+    counts = [played(recipe, 50).letters().count("F") for recipe in found]
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) == 3
 

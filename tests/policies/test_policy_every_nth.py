@@ -8,7 +8,7 @@ from hetcache_core.errors import ConfigError
 from hetcache_core.records.trace import Trace
 from hetcache_core.session import accelerate
 from hetcache_core.steps import Mode, ModelInfo
-from hetcache_core.testing import tiny_case
+from hetcache_core.testing import decide, tiny_case
 from hetcache_policies.every_nth import PRESETS, EveryNth, UniformSteps
 
 MODEL = ModelInfo(backbone="tiny", variant="", layers=4, width=32, heads=2)
@@ -17,8 +17,7 @@ SHARES = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
 
 def modes(steps: int, **settings: object) -> str:
-    trace = trace_of(EveryNth(**settings), steps, "none")
-    return "".join("F" if mode is Mode.FULL else "s" for mode in trace.modes())
+    return decide(EveryNth(**settings), steps=steps).letters()
 
 
 def trace_of(recipe: EveryNth, steps: int, layout: str, speedup: float | None = None) -> Trace:
@@ -77,7 +76,7 @@ def test_a_distance_of_nothing_is_refused() -> None:
 @pytest.mark.parametrize("layout", ["separate", "merged", "none"])
 def test_reused_steps_run_no_block_and_look_at_nothing(layout: str) -> None:
     trace = trace_of(EveryNth(every=3), 8, layout)
-    assert "".join("F" if mode is Mode.FULL else "s" for mode in trace.modes()) == "FssFssFF"
+    assert trace.letters() == "FssFssFF"
     for record in trace.records:
         ran = record.mode is Mode.FULL
         assert (record.blocks_run, record.control_run) == ((4, 2) if ran else (0, 0))

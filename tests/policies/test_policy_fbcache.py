@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from hetcache_core.backbone.adapter import ModelCall, RunInfo
-from hetcache_core.engine.gate import Gate
 from hetcache_core.errors import ConfigError
+from hetcache_core.policy.guards import Guards
 from hetcache_core.policy.pieces import Hold
 from hetcache_core.policy.recipe import PolicyRecipe
-from hetcache_core.policy.signals import Signals
-from hetcache_core.steps import BranchRows, Decision, Mode, ModelInfo, Span, StepInfo
-from hetcache_core.store import CacheStore
-from hetcache_core.testing import BoundCheck, parametrize_with_checks, tiny_case
+from hetcache_core.records.trace import Trace
+from hetcache_core.steps import Mode, ModelInfo, Span
+from hetcache_core.testing import BoundCheck, decide, parametrize_with_checks, tiny_case
 from hetcache_core.testing.watch import WatchedEngine, watched_run
-from hetcache_core.tokens import Grid
 from hetcache_policies.fbcache import DBCache, FBCache
 from hetcache_policies.shared.predictors import Taylor
 from hetcache_policies.shared.probe import ProbeSteps, some_tokens
@@ -28,58 +25,15 @@ from hetcache_policies.shared.signals import SIGNAL_TOKENS
 
 MODEL = ModelInfo(backbone="tiny", variant="", layers=4, width=32, heads=2)
 WAN = ModelInfo(backbone="wan-vace", variant="wan2.1-1.3b", layers=30, width=1536, heads=12)
-GRID = Grid(frames=1, height=1, width=2, pixel_height=2, pixel_width=2, frame_stride=1)
 STEPS = (8, 20, 50, 100)
 LAYOUTS = ["separate", "merged", "none"]
 SLOW = [1.0, 1.02, 1.04, 1.06, 1.08, 1.10, 1.12, 1.14]
 """What the first block adds, drifting by 2 % a step."""
 
 
-def decisions(
-    recipe: PolicyRecipe, added: Sequence[float], *, forced: int = -1, factor: float = 1.0
-) -> list[Decision]:
-    """What is decided where the first blocks add the same known number everywhere."""
-    policy = recipe.composed(MODEL)
-    assert policy.step is not None
-    steps = len(added)
-    sigmas = tuple(1 - index / steps for index in range(steps))
-    gate = Gate(steps=steps, asked=policy.asked, defaults=policy.guards)
-    decider = policy.step.begin(
-        RunInfo(
-            model=MODEL,
-            timesteps=sigmas,
-            sigmas=sigmas,
-            grid=GRID,
-            mask=None,
-            branches=("cond",),
-            device="cpu",
-        )
-    )
-    store, found, reused, x = CacheStore(), [], 0, torch.full((1, 2, 4), 5.0)
-    for index, value in enumerate(added):
-        step = StepInfo(
-            index=index,
-            total=steps,
-            timestep=1000 * sigmas[index],
-            sigma=sigmas[index],
-            computed=gate.computes(index) is not None,
-        )
-        call = ModelCall(step=index, branches=(BranchRows("cond", 0, 1),), latents=x)
-
-        def probe(_blocks: int, value: float = value) -> Tensor:
-            return x + value
-
-        signals = Signals(step, sigmas, call, SimpleNamespace(x=x), probe, {}, store, factor)
-        found.append(gate.apply(step, decider.decide(step, signals), reused))
-        assert signals.reads <= 1
-        mode = Mode.FULL if index == forced else found[-1].mode
-        decider.settle(step, mode)
-        reused = reused + 1 if mode is Mode.REUSE else 0
-    return found
-
-
-def letters(found: list[Decision]) -> str:
-    return "".join("F" if decision.mode is Mode.FULL else "s" for decision in found)
+def played(recipe: PolicyRecipe, added: Sequence[float], **more: Any) -> Trace:
+    """A run whose blocks add the same known number everywhere."""
+    return decide(recipe, steps=len(added), model=MODEL, added=added, **more)
 
 
 def fbcache(**settings: object) -> FBCache:
@@ -98,13 +52,13 @@ def run(recipe: PolicyRecipe, steps: int, layout: str) -> tuple[WatchedEngine, T
 
 
 def test_the_probe_is_compared_with_that_of_the_last_computed_step() -> None:
-    found = decisions(fbcache(), SLOW)
-    assert letters(found) == "FssFssFF"
+    found = played(fbcache(), SLOW)
+    assert found.letters() == "FssFssFF"
     # Compared with the last step alone, 2 % a step would never reach 5 %.
-    assert found[2].signal == pytest.approx(0.04, rel=1e-4)
-    assert found[3].signal == pytest.approx(0.06, rel=1e-4)
-    assert found[4].signal == pytest.approx(0.02 / 1.06, rel=1e-4)
-    assert [decision.reason for decision in (found[0], found[2], found[3], found[7])] == [
+    assert found.records[2].signal == pytest.approx(0.04, rel=1e-4)
+    assert found.records[3].signal == pytest.approx(0.06, rel=1e-4)
+    assert found.records[4].signal == pytest.approx(0.02 / 1.06, rel=1e-4)
+    assert [found.records[index].reason for index in (0, 2, 3, 7)] == [
         "nothing to compare with yet",
         "probe 0.040 < 0.050",
         "probe 0.060 >= 0.050",
@@ -113,31 +67,31 @@ def test_the_probe_is_compared_with_that_of_the_last_computed_step() -> None:
 
 
 def test_a_step_that_is_computed_in_any_case_is_the_one_to_compare_with() -> None:
-    found = decisions(fbcache(), SLOW, forced=2)
-    assert letters(found) == "FssssFsF"  # the second "s" is that step
-    assert found[3].signal == pytest.approx(0.02 / 1.04, rel=1e-4)
+    found = played(fbcache(), SLOW, guards=Guards(full_steps=(2,)))
+    assert found.letters() == "FsFssFsF"
+    assert found.records[3].signal == pytest.approx(0.02 / 1.04, rel=1e-4)
 
 
 def test_every_decision_carries_the_span() -> None:
-    for decision in decisions(dbcache(front=2, back=1), SLOW):
-        assert decision.span == Span(front=2, back=1)
+    trace = played(dbcache(front=2, back=1), SLOW)
+    assert {step.span for step in trace.plan.steps} == {Span(front=2, back=1)}
 
 
 def test_threshold_zero_computes_every_step() -> None:
-    assert letters(decisions(fbcache(threshold=0.0), [1.0] * 8)) == "F" * 8
+    assert played(fbcache(threshold=0.0), [1.0] * 8).letters() == "F" * 8
 
 
 def test_a_probe_that_is_not_a_number_is_never_reused() -> None:
-    assert letters(decisions(fbcache(), [float("nan")] * 8)) == "F" * 8
+    assert played(fbcache(), [float("nan")] * 8).letters() == "F" * 8
 
 
 def test_first_steps_may_be_a_share_of_the_run() -> None:
-    assert letters(decisions(fbcache(first_steps=0.5), [1.0] * 8)) == "FFFFsssF"
-    assert letters(decisions(fbcache(first_steps=0.25), [1.0] * 16)).startswith("FFFFs")
+    assert played(fbcache(first_steps=0.5), [1.0] * 8).letters() == "FFFFsssF"
+    assert played(fbcache(first_steps=0.25), [1.0] * 16).letters().startswith("FFFFs")
 
 
 def test_the_last_step_is_computed_unless_told_not_to() -> None:
-    assert letters(decisions(fbcache(last_steps=0), [1.0] * 4)) == "Fsss"
+    assert played(fbcache(last_steps=0), [1.0] * 4).letters() == "Fsss"
 
 
 @pytest.mark.parametrize("recipe", [FBCache(), DBCache()], ids=["fbcache", "dbcache"])
@@ -145,26 +99,28 @@ def test_the_last_step_is_computed_unless_told_not_to() -> None:
 def test_a_probe_that_stands_still_is_still_computed_again(
     recipe: PolicyRecipe, steps: int
 ) -> None:
-    found = letters(decisions(recipe, [1.0] * steps))
+    found = played(recipe, [1.0] * steps).letters()
     longest = max(len(list(same)) for mode, same in groupby(found) if mode == "s")
     assert longest <= max(1, steps // 5)
     assert found.endswith("F")
 
 
 def test_dbcache_limits_the_steps_reused_in_all() -> None:
-    assert letters(decisions(dbcache(most_reuse=0.25), [1.0] * 12)) == "FsssFFFFFFFF"
+    assert played(dbcache(most_reuse=0.25), [1.0] * 12).letters() == "FsssFFFFFFFF"
 
 
 def test_dbcache_limits_the_sum_of_differences() -> None:
-    found = decisions(dbcache(max_sum=0.07), SLOW)
-    assert letters(found) == "FssFssFF"
-    assert letters(decisions(dbcache(max_sum=0.05), SLOW)) == "FsFsFsFF"
-    assert decisions(dbcache(max_sum=0.05), SLOW)[2].reason == "probes add up to 0.060"
+    found = played(dbcache(max_sum=0.07), SLOW)
+    assert found.letters() == "FssFssFF"
+    assert played(dbcache(max_sum=0.05), SLOW).letters() == "FsFsFsFF"
+    assert played(dbcache(max_sum=0.05), SLOW).records[2].reason == "probes add up to 0.060"
 
 
 def test_a_larger_factor_reuses_more() -> None:
     drift = [1.05**index for index in range(50)]
-    counts = [letters(decisions(fbcache(), drift, factor=f)).count("F") for f in (0.5, 2.0, 6.0)]
+    counts = [
+        played(fbcache(), drift, threshold_factor=f).letters().count("F") for f in (0.5, 2.0, 6.0)
+    ]
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) == 3
 

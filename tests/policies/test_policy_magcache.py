@@ -4,78 +4,44 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from attrs import evolve
 
-from hetcache_core.backbone.adapter import ModelCall, RunInfo
-from hetcache_core.engine.gate import Gate
 from hetcache_core.errors import ConfigError
-from hetcache_core.policy.signals import Signals
+from hetcache_core.policy.guards import Guards
 from hetcache_core.records.calibration import Calibration
+from hetcache_core.records.trace import Trace
 from hetcache_core.session import accelerate
-from hetcache_core.steps import BranchRows, Decision, Mode, ModelInfo, StepInfo
-from hetcache_core.store import CacheStore
-from hetcache_core.testing import BoundCheck, TinyBackbone, parametrize_with_checks, tiny_case
+from hetcache_core.steps import Mode, ModelInfo
+from hetcache_core.testing import (
+    BoundCheck,
+    TinyBackbone,
+    decide,
+    parametrize_with_checks,
+    tiny_case,
+)
 from hetcache_core.testing.watch import watched_run
-from hetcache_core.tokens import Grid
 from hetcache_policies.fits.magcache_ratios import RATIOS
 from hetcache_policies.magcache import PRESETS, MagCache, MagnitudeSteps
 
 WAN = ModelInfo(backbone="wan-vace", variant="wan2.1-1.3b", layers=30, width=1536, heads=12)
 VACE = evolve(WAN, control_layers=tuple(range(0, 30, 2)))
 TINY = ModelInfo(backbone="tiny", variant="", layers=4, width=32, heads=2)
-GRID = Grid(frames=1, height=1, width=2, pixel_height=2, pixel_width=2, frame_stride=1)
 STEPS = (8, 20, 50, 100)
 SHARES = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
 
-def decisions(
-    recipe: MagCache, steps: int, model: ModelInfo = WAN, *, factor: float = 1.0, forced: int = -1
-) -> list[Decision]:
-    """What is decided at every step of a run in which step ``forced`` is computed in any case."""
-    policy = recipe.composed(model)
-    assert policy.step is not None
-    sigmas = tuple(1 - index / steps for index in range(steps))
-    gate = Gate(steps=steps, asked=policy.asked, defaults=policy.guards)
-    decider = policy.step.begin(
-        RunInfo(
-            model=model,
-            timesteps=sigmas,
-            sigmas=sigmas,
-            grid=GRID,
-            mask=None,
-            branches=("cond",),
-            device="cpu",
-        )
-    )
-    found, reused = [], 0
-    for index, sigma in enumerate(sigmas):
-        step = StepInfo(
-            index=index,
-            total=steps,
-            timestep=1000 * sigma,
-            sigma=sigma,
-            computed=gate.computes(index) is not None,
-        )
-        call = ModelCall(
-            step=index, branches=(BranchRows("cond", 0, 1),), latents=torch.zeros(1, 1)
-        )
-        signals = Signals(step, sigmas, call, None, None, {}, CacheStore(), factor)
-        found.append(gate.apply(step, decider.decide(step, signals), reused))
-        assert signals.reads == 0
-        mode = Mode.FULL if index == forced else found[-1].mode
-        decider.settle(step, mode)
-        reused = reused + 1 if mode is Mode.REUSE else 0
-    return found
+def played(recipe: MagCache, steps: int, model: ModelInfo = WAN, **more: Any) -> Trace:
+    trace = decide(recipe, steps=steps, model=model, **more)
+    assert not any(record.host_reads for record in trace.records)
+    return trace
 
 
-def computed(
-    recipe: MagCache, steps: int, model: ModelInfo = WAN, factor: float = 1.0
-) -> list[int]:
-    found = decisions(recipe, steps, model, factor=factor)
-    return [index for index, decision in enumerate(found) if decision.mode is Mode.FULL]
+def computed(recipe: MagCache, steps: int, model: ModelInfo = WAN, **more: Any) -> list[int]:
+    letters = played(recipe, steps, model, **more).letters()
+    return [index for index, letter in enumerate(letters) if letter == "F"]
 
 
 def setting(threshold: float, longest: int, first: float = 0.2, **more: object) -> MagCache:
@@ -118,13 +84,13 @@ def test_forcing_the_last_step_changes_no_published_schedule(
 
 def test_the_error_is_the_sum_of_what_the_product_of_ratios_is_off_by() -> None:
     recipe = setting(0.5, 5, first=1, values=(1.0, 0.9, 0.9, 0.9, 0.9, 0.9))
-    found = decisions(recipe, 6)
-    assert [decision.mode.value[0] for decision in found] == ["f", "r", "r", "f", "r", "f"]
-    assert found[1].signal == pytest.approx(0.1)
-    assert found[2].signal == pytest.approx(0.1 + 0.19)
-    assert found[3].signal == pytest.approx(0.1 + 0.19 + 0.271)
-    assert found[4].signal == pytest.approx(0.1)
-    assert [decision.reason for decision in found] == [
+    found = played(recipe, 6)
+    assert found.letters() == "FssFsF"
+    assert found.records[1].signal == pytest.approx(0.1)
+    assert found.records[2].signal == pytest.approx(0.1 + 0.19)
+    assert found.records[3].signal == pytest.approx(0.1 + 0.19 + 0.271)
+    assert found.records[4].signal == pytest.approx(0.1)
+    assert [record.reason for record in found.records] == [
         "guard: first steps",
         "error 0.100 < 0.500",
         "error 0.290 < 0.500",
@@ -136,7 +102,9 @@ def test_the_error_is_the_sum_of_what_the_product_of_ratios_is_off_by() -> None:
 
 def test_a_step_that_is_computed_in_any_case_starts_the_error_again() -> None:
     recipe = setting(0.5, 5, first=1, values=(1.0, 0.9, 0.9, 0.9, 0.9, 0.9))
-    assert decisions(recipe, 6, forced=2)[3].signal == pytest.approx(0.1)
+    found = played(recipe, 6, guards=Guards(full_steps=(2,)))
+    assert found.letters() == "FsFssF"
+    assert found.records[3].signal == pytest.approx(0.1)
 
 
 def test_the_limit_of_reuse_holds_where_ratios_are_1() -> None:
@@ -169,7 +137,7 @@ def test_presets_compute_the_declared_share(preset: str, model: ModelInfo) -> No
 
 
 def test_a_larger_factor_reuses_more_and_stretches_the_limit() -> None:
-    shares = [len(computed(MagCache(), 50, factor=factor)) for factor in (0.1, 1.0, 4.0)]
+    shares = [len(computed(MagCache(), 50, threshold_factor=factor)) for factor in (0.1, 1.0, 4.0)]
     assert shares == sorted(shares, reverse=True)
     assert len(set(shares)) == 3
 

@@ -6,35 +6,24 @@ import pytest
 
 from hetcache_core.errors import ConfigError
 from hetcache_core.records.trace import Trace
-from hetcache_core.session import accelerate
 from hetcache_core.settings.declare import build
-from hetcache_core.testing import tiny_case
+from hetcache_core.testing import decide
 from hetcache_policies.hetcache import HetCache
 from hetcache_policies.shared.pattern import PatternSteps
 
 
-def trace_of(pattern: str, steps: int, **settings: object) -> Trace:
-    case = tiny_case()
-    pipeline = case.make_pipeline(0)
-    recipe = HetCache(pattern=pattern, margin=0, **settings)
-    with accelerate(pipeline, recipe, backbone=case.backbone) as session:
-        case.run(pipeline, steps, "separate", 0)
-    return session.trace
-
-
-def modes(pattern: str, steps: int, first_steps: int = 1) -> str:
-    trace = trace_of(pattern, steps, first_steps=first_steps)
-    return "".join(mode.value[0] for mode in trace.modes())
+def played(pattern: str, steps: int, first_steps: int = 1) -> Trace:
+    return decide(HetCache(pattern=pattern, margin=0, first_steps=first_steps), steps=steps)
 
 
 def test_a_pattern_is_repeated_and_the_last_step_runs_in_full() -> None:
-    assert modes("Fss", 8) == "frrfrrff"
-    assert modes("Fsp", 7) == "frpfrpf"
-    assert modes("F", 3) == "fff"
+    assert played("Fss", 8).letters() == "FssFssFF"
+    assert played("Fsp", 7).letters() == "FspFspF"
+    assert played("F", 3).letters() == "FFF"
 
 
 def test_the_pattern_begins_with_the_last_of_the_first_steps() -> None:
-    assert modes("Fss", 9, first_steps=3) == "fffrrfrrf"
+    assert played("Fss", 9, first_steps=3).letters() == "FFFssFssF"
 
 
 @pytest.mark.parametrize("pattern", ["", "sF", "pF", "FfF", "F s", "Fx"])
@@ -46,10 +35,10 @@ def test_what_is_no_pattern_is_refused(pattern: str) -> None:
 
 
 def test_hetcache_runs_a_pattern() -> None:
-    trace = trace_of("Fsps", 10, first_steps=1)
-    assert "".join(m.value[0] for m in trace.modes()) == "frprfrprff"
+    trace = played("Fsps", 10)
+    assert trace.letters() == "FspsFspsFF"
     assert {r.reason for r in trace.records} == {"pattern Fsps"}
 
 
 def test_a_written_pattern_may_reuse_as_many_in_a_row_as_it_says() -> None:
-    assert modes("Fssssss", 9) == "frrrrrrff"
+    assert played("Fssssss", 9).letters() == "FssssssFF"

@@ -7,20 +7,15 @@ from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
-import torch
-from attrs import define, evolve
-from torch import Tensor
+from attrs import evolve
 
-from hetcache_core.backbone.adapter import FlopModel, ModelCall, RunInfo
-from hetcache_core.backbone.trunk import BlockHooks, TrunkCall, TrunkView
-from hetcache_core.engine.loop import Engine
 from hetcache_core.errors import ConfigError
 from hetcache_core.policy.guards import GUARDS, Guards
 from hetcache_core.policy.partial import ControlMode, KVMode, PartialSettings
 from hetcache_core.policy.recipe import CachePolicy
 from hetcache_core.records.trace import Trace
-from hetcache_core.steps import BranchRows, ModelInfo, Stack, SubLayer
-from hetcache_core.tokens import Grid
+from hetcache_core.steps import ModelInfo
+from hetcache_core.testing import decide
 from hetcache_policies.fits.teacache_fits import FIT_OF_VARIANT, FITS, Fit
 from hetcache_policies.hetcache import HetCache
 from hetcache_policies.shared.drift import DriftSettings
@@ -32,67 +27,6 @@ from hetcache_policies.teacache import DriftSteps, TeaCache
 STEPS = (8, 20, 50, 100)
 WAN = ModelInfo(backbone="wan-vace", variant="wan2.1-1.3b", layers=30, width=1536, heads=12)
 UNKNOWN = ModelInfo(backbone="tiny", variant="", layers=1, width=4, heads=1)
-GRID = Grid(frames=1, height=12, width=12, pixel_height=2, pixel_width=2, frame_stride=4)
-MASK = torch.zeros(1, 24, 24, dtype=torch.bool)
-MASK[0, :4, :4] = True  # 4 of 144 tokens
-LETTERS = {"full": "F", "partial": "p", "reuse": "s"}
-
-
-# A trunk of one block that adds 1, and whose signal moves as it is told ---------------------------
-
-
-class Free(FlopModel):
-    def outside(self) -> int:
-        return 0
-
-    def sub_layer(self, stack: Stack, part: SubLayer, *, rows: int, keys: int) -> int:
-        return rows
-
-    def control_extra(self, index: int, *, rows: int) -> int:
-        return 0
-
-
-@define(eq=False)
-class AddOneView(TrunkView):
-    rows_of_x: Tensor
-
-    @property
-    def x(self) -> Tensor:
-        return self.rows_of_x
-
-    def block(
-        self, index: int, hidden: Tensor, hint: Tensor | None, hooks: BlockHooks | None
-    ) -> Tensor:
-        return hidden + 1
-
-    def control(self, index: int, hooks: BlockHooks | None) -> Tensor:
-        raise AssertionError("this trunk has no control blocks")
-
-
-@define(eq=False)
-class AddOne(TrunkCall):
-    signal: Sequence[float]
-    index: int
-    layers = 1
-    control_layers = ()
-    heads = 1
-    flops = Free()
-
-    @property
-    def x(self) -> Tensor:
-        return torch.zeros(1, GRID.tokens, 4)
-
-    def view(self, rows: Tensor | None) -> TrunkView:
-        return AddOneView(self.x if rows is None else self.x.index_select(1, rows))
-
-    def timestep_embeddings(self, timesteps: Sequence[float]) -> Tensor:
-        return torch.tensor(self.signal)[:, None]
-
-    def timestep_modulations(self, timesteps: Sequence[float]) -> Tensor:
-        return torch.tensor(self.signal)[:, None].expand(-1, 6)
-
-    def modulated_input(self, modulation: Tensor) -> Tensor:
-        return torch.full_like(self.x, self.signal[self.index])
 
 
 def signal_with(changes: Sequence[float]) -> list[float]:
@@ -108,47 +42,21 @@ def closeness_to_one(value: float) -> float:
 
 
 def run(policy: CachePolicy, changes: Sequence[float], switch_at: int | None = None) -> Trace:
-    """Run a policy over ``len(changes) + 1`` steps."""
+    """Run a policy over ``len(changes) + 1`` steps of a signal that changes so."""
     steps = len(changes) + 1
-    traces: list[Trace] = []
-    engine = Engine(policy=policy, on_run=traces.append)
-    sigmas = tuple(1 - index / steps for index in range(steps))
-    engine.begin_run(
-        RunInfo(
-            model=UNKNOWN,
-            timesteps=tuple(1000 * sigma for sigma in sigmas),
-            sigmas=sigmas,
-            grid=GRID,
-            mask=MASK,
-            branches=("cond",),
-            device="cpu",
-        )
-    )
+    experts = None
+    if switch_at is not None:
+        experts = ["first"] * switch_at + ["second"] * (steps - switch_at)
     signal = signal_with(changes)
-    for index in range(steps):
-        expert = "second" if switch_at is not None and index >= switch_at else "first"
-        call = ModelCall(
-            step=index,
-            branches=(BranchRows("cond", 0, 1),),
-            latents=torch.zeros(1, 1),
-            expert=expert,
-        )
-        trunk = AddOne(signal, index)
-        engine.model_call(call, lambda run, trunk=trunk: run(trunk))
-        engine.end_step()
-    return traces[0]
-
-
-def modes(trace: Trace) -> str:
-    return "".join(LETTERS[str(record.mode)] for record in trace.records)
+    return decide(policy, steps=steps, signal=signal, experts=experts, model=UNKNOWN)
 
 
 def computed(trace: Trace) -> float:
-    return 1 - modes(trace).count("s") / trace.steps
+    return 1 - trace.letters().count("s") / trace.steps
 
 
 def longest_reuse(trace: Trace) -> int:
-    return max((len(list(run)) for mode, run in groupby(modes(trace)) if mode == "s"), default=0)
+    return max((len(list(run)) for mode, run in groupby(trace.letters()) if mode == "s"), default=0)
 
 
 def raw(signal: str = "modulation") -> DriftSettings:
@@ -191,7 +99,7 @@ def _changed(policy: CachePolicy, changes: dict[str, object]) -> CachePolicy:
 
 def test_teacache_computes_when_the_changes_add_up() -> None:
     trace = run(teacache(), [0.02] * 7)
-    assert modes(trace) == "FssFssFF"
+    assert trace.letters() == "FssFssFF"
     assert [record.reason for record in trace.records[:4]] == [
         "guard: first steps",
         "signal 0.020 < 0.050",
@@ -203,28 +111,28 @@ def test_teacache_computes_when_the_changes_add_up() -> None:
 
 
 def test_teacache_at_threshold_zero_computes_every_step() -> None:
-    assert modes(run(teacache(threshold=0.0), [0.0, 0.1, 0.0, 0.1])) == "FFFFF"
+    assert run(teacache(threshold=0.0), [0.0, 0.1, 0.0, 0.1]).letters() == "FFFFF"
 
 
 def test_teacache_forces_the_first_steps_and_starts_the_sum_after_them() -> None:
     trace = run(teacache(first_steps=3), [0.04] * 7)
-    assert modes(trace) == "FFFsFsFF"
+    assert trace.letters() == "FFFsFsFF"
 
 
 def test_teacache_without_a_forced_last_step_may_reuse_it() -> None:
-    assert modes(run(teacache(last_steps=0), [0.02] * 4)) == "FssFs"
+    assert run(teacache(last_steps=0), [0.02] * 4).letters() == "FssFs"
 
 
 def test_teacache_compares_with_the_step_before_whether_that_was_reused_or_not() -> None:
     """A change counts once: were the last *computed* step compared, two steps would add 0.02 + 0.04."""
     for signal in ("timestep", "modulation", "modulated_input"):
         trace = run(teacache(drift=raw(signal)), [0.02] * 5)
-        assert modes(trace) == "FssFsF"
+        assert trace.letters() == "FssFsF"
 
 
 def test_a_run_of_reused_steps_ends_at_its_limit() -> None:
     trace = run(teacache(longest_reuse=0.2), [0.0] * 19)
-    assert modes(trace) == "FssssFssssFssssFsssF"
+    assert trace.letters() == "FssssFssssFssssFsssF"
     assert trace.records[5].reason == "guard: 4 reused in a row"
 
 
@@ -241,9 +149,9 @@ def test_a_signal_of_the_content_is_read_once_a_step() -> None:
 
 def test_a_second_expert_starts_with_first_steps_of_its_own() -> None:
     tea = run(teacache(first_steps=2), [0.01] * 11, switch_at=6)
-    assert modes(tea) == "FFssssFFsssF"
+    assert tea.letters() == "FFssssFFsssF"
     assert tea.records[6].reason == "guard: first steps"
-    assert modes(run(hetcache(), [0.1] * 11, switch_at=6)) == "FFssssFFsssF"
+    assert run(hetcache(), [0.1] * 11, switch_at=6).letters() == "FFssssFFsssF"
 
 
 # Polynomials -------------------------------------------------------------------------------------
@@ -325,7 +233,7 @@ def test_no_signal_makes_a_default_policy_skip_for_ever(
     for recipe in (TeaCache(), HetCache(), HetCache(rescale="none")):
         trace = run(recipe.composed(model), [change] * (steps - 1))
         assert longest_reuse(trace) <= max(1, steps // 5)
-        assert modes(trace)[-1] == "F"
+        assert trace.letters()[-1] == "F"
 
 
 # HetCache ----------------------------------------------------------------------------------------
@@ -334,7 +242,7 @@ def test_no_signal_makes_a_default_policy_skip_for_ever(
 def test_the_sum_decides_between_reuse_partial_and_full() -> None:
     """The paper's rule: partial steps leave the sum alone, so that a full one must follow."""
     trace = run(hetcache(), [0.6] * 10)
-    assert modes(trace) == "FFspFspFspF"
+    assert trace.letters() == "FFspFspFspF"
     assert [record.reason for record in trace.records[:5]] == [
         "guard: first steps",
         "guard: first steps",
@@ -347,33 +255,33 @@ def test_the_sum_decides_between_reuse_partial_and_full() -> None:
 
 def test_a_partial_step_may_start_the_sum_again() -> None:
     trace = run(hetcache(reset_on_partial=True, max_partials=2), [0.6] * 13)
-    assert modes(trace) == "FFspspsFspspsF"
+    assert trace.letters() == "FFspspsFspspsF"
     assert trace.records[7].reason == "2 partial steps since a full one"
 
 
 def test_one_step_that_overshoots_runs_in_full() -> None:
     policy = hetcache(reset_on_partial=True)
-    assert modes(run(policy, [0.1, 0.6, 0.6, 1.6, 0.6, 0.6])) == "FFspFsF"
+    assert run(policy, [0.1, 0.6, 0.6, 1.6, 0.6, 0.6]).letters() == "FFspFsF"
 
 
 def test_partial_steps_in_a_row_are_limited() -> None:
     trace = run(hetcache(rho=3.0), [0.5, 1.1, *[0.1] * 8])
-    assert modes(trace) == "FFppppFsssF"
+    assert trace.letters() == "FFppppFsssF"
     assert trace.records[6].reason == "4 partial steps since a full one"
 
 
 def test_no_partial_steps_leaves_two_kinds() -> None:
-    assert modes(run(hetcache(max_partials=0), [0.6] * 8)) == "FFsFsFsFF"
+    assert run(hetcache(max_partials=0), [0.6] * 8).letters() == "FFsFsFsFF"
 
 
 def test_a_long_run_of_reused_steps_ends_in_a_partial_one() -> None:
     trace = run(hetcache(longest_reuse=0.2, max_partials=1), [0.0] * 19)
-    assert modes(trace) == "FFsssspssssFsssspssF"
+    assert trace.letters() == "FFsssspssssFsssspssF"
     assert trace.records[6].reason == "guard: 4 reused in a row"
 
 
 def test_hetcache_at_threshold_zero_runs_every_step() -> None:
-    assert modes(run(hetcache(threshold=0.0), [0.0, 0.1, 0.0, 0.1])) == "FFFFF"
+    assert run(hetcache(threshold=0.0), [0.0, 0.1, 0.0, 0.1]).letters() == "FFFFF"
 
 
 def test_partial_steps_that_would_run_nearly_all_tokens_run_in_full_and_start_the_sum_again() -> (
@@ -382,7 +290,7 @@ def test_partial_steps_that_would_run_nearly_all_tokens_run_in_full_and_start_th
     policy = hetcache()
     crowded = evolve(policy, partial=evolve(policy.partial, max_active_share=0.01))
     trace = run(crowded, [0.6] * 8)
-    assert modes(trace) == "FFsFsFsFF"
+    assert trace.letters() == "FFsFsFsFF"
     assert trace.records[3].reason == "6% of the tokens active, over 1%"
 
 
@@ -486,7 +394,7 @@ def test_a_preset_means_the_same_schedule_whatever_the_scale_of_the_signal() -> 
         small, large = (
             run(recipe.composed(UNKNOWN), [scale * x for x in shifted(50)]) for scale in (0.01, 5)
         )
-        assert modes(small) == modes(large)
+        assert small.letters() == large.letters()
 
 
 def test_presets_of_a_known_model_are_published_thresholds() -> None:
@@ -510,6 +418,6 @@ def test_the_table_of_presets_in_the_docs_is_what_they_do() -> None:
             cells = [f"`{kind.name}`", f"`{preset}`"]
             for steps in (20, 50):
                 for shape in (even, shifted):
-                    taken = modes(run(policy, shape(steps)))
+                    taken = run(policy, shape(steps)).letters()
                     cells.append(" / ".join(str(taken.count(letter)) for letter in "Fps"))
             assert f"| {' | '.join(cells)} |" in lines

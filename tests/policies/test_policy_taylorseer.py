@@ -11,7 +11,7 @@ from hetcache_core.plugins.discovery import discover
 from hetcache_core.policy.recipe import CachePolicy
 from hetcache_core.session import resolve_policy
 from hetcache_core.steps import Mode, ModelInfo
-from hetcache_core.testing import BoundCheck, parametrize_with_checks, tiny_case
+from hetcache_core.testing import BoundCheck, decide, parametrize_with_checks, tiny_case
 from hetcache_core.testing.replaying import replay
 from hetcache_core.testing.watch import WatchedEngine, watched_run
 from hetcache_policies.every_nth import EveryNth
@@ -36,16 +36,12 @@ def run(
     return watched_run(tiny_case(), recipe.composed(MODEL), steps=steps, layout=layout)
 
 
-def letters(engine: WatchedEngine) -> str:
-    return "".join("F" if mode is Mode.FULL else "s" for mode in engine.trace.modes())
-
-
 # The trunk's residual
 
 
 def test_the_published_schedule_computes_every_5th_step_and_the_last() -> None:
-    assert letters(run(TaylorSeer(), 12)[0]) == "FssssFssssFF"
-    assert letters(run(TaylorSeer(first_steps=3), 13)[0]) == "FFFssssFssssF"
+    assert decide(TaylorSeer(), steps=12).letters() == "FssssFssssFF"
+    assert decide(TaylorSeer(first_steps=3), steps=13).letters() == "FFFssssFssssF"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -67,7 +63,7 @@ def test_a_predicted_residual_is_on_the_line_through_the_last_two(layout: str) -
             expected = newest + (newest - older) / (late - early) * (record.step - late)
         torch.testing.assert_close(residual, expected, rtol=1e-4, atol=1e-5)
         assert (record.blocks_run, record.control_run) == (0, 0)
-    assert letters(engine) == "FssFssFsF"
+    assert engine.trace.letters() == "FssFssFsF"
 
 
 def test_a_higher_order_keeps_more_tensors() -> None:
@@ -92,7 +88,7 @@ def test_where_things_move_evenly_the_series_is_closer_than_holding() -> None:
 def test_presets_compute_the_declared_share(preset: str) -> None:
     recipe = TaylorSeer(**TaylorSeer.preset(preset, MODEL))
     for steps in (30, 50, 100):
-        full = letters(run(recipe, steps)[0]).count("F")
+        full = run(recipe, steps)[0].trace.letters().count("F")
         assert full / steps == pytest.approx(SHARES[preset], abs=0.05)
 
 
