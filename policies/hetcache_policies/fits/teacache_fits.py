@@ -89,7 +89,7 @@ class Fit:
 
 # Source of coefficients and thresholds: TeaCache (CVPR 2025, arXiv:2411.19108), TeaCache4Wan2.1,
 # TeaCache4LTX-Video and TeaCache4HunyuanVideo in its repository. "/modulation" is what it calls
-# use_ret_steps. Ranges are computed from the polynomials; tests/test_policy_teacache.py checks them.
+# use_ret_steps. Ranges are computed from the polynomials; tests/policies/test_teacache.py checks them.
 FITS: Final[Mapping[str, Fit]] = {
     "wan2.1-t2v-1.3b/modulation": Fit(
         signal="modulation",

@@ -24,18 +24,18 @@ Johnson-Lindenstrauss lemma), and clustering costs 1/24 of what it does at Wan-1
 
 LLOYD_ITERATIONS: Final = 10
 """Our design: with k-means++ starts, further iterations lower the inertia by less than the 5 % that
-tests/policies/test_kmeans.py allows."""
+tests/policies/shared/test_kmeans.py allows."""
 
 RESTARTS: Final = 8
 """Our design: starts tried side by side where there is no warm one; the best is kept. HetCache's code has
-3, which tests/policies/test_kmeans.py shows to be too few."""
+3, which tests/policies/shared/test_kmeans.py shows to be too few."""
 
 SEEDING_POINTS: Final = 2048
 """Our design: at most about this many points take part in choosing where to start."""
 
 SEEDING_CANDIDATES: Final = 8
 """Our design: points drawn for each start, of which the best is taken. With scikit-learn's 2 + log K, small
-groups are left out often enough to be seen in tests/policies/test_kmeans.py."""
+groups are left out often enough to be seen in tests/policies/shared/test_kmeans.py."""
 
 
 @final
