@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import NOTHING, evolve, field, fields, frozen
 
-from hetcache_core.errors import ConfigError
+from hetcache_core.errors import ConfigError, nearest_name
 from hetcache_core.policy.guards import Guards, GuardSettings
 from hetcache_core.policy.partial import KVMode, PartialSettings
 from hetcache_core.policy.pieces import BlockPolicy, GuidancePolicy, Hold, Predictor, StepPolicy
@@ -174,6 +174,8 @@ class PolicyRecipe(GuardSettings, ABC):
     """What its decisions look at, in a few words for tables."""
     default_guards: ClassVar[Guards] = Guards()
     """Guards that it wants where nobody sets others; they give way to a target."""
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+    """Settings of each preset, where they are the same for every model."""
     preset_shares: ClassVar[Mapping[str, float]] = {}
     """Share of the FLOPs that each preset computes: a run with the preset is asked for it.
 
@@ -236,10 +238,27 @@ class PolicyRecipe(GuardSettings, ABC):
         return {}
 
     @classmethod
+    def presets_for(cls, model: ModelInfo) -> Mapping[str, Mapping[str, object]]:
+        """Return the presets' settings on a model; override it where they depend on the model."""
+        return cls.presets
+
+    @classmethod
     def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
         """Return the settings of "quality", "balanced" or "fast" on a model.
 
         Raises:
-            ConfigError: this policy has no such preset; the default has none at all.
+            ConfigError: this policy has no such preset.
         """
-        raise ConfigError(f"Policy {cls.name!r} has no preset {preset!r}.")
+        known = cls.presets_for(model)
+        if preset in known:
+            return known[preset]
+        nearest = nearest_name(preset, known)
+        raise ConfigError(
+            f"there is no preset {preset!r}" + (f", did you mean {nearest!r}?" if nearest else ""),
+            where=f"policy {cls.name}",
+            remedy=f"Known: {', '.join(known)}." if known else "It has none.",
+            setting="preset",
+            given=preset,
+            allowed=known,
+            nearest=nearest,
+        )

@@ -42,7 +42,6 @@ from hetcache_core import (
 )
 from hetcache_policies.fits.adacache_codebooks import BOOKS, CodeBook
 from hetcache_policies.shared.adacache_meter import Meter, RateRule
-from hetcache_policies.shared.presets import find_preset
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -181,6 +180,11 @@ class AdaCache(PolicyRecipe):
     source: ClassVar[str] = "AdaCache, ICCV 2025, arXiv:2411.02397"
     decides_on: ClassVar[str] = "the change of attention at the last computed step"
     default_guards: ClassVar[Guards] = Guards(first_steps=1, last_steps=LAST_STEPS)
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "quality": {"codebook": "slow"},
+        "balanced": {"codebook": "medium"},
+        "fast": {"codebook": "fast"},
+    }
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
     level: Literal["auto", "step", "block"] = setting(
@@ -220,16 +224,6 @@ class AdaCache(PolicyRecipe):
                 setting="thresholds",
                 given=self.thresholds,
             )
-
-    @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return a code book.
-
-        Raises:
-            ConfigError: There is no such preset.
-        """
-        books = {"quality": "slow", "balanced": "medium", "fast": "fast"}
-        return {"codebook": find_preset(cls.name, preset, books)}
 
     def beside(self, others: Sequence[CachePolicy]) -> Self:
         """Leave the steps to another policy that decides them, and decide the blocks of its steps."""

@@ -47,7 +47,6 @@ from hetcache_core import (
 )
 from hetcache_policies.shared.partition import MaskPartitioner
 from hetcache_policies.shared.predictors import Linear
-from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["Auto", "SpacedSteps", "positions"]
 
@@ -175,6 +174,7 @@ class Auto(PolicyRecipe):
     source: ClassVar[str] = "hetcache; the line is TaylorSeer's first order, arXiv:2503.06923"
     decides_on: ClassVar[str] = "the noise levels of the schedule"
     default_guards: ClassVar[Guards] = Guards(first_steps=FIRST_STEPS, last_steps=1)
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = PRESETS
     preset_shares: ClassVar[Mapping[str, float]] = SHARES
 
     every: float = setting(
@@ -195,15 +195,6 @@ class Auto(PolicyRecipe):
     predictor: Predictor = piece(
         "predictor", Linear(), doc="what stands in for what a reused step leaves out"
     )
-
-    @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return the distance of computed steps; the same for every model.
-
-        Raises:
-            ConfigError: There is no such preset.
-        """
-        return find_preset(cls.name, preset, PRESETS)
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Make the policy; it is the same for every model."""

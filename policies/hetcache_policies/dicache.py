@@ -37,7 +37,6 @@ from hetcache_core import (
     setting,
 )
 from hetcache_policies.shared.predictors import Linear
-from hetcache_policies.shared.presets import find_preset
 from hetcache_policies.shared.probe import ProbeTrail, some_tokens
 from hetcache_policies.teacache import LONGEST_REUSE
 
@@ -138,6 +137,7 @@ class DiCache(PolicyRecipe):
     default_guards: ClassVar[Guards] = Guards(
         first_steps=FIRST_STEPS, last_steps=1, longest_reuse=LONGEST_REUSE
     )
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = PRESETS
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.60, "balanced": 0.50, "fast": 0.43}
 
     threshold: float = setting(THRESHOLD, ge=0, doc="sum of changes at which a step is computed")
@@ -145,15 +145,6 @@ class DiCache(PolicyRecipe):
     predictor: Predictor = piece(
         "predictor", Linear(), doc="what stands in for what a reused step leaves out"
     )
-
-    @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return a threshold; the same for every model.
-
-        Raises:
-            ConfigError: There is no such preset.
-        """
-        return find_preset(cls.name, preset, PRESETS)
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Make step policy and predictor.

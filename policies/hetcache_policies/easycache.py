@@ -36,7 +36,6 @@ from hetcache_core import (
     piece,
     setting,
 )
-from hetcache_policies.shared.presets import find_preset
 from hetcache_policies.teacache import LONGEST_REUSE
 
 __all__ = ["EasyCache", "RateSteps"]
@@ -133,6 +132,7 @@ class EasyCache(PolicyRecipe):
     default_guards: ClassVar[Guards] = Guards(
         first_steps=FIRST_STEPS, last_steps=1, longest_reuse=LONGEST_REUSE
     )
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = PRESETS
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
     threshold: float = setting(
@@ -141,15 +141,6 @@ class EasyCache(PolicyRecipe):
     predictor: Predictor = piece(
         "predictor", Hold(), doc="what stands in for what a reused step leaves out"
     )
-
-    @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return a threshold; the same for every model.
-
-        Raises:
-            ConfigError: There is no such preset.
-        """
-        return find_preset(cls.name, preset, PRESETS)
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Make the step policy; it is the same for every model."""

@@ -32,7 +32,6 @@ from hetcache_core import (
     piece,
     setting,
 )
-from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["EveryNth", "UniformSteps"]
 
@@ -100,21 +99,13 @@ class EveryNth(PolicyRecipe):
     source: ClassVar[str] = "DeepCache, CVPR 2024, arXiv:2312.00858 (1:N inference)"
     decides_on: ClassVar[str] = "the step's index"
     default_guards: ClassVar[Guards] = Guards(first_steps=1, last_steps=1)
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = PRESETS
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
     every: int = setting(2, ge=1, doc="every n-th step is computed; 1 computes all")
     predictor: Predictor = piece(
         "predictor", Hold(), doc="what stands in for what a reused step leaves out"
     )
-
-    @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return the distance of computed steps; the same for every model.
-
-        Raises:
-            ConfigError: There is no such preset.
-        """
-        return find_preset(cls.name, preset, PRESETS)
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Make the step policy; it is the same for every model."""

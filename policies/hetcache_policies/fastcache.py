@@ -41,7 +41,6 @@ from hetcache_core import (
     Use,
     setting,
 )
-from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["FastCache", "SimilarBlocks"]
 
@@ -188,6 +187,7 @@ class FastCache(PolicyRecipe):
     source: ClassVar[str] = "FastCache, arXiv:2505.20353"
     decides_on: ClassVar[str] = "distances of the blocks' inputs"
     default_guards: ClassVar[Guards] = Guards(last_steps=1)
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = PRESETS
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.81, "balanced": 0.78, "fast": 0.35}
 
     threshold: float = setting(
@@ -197,15 +197,6 @@ class FastCache(PolicyRecipe):
     blocks: tuple[float, float] = setting(
         BLOCKS, ge=0, le=1, doc="shares of the depth between which blocks may be left out"
     )
-
-    @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return threshold and limits.
-
-        Raises:
-            ConfigError: There is no such preset.
-        """
-        return find_preset(cls.name, preset, PRESETS)
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Choose the blocks that may be left out.

@@ -40,7 +40,6 @@ from hetcache_core import (
     StepInfo,
     setting,
 )
-from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["FasterCacheCFG", "PredictedUncond", "low_frequencies"]
 
@@ -215,6 +214,7 @@ class FasterCacheCFG(PolicyRecipe):
     source: ClassVar[str] = "FasterCache, ICLR 2025, arXiv:2410.19355 (CFG-cache)"
     decides_on: ClassVar[str] = "the step's index"
     default_guards: ClassVar[Guards] = Guards(last_steps=1)
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = PRESETS
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.80, "balanced": 0.75, "fast": 0.65}
 
     every: int = setting(EVERY, ge=1, doc="every n-th step runs both branches; 1 predicts nothing")
@@ -247,15 +247,6 @@ class FasterCacheCFG(PolicyRecipe):
                     setting=name,
                     given=(low, high),
                 )
-
-    @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return the window and the distance of complete steps; the same for every model.
-
-        Raises:
-            ConfigError: There is no such preset.
-        """
-        return find_preset(cls.name, preset, PRESETS)
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Make the guidance policy; it is the same for every model."""

@@ -28,7 +28,6 @@ from hetcache_core import (
     piece,
     setting,
 )
-from hetcache_policies.shared.presets import find_preset
 from hetcache_policies.shared.probe import ProbeSteps
 from hetcache_policies.teacache import LONGEST_REUSE
 
@@ -56,7 +55,11 @@ DB_FRONT_SHARE: Final = 3
 DB_FIRST_STEPS: Final = 0.16
 """Source: cache-dit, 8 warm-up steps, taken as a share of 50."""
 
-DB_PRESETS: Final[Mapping[str, float]] = {"quality": 0.03, "balanced": DB_THRESHOLD, "fast": 0.12}
+DB_PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
+    "quality": {"threshold": 0.03},
+    "balanced": {"threshold": DB_THRESHOLD},
+    "fast": {"threshold": 0.12},
+}
 """Source: LightX2V's setting for Wan2.1-1.3B, cache-dit's default, and its example in SGLang's manual."""
 
 
@@ -85,14 +88,10 @@ class FBCache(PolicyRecipe):
     )
 
     @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return a threshold around the model's own.
-
-        Raises:
-            ConfigError: There is no such preset.
-        """
-        factor = find_preset(cls.name, preset, FB_PRESETS)
-        return {"threshold": factor * FB_THRESHOLDS.get(model.variant, FB_THRESHOLD)}
+    def presets_for(cls, model: ModelInfo) -> Mapping[str, Mapping[str, object]]:
+        """Return thresholds around the model's own."""
+        own = FB_THRESHOLDS.get(model.variant, FB_THRESHOLD)
+        return {preset: {"threshold": factor * own} for preset, factor in FB_PRESETS.items()}
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Find the threshold.
@@ -125,6 +124,7 @@ class DBCache(PolicyRecipe):
     default_guards: ClassVar[Guards] = Guards(
         first_steps=DB_FIRST_STEPS, last_steps=1, longest_reuse=LONGEST_REUSE
     )
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = DB_PRESETS
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.70, "balanced": 0.58, "fast": 0.48}
 
     threshold: float = setting(
@@ -143,15 +143,6 @@ class DBCache(PolicyRecipe):
         None, gt=0, doc="sum of differences since a computed step that is still reused; null: any"
     )
     predictor: Predictor = piece("predictor", Hold(), doc="what stands in for the middle")
-
-    @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return a threshold; the same for every model.
-
-        Raises:
-            ConfigError: There is no such preset.
-        """
-        return {"threshold": find_preset(cls.name, preset, DB_PRESETS)}
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Choose the blocks.

@@ -14,7 +14,6 @@ from typing import ClassVar, Final, final
 from attrs import frozen
 
 from hetcache_core import CachePolicy, ModelInfo, PolicyRecipe, setting
-from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["FewerSteps"]
 
@@ -35,6 +34,7 @@ class FewerSteps(PolicyRecipe):
     summary: ClassVar[str] = "take fewer sampler steps and cache nothing: the baseline of caches"
     source: ClassVar[str] = "HetCache, CVPR 2026, table 1 (its 50-step row)"
     decides_on: ClassVar[str] = "nothing: the sampler takes larger steps"
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = PRESETS
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
     share: float = setting(
@@ -45,15 +45,6 @@ class FewerSteps(PolicyRecipe):
     def at_speedup(cls, speedup: float) -> Mapping[str, object]:
         """Return the share of steps, which are all that costs."""
         return {"share": 1 / speedup}
-
-    @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return the share of steps; the same for every model.
-
-        Raises:
-            ConfigError: There is no such preset.
-        """
-        return find_preset(cls.name, preset, PRESETS)
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Make a policy that only tells the sampler; it is the same for every model."""

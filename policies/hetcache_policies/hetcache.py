@@ -37,7 +37,6 @@ from hetcache_policies.fits.teacache_fits import find_fit
 from hetcache_policies.shared.drift import DriftSettings, RescaleName
 from hetcache_policies.shared.partition import MaskPartitioner
 from hetcache_policies.shared.pattern import PatternSteps, check_pattern
-from hetcache_policies.shared.presets import find_preset
 from hetcache_policies.shared.selectors import GuidedClusterSelector
 from hetcache_policies.shared.signals import Modulation, name_of
 from hetcache_policies.shared.tiers import TieredSteps
@@ -80,9 +79,19 @@ every step; prototype runs for "none"; HetCache's "slow" for "poly", the unit of
 """
 
 PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
-    "quality": {"threshold": 1.5, "max_partials": 1, "margin": 2},
-    "balanced": {"threshold": 1.5, "max_partials": MAX_PARTIALS, "margin": MARGIN},
-    "fast": {"threshold": 2.5, "max_partials": MAX_PARTIALS, "margin": MARGIN},
+    "quality": {"rescale": "normalized", "threshold": 1.5, "max_partials": 1, "margin": 2},
+    "balanced": {
+        "rescale": "normalized",
+        "threshold": 1.5,
+        "max_partials": MAX_PARTIALS,
+        "margin": MARGIN,
+    },
+    "fast": {
+        "rescale": "normalized",
+        "threshold": 2.5,
+        "max_partials": MAX_PARTIALS,
+        "margin": MARGIN,
+    },
 }
 """Where the signal moves evenly: full (F), partial (p) and reused (s) steps as Fsps, Fspsps, Fsspsspss.
 
@@ -105,6 +114,7 @@ class HetCache(PolicyRecipe):
     default_guards: ClassVar[Guards] = Guards(
         first_steps=FIRST_STEPS, last_steps=1, longest_reuse=LONGEST_REUSE
     )
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = PRESETS
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.38, "balanced": 0.30, "fast": 0.22}
 
     threshold: float | None = setting(
@@ -206,15 +216,6 @@ class HetCache(PolicyRecipe):
                 given=getattr(self, given[0]),
                 remedy="Leave it out, or use kv_mode=cached.",
             )
-
-    @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return threshold, its unit, and the share of partial steps; the same for every model.
-
-        Raises:
-            ConfigError: There is no such preset.
-        """
-        return {"rescale": "normalized", **find_preset(cls.name, preset, PRESETS)}
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Put the pieces together for a model.

@@ -38,7 +38,6 @@ from hetcache_core import (
 )
 from hetcache_policies.fits.magcache_ratios import RATIOS, Ratios, find_ratios, ratios_of
 from hetcache_policies.shared.calibrating import MagnitudeCalibrator
-from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["MagCache", "MagnitudeSteps"]
 
@@ -130,6 +129,7 @@ class MagCache(PolicyRecipe):
     default_guards: ClassVar[Guards] = Guards(
         first_steps=FIRST_STEPS, last_steps=1, longest_reuse=LONGEST_REUSE
     )
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = PRESETS
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
     anywhere: ClassVar[Mapping[str, object]] = {"ratios": "vace-1.3b"}
     """With its defaults it is refused on a model without ratios of its own."""
@@ -147,15 +147,6 @@ class MagCache(PolicyRecipe):
     predictor: Predictor = piece(
         "predictor", Hold(), doc="what stands in for what a reused step leaves out"
     )
-
-    @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return threshold and guards; the same for every model.
-
-        Raises:
-            ConfigError: There is no such preset.
-        """
-        return find_preset(cls.name, preset, PRESETS)
 
     @classmethod
     def calibrator(cls) -> Calibrator:

@@ -30,7 +30,6 @@ from hetcache_core import (
     Use,
     setting,
 )
-from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["Broadcast", "FeedForwardReuse", "PyramidBroadcast"]
 
@@ -163,6 +162,7 @@ class PyramidBroadcast(PolicyRecipe):
     summary: ClassVar[str] = "reuse the outputs of attention layers for a few steps in mid-run"
     source: ClassVar[str] = "Pyramid Attention Broadcast, ICLR 2025, arXiv:2408.12588"
     decides_on: ClassVar[str] = "the step's index"
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = PRESETS
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.82, "balanced": 0.78, "fast": 0.68}
 
     self_attention: int = setting(
@@ -200,15 +200,6 @@ class PyramidBroadcast(PolicyRecipe):
                 setting="window",
                 given=self.window,
             )
-
-    @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return ranges and window.
-
-        Raises:
-            ConfigError: There is no such preset.
-        """
-        return find_preset(cls.name, preset, PRESETS)
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Make the block policy; it is the same for every model."""

@@ -41,7 +41,6 @@ from hetcache_core import (
 )
 from hetcache_policies.every_nth import UniformSteps
 from hetcache_policies.shared.predictors import Taylor
-from hetcache_policies.shared.presets import find_preset
 
 __all__ = ["PredictedParts", "TaylorSeer"]
 
@@ -109,6 +108,7 @@ class TaylorSeer(PolicyRecipe):
     source: ClassVar[str] = "TaylorSeer, ICCV 2025, arXiv:2503.06923"
     decides_on: ClassVar[str] = "the step's index"
     default_guards: ClassVar[Guards] = Guards(first_steps=FIRST_STEPS, last_steps=1)
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = PRESETS
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.36, "fast": 0.28}
 
     interval: int | None = setting(
@@ -120,15 +120,6 @@ class TaylorSeer(PolicyRecipe):
     level: Literal["trunk", "sub_layer"] = setting(
         "trunk", doc="what is predicted: the trunk's residual, or the output of every sub-layer"
     )
-
-    @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return the distance of computed steps; the same for every model.
-
-        Raises:
-            ConfigError: There is no such preset.
-        """
-        return find_preset(cls.name, preset, PRESETS)
 
     def beside(self, others: Sequence[CachePolicy]) -> TaylorSeer:
         """Leave the steps to another policy that decides them."""

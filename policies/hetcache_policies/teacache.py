@@ -37,7 +37,6 @@ from hetcache_core import (
 from hetcache_policies.fits.teacache_fits import FITS, find_fit, fit_of
 from hetcache_policies.shared.calibrating import PolynomialCalibrator
 from hetcache_policies.shared.drift import Drift, DriftSettings
-from hetcache_policies.shared.presets import find_preset
 from hetcache_policies.shared.signals import SIGNALS, Modulation, name_of
 
 __all__ = ["LONGEST_REUSE", "RAW_THRESHOLD", "DriftSteps", "TeaCache"]
@@ -152,19 +151,15 @@ class TeaCache(PolicyRecipe):
     )
 
     @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return a threshold in the unit that the model gets by default.
-
-        Raises:
-            ConfigError: There is no such preset.
-        """
+    def presets_for(cls, model: ModelInfo) -> Mapping[str, Mapping[str, object]]:
+        """Return thresholds in the unit that the model gets by default."""
         fit = find_fit(model.variant, None)
         thresholds = NORMALIZED_THRESHOLDS
         if fit is not None:
             # Two are published; the third is in their middle.
             middle = (fit.safe + fit.fast) / 2
             thresholds = {"quality": fit.safe, "balanced": middle, "fast": fit.fast}
-        return {"threshold": find_preset(cls.name, preset, thresholds)}
+        return {preset: {"threshold": threshold} for preset, threshold in thresholds.items()}
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Choose unit and signal for the model.

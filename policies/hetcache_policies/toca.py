@@ -23,7 +23,6 @@ from hetcache_core import (
     piece,
     setting,
 )
-from hetcache_policies.shared.presets import find_preset
 from hetcache_policies.shared.token_cycle import ScoreName, TokenCycle
 
 __all__ = ["DuCa", "ToCa"]
@@ -63,6 +62,7 @@ class ToCa(PolicyRecipe):
     source: ClassVar[str] = "ToCa, ICLR 2025, arXiv:2410.05317"
     decides_on: ClassVar[str] = "the step's index; norms of attention outputs"
     default_guards: ClassVar[Guards] = Guards(first_steps=FIRST_STEPS, last_steps=1)
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = PRESETS
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.63, "balanced": 0.50, "fast": 0.39}
 
     cycle: int = setting(CYCLE, ge=1, doc="steps from one full step to the next")
@@ -82,15 +82,6 @@ class ToCa(PolicyRecipe):
     )
     seed: int = setting(0, ge=0, doc="seed of random choice")
 
-    @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return the length of the cycle.
-
-        Raises:
-            ConfigError: There is no such preset.
-        """
-        return find_preset(cls.name, preset, PRESETS)
-
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Make the block policy; it is the same for every model."""
         return CachePolicy(name=self.name, blocks=_cycle(self))
@@ -108,6 +99,7 @@ class DuCa(PolicyRecipe):
     source: ClassVar[str] = "DuCa, arXiv:2412.18911"
     decides_on: ClassVar[str] = "the step's index; norms of attention outputs"
     default_guards: ClassVar[Guards] = Guards(first_steps=FIRST_STEPS, last_steps=1)
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = PRESETS
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.51, "balanced": 0.42, "fast": 0.33}
 
     cycle: int = setting(CYCLE, ge=1, doc="steps from one full step to the next")
@@ -129,15 +121,6 @@ class DuCa(PolicyRecipe):
     predictor: Predictor = piece(
         "predictor", Hold(), doc="what stands in for what a reused step leaves out"
     )
-
-    @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return the length of the cycle.
-
-        Raises:
-            ConfigError: There is no such preset.
-        """
-        return find_preset(cls.name, preset, PRESETS)
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Make the one piece that decides steps and blocks; it is the same for every model."""

@@ -26,7 +26,6 @@ from hetcache_core import (
     BlockPolicy,
     BranchRows,
     CachePolicy,
-    ConfigError,
     Decision,
     Guards,
     Mode,
@@ -157,6 +156,9 @@ class BWCache(PolicyRecipe):
     name: ClassVar[str] = "bwcache"
     summary: ClassVar[str] = "reuse steps while the outputs of all blocks have hardly changed"
     source: ClassVar[str] = "BWCache, ICLR 2026, arXiv:2509.13789"
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        preset: {"threshold": value} for preset, value in THRESHOLDS.items()
+    }
     default_guards: ClassVar[Guards] = Guards(
         first_steps=1, last_steps=1, longest_reuse=LONGEST_REUSE
     )
@@ -171,21 +173,6 @@ class BWCache(PolicyRecipe):
         SKETCH_SHARE, gt=0, le=1, doc="share of the tokens that is compared"
     )
     seed: int = setting(0, ge=0, doc="seed of their choice")
-
-    @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return a published threshold.
-
-        Raises:
-            ConfigError: there is no such preset.
-        """
-        if preset not in THRESHOLDS:
-            raise ConfigError(
-                f"there is no preset {preset!r}",
-                where=f"policy {cls.name}",
-                remedy=f"Known: {', '.join(THRESHOLDS)}.",
-            )
-        return {"threshold": THRESHOLDS[preset]}
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Make the one piece that decides steps and looks at blocks; the same for every model."""

@@ -48,6 +48,9 @@ class MixCache(PolicyRecipe):
     )
     source: ClassVar[str] = "MixCache, arXiv:2508.12691"
     default_guards: ClassVar[Guards] = Guards(first_steps=FIRST_STEPS, last_steps=1)
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        preset: {"longest": value} for preset, value in LONGEST.items()
+    }
     expected_failures: ClassVar[Mapping[str, str]] = {
         "check_branches_do_not_mix": "it decides by the difference of the branches, which the "
         "deciding one has not alone",
@@ -89,21 +92,6 @@ class MixCache(PolicyRecipe):
     def calibrator(cls) -> Calibrator:
         """Measure how far the output moves in a step."""
         return IntervalCalibrator()
-
-    @classmethod
-    def preset(cls, preset: str, model: ModelInfo) -> Mapping[str, object]:
-        """Return the longest interval.
-
-        Raises:
-            ConfigError: there is no such preset.
-        """
-        if preset not in LONGEST:
-            raise ConfigError(
-                f"there is no preset {preset!r}",
-                where=f"policy {cls.name}",
-                remedy=f"Known: {', '.join(LONGEST)}.",
-            )
-        return {"longest": LONGEST[preset]}
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Make the one piece that decides steps and branches, and the spans that it may reuse."""
