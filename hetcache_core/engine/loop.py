@@ -12,10 +12,9 @@ from attrs import define, evolve, field
 from hetcache_core.backbone.compiling import BlockCompiler
 from hetcache_core.engine.block_pass import full_flops, partial_flops
 from hetcache_core.engine.byte_limit import fit_to_limit
-from hetcache_core.engine.clock import Clock
 from hetcache_core.engine.flop_budget import Budget, Costs
 from hetcache_core.engine.gate import Gate
-from hetcache_core.engine.run_state import RunState, make_active
+from hetcache_core.engine.run_state import Clock, RunState, make_active
 from hetcache_core.engine.trunk_run import TrunkExecution
 from hetcache_core.errors import CacheStateError, ContractError, NonFiniteError
 from hetcache_core.policy.guards import Guards

@@ -45,6 +45,7 @@ from hetcache_core import (
     piece,
     setting,
 )
+from hetcache_policies.hetcache import MARGIN
 from hetcache_policies.shared.partition import MaskPartitioner
 from hetcache_policies.shared.predictors import Linear
 
@@ -54,9 +55,6 @@ EXPONENT: Final = 1 / 3
 FIRST_STEPS: Final = 1
 """Two would give a line at once, but one from the two steps that are nearest to noise and to each other: it
 is worse than holding, by 3 dB at a quarter of 20 steps."""
-
-MARGIN: Final = 1
-"""As HetCache's default."""
 
 PARTIAL: Final = PartialSettings(
     keys=KeySettings(predictor=Linear()), control_mode=ControlMode.RECOMPUTE
