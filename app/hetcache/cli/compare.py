@@ -27,15 +27,14 @@ class CompareCommand(Command):
 
         from hetcache.comparison.compare import compare
         from hetcache.comparison.page.tables import print_tables, write_all
-        from hetcache.comparison.results.summary import summarize
 
         made = compare(config, registry)
-        files = write_all(made.results)
+        files = write_all(made.summary, made.results.folder)
         if config.answer.json:
             print_json(made.to_dict())
             return 0
         console = Console()
-        print_tables(summarize(made.results), console)
+        print_tables(made.summary, console)
         console.print(f"rows: {made.results.rows_path}", soft_wrap=True)
         for name, path in files.items():
             console.print(f"{name}: {path}", soft_wrap=True)

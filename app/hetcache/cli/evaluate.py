@@ -24,7 +24,7 @@ class EvaluateCommand(Command):
 
     def run(self, config: EvaluateConfig, registry: Registry) -> int:
         """Measure, and show the values."""
-        found = evaluate(config)
+        found = evaluate(config, registry)
         if config.output is not None:
             write_csv(found, Path(config.output))
         answer(found, lambda: print_evaluation(found), as_json=config.answer.json)

@@ -60,6 +60,7 @@ class ReportCommand(Command):
 
         page = write_page(
             Path(config.folder),
+            registry,
             output=None if config.output is None else Path(config.output),
             clips=config.clip,
             max_bytes=size,

@@ -20,12 +20,14 @@ from hetcache.comparison.plan.record import (
     software,
 )
 from hetcache.comparison.results.folder import Results
+from hetcache.comparison.results.summary import Summary, summarize
 from hetcache.comparison.work.bench import BenchSettings
 from hetcache.comparison.work.desk import Desk, Failure, write_clip
 from hetcache.comparison.work.queue import examine, run_units
 from hetcache.comparison.work.tasks import Found
 from hetcache.comparison.work.workers import Crew
 from hetcache.media.files import check_folder
+from hetcache.quality.metric import find_metrics
 from hetcache.running.console import note, one_line
 from hetcache.running.device import choose_device
 from hetcache.running.limits import store_settings
@@ -48,6 +50,7 @@ class Compared:
         grid: What was crossed.
         made: Runs that were made now.
         kept: Runs that were there already.
+        summary: What its rows are summed up to.
         notices: The backbones' own warnings, by their names.
     """
 
@@ -55,18 +58,17 @@ class Compared:
     grid: Grid
     made: int
     kept: int
+    summary: Summary
     notices: Mapping[str, str] = field(factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return values for JSON."""
-        from hetcache.comparison.results.summary import summarize
-
         return {
             "output": str(self.results.folder),
             "runs": {"made": self.made, "kept": self.kept},
             "grid": self.grid.to_dict(),
             "notices": dict(self.notices),
-            **summarize(self.results).to_dict(),
+            **self.summary.to_dict(),
         }
 
 
@@ -83,6 +85,7 @@ def compare(config: CompareConfig, registry: Registry) -> Compared:
         KeyboardInterrupt: The user has had enough; finished runs are kept.
     """
     results = Results(folder=Path(config.output))
+    metrics = find_metrics(registry)
     check_folder(results.folder, option="--output")
     before = comparison_there(results, resume=config.resume)
     settings = _bench_settings(config)
@@ -117,6 +120,7 @@ def compare(config: CompareConfig, registry: Registry) -> Compared:
         grid=grid,
         made=len(grid.all_keys()) - already,
         kept=already,
+        summary=summarize(results, metrics),
         notices=notices,
     )
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["examine", "print_findings"]
 
 LIBRARIES: Final = (
-    "attrs", "av", "diffsynth", "diffusers", "matplotlib", "numpy", "onnxruntime", "pillow",
+    "attrs", "av", "diffsynth", "diffusers", "numpy", "onnxruntime", "pillow",
     "pluggy", "pyyaml", "rich", "scikit-learn", "torch", "torchmetrics", "torchvision",
     "transformers", "typer",
 )  # fmt: skip

@@ -6,25 +6,23 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, final
 
 from attrs import evolve, field, frozen
 
 from hetcache.media.files import check_writable, write_text
 from hetcache.media.options import MaskConfig
-from hetcache.quality.measure import (
-    METRICS,
-    MetricInfo,
+from hetcache.quality.measure import check_tools, describe, measure_columns
+from hetcache.quality.metric import (
+    Against,
+    MetricColumn,
     QualityTools,
+    SetMetric,
     Value,
-    check_tools,
-    clip_score,
-    frechet_distance,
-    measure_against,
-    video_features,
+    find_metrics,
 )
 from hetcache.quality.pairs import Pair, companion, pairs
+from hetcache.quality.regions import regions
 from hetcache.quality.weights import WeightsConfig
 from hetcache.running.console import note
 from hetcache.running.device import choose_device
@@ -39,9 +37,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hetcache.media.video import VideoClip
+    from hetcache_core import Registry
 
 __all__ = [
-    "EVALUATED",
     "ClipScores",
     "EvaluateConfig",
     "Evaluation",
@@ -50,6 +48,9 @@ __all__ = [
     "write_csv",
 ]
 
+NOT_GIVEN: Final[Mapping[Against, str]] = {"prompt": "needs --prompt"}
+"""What a metric says when there is nothing to hold the result against."""
+
 TOKEN_PIXELS: Final = 16
 """Side of a token in pixels. Source: Wan2.1, whose codec divides by 8 and its transformer by 2."""
 
@@ -57,24 +58,6 @@ ALL: Final = "mean"
 """Name of the row over all clips; its VFID is that of the sets."""
 
 ARROWS: Final = {"higher": "↑", "lower": "↓"}
-
-EVALUATED: Final[Mapping[str, MetricInfo]] = MappingProxyType(
-    {
-        "psnr": METRICS["psnr_truth"],
-        "psnr_mask": METRICS["psnr_truth_mask"],
-        "psnr_margin": evolve(
-            METRICS["psnr_uncached_margin"], title="PSNR, margin", against="truth"
-        ),
-        "psnr_background": evolve(
-            METRICS["psnr_uncached_background"], title="PSNR, background", against="truth"
-        ),
-        "ssim": METRICS["ssim_truth"],
-        "lpips": METRICS["lpips_truth"],
-        "flicker": evolve(METRICS["flicker"], title="flicker", against="truth"),
-        "clip_score": METRICS["clip_score"],
-    }
-)
-"""What is measured of every clip, by the keys of the JSON output; VFID is that of all together."""
 
 
 @final
@@ -128,7 +111,7 @@ class ClipScores:
     Attributes:
         name: Name of the video, without a suffix.
         frames: Frames that were compared.
-        metrics: A value for every name in ``EVALUATED``.
+        metrics: Values by the names of the columns.
     """
 
     name: str
@@ -141,16 +124,18 @@ class Evaluation:
     """All that an evaluation found.
 
     Attributes:
+        columns: What is measured of every clip, and of all together.
         clips: The values of every clip.
         mean: Their means over the clips that have a value; noted how many have none, and why.
-        vfid: The Fréchet distance between all of ``pred`` and all of ``gt``.
+        sets: What is measured between all of ``pred`` and all of ``gt``.
         composite: Whether it was measured with compositing.
         notes: What a person should know.
     """
 
+    columns: tuple[MetricColumn, ...]
     clips: tuple[ClipScores, ...]
     mean: Mapping[str, Value]
-    vfid: Value
+    sets: Mapping[str, Value]
     composite: bool
     notes: tuple[str, ...]
 
@@ -163,16 +148,17 @@ class Evaluation:
                 for clip in self.clips
             ],
             "mean": _plain(self.mean),
-            "vfid": _plain({"vfid": self.vfid})["vfid"],
+            **_plain(self.sets),
             "notes": list(self.notes),
         }
 
 
-def evaluate(config: EvaluateConfig) -> Evaluation:
+def evaluate(config: EvaluateConfig, registry: Registry) -> Evaluation:
     """Hold videos against a ground truth, one after the other.
 
     Args:
         config: What is asked for.
+        registry: Where metrics are looked up.
 
     Raises:
         ConfigError: A file cannot be used, or videos do not go together.
@@ -182,21 +168,28 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             raise ConfigError(f"{config.output} does not end in .csv", where="--output")
         check_writable(Path(config.output), option="--output")
     tools = evolve(config.weights.tools(), device=choose_device(config.device))
-    check_tools(tools)
+    metrics = find_metrics(registry)
+    columns = tuple(column for metric in metrics for column in metric.truth_columns())
+    check_tools(metrics, tools)
     found = pairs(Path(config.gt), Path(config.pred))
     notes: list[str] = []
-    clips, features = [], []
+    clips, described = [], []
     for pair in found:
         taken = _read(pair, config, alone=len(found) == 1)
         for text in taken.notes:
             note(text)
         notes += taken.notes
-        clips.append(_scores(pair, taken, config, tools))
-        features.append([video_features(video, tools) for video in (taken.truth, taken.result)])
+        clips.append(_scores(pair, taken, config, columns, tools))
+        described.append([describe(metrics, video, tools) for video in (taken.result, taken.truth)])
     return Evaluation(
+        columns=columns,
         clips=tuple(clips),
-        mean={name: _mean([clip.metrics[name] for clip in clips]) for name in EVALUATED},
-        vfid=_vfid(features),
+        mean={name: _mean([clip.metrics[name] for clip in clips]) for name in clips[0].metrics},
+        sets={
+            metric.name: _of_sets(metric, described)
+            for metric in metrics
+            if isinstance(metric, SetMetric)
+        },
         composite=config.composite is not None,
         notes=tuple(notes),
     )
@@ -265,12 +258,20 @@ def _fits(
         )
 
 
-def _scores(pair: Pair, taken: _Taken, config: EvaluateConfig, tools: QualityTools) -> ClipScores:
-    found = measure_against(taken.result, taken.truth, taken.mask, config.token_pixels, tools)
-    found["clip_score"] = (
-        clip_score(taken.result, config.prompt, tools)
-        if config.prompt
-        else Value(value=None, note="needs --prompt")
+def _scores(
+    pair: Pair,
+    taken: _Taken,
+    config: EvaluateConfig,
+    columns: tuple[MetricColumn, ...],
+    tools: QualityTools,
+) -> ClipScores:
+    import numpy as np
+
+    areas = {"whole": np.ones(taken.result.shape[:3], np.bool_)}
+    if taken.mask is not None:
+        areas = regions(taken.mask, config.token_pixels)
+    found = measure_columns(
+        columns, taken.result, {"truth": taken.truth}, areas, config.prompt, tools, NOT_GIVEN
     )
     return ClipScores(name=pair.name, frames=len(taken.result), metrics=found)
 
@@ -286,15 +287,16 @@ def _mean(values: list[Value]) -> Value:
     return Value(value=sum(there) / len(there), note=said)
 
 
-def _vfid(features: list[list[NDArray[np.floating[Any]] | None]]) -> Value:
+def _of_sets(metric: SetMetric, described: list[list[dict[str, NDArray[Any]]]]) -> Value:
     import numpy as np
 
-    truths, results = (
-        [vector for vector in side if vector is not None] for side in zip(*features, strict=True)
+    results, truths = (
+        [vectors[metric.file] for vectors in side if metric.file in vectors]
+        for side in zip(*described, strict=True)
     )
     if not truths:
-        return Value(value=None, note=f"needs {METRICS['vfid'].needs}")
-    return frechet_distance(np.stack(results), np.stack(truths))
+        return Value(value=None, note=f"needs {metric.needs}")
+    return metric.distance(np.stack(results), np.stack(truths))
 
 
 def _plain(values: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
@@ -312,35 +314,39 @@ def print_evaluation(found: Evaluation) -> None:
 
     console = Console()
     overall = found.clips[0].metrics if len(found.clips) == 1 else found.mean
-    measured = [name for name in EVALUATED if overall[name].value is not None]
+    of_clips = [column for column in found.columns if column.name in overall]
+    measured = [column for column in of_clips if overall[column.name].value is not None]
     composited = ", with compositing" if found.composite else ""
     frames = sum(clip.frames for clip in found.clips)
     heading = f"{_count(len(found.clips), 'clip')}, {_count(frames, 'frame')}{composited}"
     console.print(Text(heading, style="bold"), soft_wrap=True)
     console.print(_table(found, measured))
-    for name, info in EVALUATED.items():
-        if name not in measured:
-            console.print(Text(f"{info.title}: {overall[name].note}"), soft_wrap=True)
-    info = METRICS["vfid"]
-    console.print(Text(f"{info.title}: {info.show(found.vfid)}"), soft_wrap=True)
+    for column in of_clips:
+        if column not in measured:
+            console.print(Text(f"{column.label}: {overall[column.name].note}"), soft_wrap=True)
+    for column in found.columns:
+        if column.name in found.sets:
+            shown = column.show(found.sets[column.name])
+            console.print(Text(f"{column.label}: {shown}"), soft_wrap=True)
 
 
-def _table(found: Evaluation, measured: Sequence[str]) -> Table:
+def _table(found: Evaluation, measured: Sequence[MetricColumn]) -> Table:
     """Put clips into rows and metrics into columns, with the units in their headings."""
     from rich.table import Table
 
     table = Table()
     table.add_column("")
-    for info in (EVALUATED[name] for name in measured):
-        heading = "\n".join(info.title.split(", "))
-        table.add_column(f"{heading}\n{ARROWS[info.better]} {info.unit}".rstrip(), justify="right")
+    for column in measured:
+        heading = "\n".join(column.label.split(", "))
+        unit = f"{ARROWS[column.better]} {column.metric.unit}".rstrip()
+        table.add_column(f"{heading}\n{unit}", justify="right")
     rows = [(clip.name, clip.metrics) for clip in found.clips]
     if len(rows) > 1:
         rows.append((ALL, found.mean))
     for name, metrics in rows:
         if metrics is found.mean:
             table.add_section()
-        cells = (evolve(EVALUATED[key], unit="").show(metrics[key]) for key in measured)
+        cells = (column.show(metrics[column.name], unit=False) for column in measured)
         table.add_row(name, *cells)
     return table
 
@@ -361,14 +367,12 @@ def write_csv(found: Evaluation, path: Path) -> None:
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["clip", "frames", *EVALUATED, "vfid"])
+    rows.writerow(["clip", "frames", *found.mean, *found.sets])
     for clip in found.clips:
-        rows.writerow(
-            [clip.name, clip.frames, *(_cell(clip.metrics[name]) for name in EVALUATED), ""]
-        )
+        cells = (_cell(clip.metrics[name]) for name in found.mean)
+        rows.writerow([clip.name, clip.frames, *cells, *("" for _ in found.sets)])
     frames = sum(clip.frames for clip in found.clips)
-    means = (_cell(found.mean[name]) for name in EVALUATED)
-    rows.writerow([ALL, frames, *means, _cell(found.vfid)])
+    rows.writerow([ALL, frames, *map(_cell, found.mean.values()), *map(_cell, found.sets.values())])
     write_text(path, text.getvalue())
 
 

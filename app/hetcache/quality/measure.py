@@ -1,40 +1,33 @@
-"""How good a result is: against the uncached output, the ground truth and the prompt."""
+"""Measures a clip by every metric."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
-from hetcache.quality.frechet import features_network, frechet_distance, video_features
-from hetcache.quality.learned import clip_measure, clip_score, lpips, lpips_network
-from hetcache.quality.pixels import flicker, ssim
-from hetcache.quality.regions import RegionQuality, compare
-from hetcache.quality.types import METRICS, MetricInfo, QualityTools, Value
+from hetcache.quality.metric import (
+    Against,
+    Metric,
+    MetricColumn,
+    PromptMetric,
+    QualityTools,
+    SetMetric,
+    Value,
+    VideoMetric,
+    columns_of,
+)
+from hetcache.quality.regions import regions
 from hetcache_core import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = [
-    "METRICS",
-    "MetricInfo",
-    "QualityTools",
-    "Value",
-    "check_tools",
-    "clip_score",
-    "cut_to",
-    "frechet_distance",
-    "measure_against",
-    "measure_quality",
-    "psnr_value",
-    "video_features",
-]
+__all__ = ["check_tools", "cut_to", "describe", "measure_columns", "measure_quality"]
 
 NO_TOOLS: Final = QualityTools()
 
-NO_MASK: Final = Value(value=None, note="needs --mask")
-
-ABSENT: Final = {
+ABSENT: Final[Mapping[Against, str]] = {
     "uncached": "no uncached output",
     "truth": "no ground truth",
     "prompt": "no prompt",
@@ -43,6 +36,7 @@ ABSENT: Final = {
 
 
 def measure_quality(
+    metrics: Iterable[Metric],
     result: NDArray[np.uint8],
     *,
     mask: NDArray[np.bool_],
@@ -52,9 +46,10 @@ def measure_quality(
     prompt: str | None = None,
     tools: QualityTools = NO_TOOLS,
 ) -> dict[str, Value]:
-    """Measure every metric of one clip.
+    """Measure one clip by every metric.
 
     Args:
+        metrics: The metrics, as ``find_metrics`` loads them.
         result: (F, H, W, 3) uint8, what is judged.
         mask: (F, H, W) bool; ``True`` is edited.
         token_pixels: Height and width of a token in pixels, for the margin around the mask.
@@ -64,90 +59,89 @@ def measure_quality(
         tools: Files of weights.
 
     Returns:
-        A value for every metric in ``METRICS`` that belongs to a clip, in their order; those that
-        cannot be measured have no value and say why.
+        A value for every column of ``columns_of`` that belongs to a clip, by name and in their
+        order; those that cannot be measured have no value and say why.
 
     Raises:
         ConfigError: Two videos do not go together, or a file of weights cannot be used.
     """
-    found = {
-        name: Value(value=None, note=ABSENT[info.against])
-        for name, info in METRICS.items()
-        if info.level == "clip"
-    }
-    held: dict[str, dict[str, Value]] = {}
+    held: dict[Against, NDArray[np.uint8]] = {}
     if reference is not None:
         _check(result, reference, "the uncached output")
-        held["uncached"] = measure_against(result, reference, mask, token_pixels, tools)
+        held["uncached"] = reference
     if truth is not None:
-        held["truth"] = measure_against(result, cut_to(truth, result), mask, token_pixels, tools)
-    if prompt:
-        held["prompt"] = {"clip_score": clip_score(result, prompt, tools)}
-    for name in found:
-        info = METRICS[name]
-        if info.against in held:
-            found[name] = held[info.against][info.measure]
-    return found
+        held["truth"] = cut_to(truth, result)
+    areas = regions(mask, token_pixels) if held else {}
+    return measure_columns(columns_of(metrics), result, held, areas, prompt or "", tools)
 
 
-def measure_against(
+def measure_columns(
+    columns: Iterable[MetricColumn],
     result: NDArray[np.uint8],
-    wanted: NDArray[np.uint8],
-    mask: NDArray[np.bool_] | None,
-    token_pixels: int,
+    held: Mapping[Against, NDArray[np.uint8]],
+    areas: Mapping[str, NDArray[np.bool_]],
+    prompt: str,
     tools: QualityTools = NO_TOOLS,
+    absent: Mapping[Against, str] = ABSENT,
 ) -> dict[str, Value]:
-    """Measure everything that one video says of another.
+    """Fill columns for one clip.
 
     Args:
+        columns: What is measured; those of sets of clips are passed over.
         result: (F, H, W, 3) uint8, what is judged.
-        wanted: (F, H, W, 3) uint8, what it is held against.
-        mask: (F, H, W) bool; None where it is not known, and no region has a value.
-        token_pixels: Height and width of a token in pixels.
+        held: (F, H, W, 3) uint8, what it is held against.
+        areas: (F, H, W) bool by region; "whole" alone where there is no mask.
+        prompt: What the result should show, "" if nothing is said.
         tools: Files of weights.
-
-    Returns:
-        The values of "psnr", "psnr_mask", "psnr_margin", "psnr_background", "ssim", "lpips" and
-        "flicker".
+        absent: What a column says where there is nothing to hold the result against.
 
     Raises:
-        ConfigError: The file of weights cannot be used.
+        ConfigError: A file of weights cannot be used.
     """
-    import numpy as np
-
-    known = np.zeros(result.shape[:3], np.bool_) if mask is None else mask
-    found = {}
-    for region, quality in compare(result, wanted, known, token_pixels).items():
-        if region == "whole":
-            found["psnr"] = psnr_value(quality)
-        else:
-            found[f"psnr_{region}"] = NO_MASK if mask is None else psnr_value(quality)
-    found["ssim"] = ssim(result, wanted)
-    found["lpips"] = lpips(result, wanted, tools)
-    found["flicker"] = flicker(result, wanted)
+    found: dict[str, Value] = {}
+    done: dict[tuple[Metric, Against], Mapping[str, Value]] = {}
+    for column in columns:
+        metric, against = column.metric, column.against
+        if isinstance(metric, SetMetric):
+            continue
+        known = bool(prompt) if against == "prompt" else against in held
+        if known and (metric, against) not in done:
+            values: Mapping[str, Value] = {}
+            if isinstance(metric, VideoMetric):
+                values = metric.measure(result, held[against], areas, tools)
+            elif isinstance(metric, PromptMetric):
+                values = {"whole": metric.measure(result, prompt, tools)}
+            done[metric, against] = values
+        lacking = Value(value=None, note="needs --mask" if known else absent[against])
+        found[column.name] = done.get((metric, against), {}).get(column.region, lacking)
     return found
 
 
-def check_tools(tools: QualityTools) -> None:
+def describe(
+    metrics: Iterable[Metric], frames: NDArray[np.uint8], tools: QualityTools
+) -> dict[str, NDArray[np.floating[Any]]]:
+    """Describe (F, H, W, 3) uint8 frames for every metric of sets: (D,) by the names of files.
+
+    Raises:
+        ConfigError: A file of weights cannot be used.
+    """
+    of_sets = (metric for metric in metrics if isinstance(metric, SetMetric))
+    found = {metric.file: metric.describe(frames, tools) for metric in of_sets}
+    return {file: features for file, features in found.items() if features is not None}
+
+
+def check_tools(metrics: Iterable[Metric], tools: QualityTools) -> None:
     """Load every file of weights that was given, so that a bad one is found before long work.
 
     Args:
-        tools: The files; what they hold is kept for the metrics.
+        metrics: The metrics, which keep what the files hold.
+        tools: The files.
 
     Raises:
         ConfigError: One cannot be used.
     """
-    if tools.lpips is not None:
-        lpips_network(tools.lpips, tools.device)
-    if tools.clip is not None:
-        clip_measure(tools.clip, tools.device)
-    if tools.video_features is not None:
-        features_network(tools.video_features, tools.device)
-
-
-def psnr_value(quality: RegionQuality) -> Value:
-    """Turn the PSNR of a region into a value, with its note where there is none."""
-    return Value(value=quality.db, note="" if quality.db is not None else str(quality))
+    for metric in metrics:
+        metric.check(tools)
 
 
 def cut_to(truth: NDArray[np.uint8], result: NDArray[np.uint8]) -> NDArray[np.uint8]:

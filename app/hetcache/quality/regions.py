@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torchmetrics.image import PeakSignalNoiseRatio
 
-__all__ = ["MARGIN_TOKENS", "REGIONS", "RegionQuality", "compare", "parts", "regions", "to_tensor"]
+__all__ = [
+    "MARGIN_TOKENS",
+    "REGIONS",
+    "RegionQuality",
+    "as_pictures",
+    "compare",
+    "parts",
+    "psnr_in",
+    "regions",
+    "to_tensor",
+]
 
 REGIONS: Final = ("whole", "mask", "margin", "background")
 
@@ -64,10 +74,12 @@ def regions(mask: NDArray[np.bool_], token_pixels: int) -> dict[str, NDArray[np.
     from torch.nn.functional import max_pool2d
 
     reach = MARGIN_TOKENS * token_pixels
-    grown = to_tensor(mask)[:, None].float()  # (F, 1, H, W)
-    grown = max_pool2d(grown, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
-    grown = max_pool2d(grown, (1, 2 * reach + 1), stride=1, padding=(0, reach))
-    near = grown[:, 0].bool().numpy()  # (F, H, W)
+    near = np.empty_like(mask)
+    for part in parts(mask):
+        grown = to_tensor(mask[part])[:, None].float()  # (n, 1, H, W)
+        grown = max_pool2d(grown, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
+        grown = max_pool2d(grown, (1, 2 * reach + 1), stride=1, padding=(0, reach))
+        near[part] = grown[:, 0].bool().numpy()  # (n, H, W)
     return {
         "whole": np.ones_like(mask),
         "mask": mask,
@@ -93,25 +105,36 @@ def compare(
     Returns:
         One value for each name in ``REGIONS``.
     """
+    return psnr_in(regions(mask, token_pixels), result, reference)
+
+
+def psnr_in(
+    areas: Mapping[str, NDArray[np.bool_]], result: NDArray[np.uint8], wanted: NDArray[np.uint8]
+) -> dict[str, RegionQuality]:
+    """Measure PSNR in areas.
+
+    Args:
+        areas: (F, H, W) bool by name.
+        result: (F, H, W, 3) uint8.
+        wanted: (F, H, W, 3) uint8.
+    """
     import torch
     from torchmetrics.image import PeakSignalNoiseRatio
 
-    # Double precision: a single differing value among 10^8 does not get lost in the sum.
-    measures = {name: PeakSignalNoiseRatio(data_range=PEAK) for name in REGIONS}
-    for measure in measures.values():
+    found = {}
+    for name, area in areas.items():
+        # Double precision: a single differing value among 10^8 does not get lost in the sum.
+        measure = PeakSignalNoiseRatio(data_range=PEAK)
         measure.set_dtype(torch.float64)
-    pixels = dict.fromkeys(REGIONS, 0)
-    for part in parts(result):
-        for name, region in regions(mask[part], token_pixels).items():
-            count = int(region.sum())
-            if count:
-                given, wanted = (
-                    torch.from_numpy(frames[part][region]).double()
-                    for frames in (result, reference)
+        for part in parts(result):
+            if area[part].any():
+                given, aim = (
+                    torch.from_numpy(frames[part][area[part]]).double()
+                    for frames in (result, wanted)
                 )  # (n, 3)
-                measures[name].update(given, wanted)
-                pixels[name] += count
-    return {name: _quality(measures[name], pixels[name]) for name in REGIONS}
+                measure.update(given, aim)
+        found[name] = _quality(measure, int(area.sum()))
+    return found
 
 
 def parts(frames: NDArray[Any]) -> Iterator[slice]:
@@ -134,6 +157,20 @@ def to_tensor(values: NDArray[Any]) -> torch.Tensor:
     import torch
 
     return torch.from_numpy(np.require(values, requirements=("C", "W")))
+
+
+def as_pictures(frames: NDArray[np.uint8], device: str = "cpu") -> torch.Tensor:
+    """Convert frames to what networks and torchmetrics take.
+
+    Args:
+        frames: (F, H, W, 3) uint8.
+        device: Where the result goes.
+
+    Returns:
+        (F, 3, H, W) float32 in [0, 1].
+    """
+    pictures = to_tensor(frames).to(device)
+    return pictures.permute(0, 3, 1, 2).float() / 255  # (F, 3, H, W)
 
 
 def _quality(measure: PeakSignalNoiseRatio, pixels: int) -> RegionQuality:

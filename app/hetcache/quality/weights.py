@@ -11,7 +11,7 @@ from hetcache.running.options import written
 from hetcache_core import ConfigError, setting
 
 if TYPE_CHECKING:
-    from hetcache.quality.measure import QualityTools
+    from hetcache.quality.metric import QualityTools
 
 __all__ = ["WeightsConfig"]
 
@@ -41,7 +41,7 @@ class WeightsConfig:
         Raises:
             ConfigError: A file does not exist.
         """
-        from hetcache.quality.measure import QualityTools
+        from hetcache.quality.metric import QualityTools
 
         return QualityTools(
             lpips=_there(self.lpips, "--lpips"),

@@ -13,9 +13,14 @@ from attrs import evolve
 pytest.importorskip("rich")
 
 from hetcache.comparison.results.folder import Results, Row, RowKey
-from hetcache.comparison.results.lines import MetricSummary, Spread
-from hetcache.comparison.results.summary import FEATURES, front, summarize
-from hetcache.quality.types import METRICS
+from hetcache.comparison.results.summary import MetricSummary, Spread, Summary, front
+from hetcache.comparison.results.summary import summarize as sum_up
+from hetcache.quality.metric import columns_of, find_metrics
+from hetcache_core import discover
+
+METRICS = find_metrics(discover())
+FEATURES = "features.npy"
+
 
 KEY = RowKey(
     backbone="tiny-vace", clip="a", seed=0, policy="teacache", variant="fast", steps=4,
@@ -25,6 +30,10 @@ ROW = Row(
     key=KEY, modes="ffrr", flops=50, flops_full=100, denoise_seconds=2.0, total_seconds=3.0,
     peak_cache_bytes=7, metrics={"psnr_uncached_mask": 40.0, "ssim_uncached": 0.9},
 )  # fmt: skip
+
+
+def summarize(results: Results) -> Summary:
+    return sum_up(results, METRICS)
 
 
 def uncached(row: Row, seconds: float) -> Row:
@@ -93,17 +102,21 @@ def test_identical_videos_are_counted_and_left_out_of_the_mean(results: Results)
         metrics={"psnr_uncached_mask": None},
         metric_notes={"psnr_uncached_mask": "identical"},
     )
-    (line,) = summarize(fill(results, ROW, same)).lines
+    summary = summarize(fill(results, ROW, same))
+    (line,) = summary.lines
     found = line.metrics["psnr_uncached_mask"]
     assert found == MetricSummary(spread=Spread(mean=40.0, std=None, count=1), identical=1)
     assert found.partly
-    assert line.fidelity == 40.0
+    assert summary.fidelity is not None
+    assert line.value(summary.fidelity) == 40.0
 
 
 def test_a_line_of_identical_videos_is_infinitely_close(results: Results) -> None:
     row = changed(ROW, metrics={}, metric_notes={"psnr_uncached_mask": "identical"})
-    (line,) = summarize(fill(results, row)).lines
-    assert line.fidelity == math.inf
+    summary = summarize(fill(results, row))
+    (line,) = summary.lines
+    assert summary.fidelity is not None
+    assert line.value(summary.fidelity) == math.inf
     assert line.metrics["psnr_uncached_mask"].spread is None
 
 
@@ -114,7 +127,7 @@ def test_a_value_that_does_not_exist_keeps_its_reason(results: Results) -> None:
     assert line.metrics["lpips_uncached"].missing == {"needs --lpips FILE": 1, "not measured": 1}
     assert line.metrics["ssim_uncached"].spread == Spread(mean=0.9, std=None, count=1)
     assert line.metrics["vfid"].missing == {"needs --video-features FILE": 2}
-    assert set(line.metrics) == set(METRICS)
+    assert tuple(line.metrics) == tuple(column.name for column in columns_of(METRICS))
 
 
 def save_features(folder: Path, values: list[float]) -> None:
@@ -214,8 +227,10 @@ def test_the_front_holds_what_nothing_else_beats_in_both(results: Results) -> No
         for name, (speed, db) in points.items()
     ]
     summary = summarize(fill(results, *rows, uncached(ROW, 4.0)))
-    assert [line.variant for line in front(summary.lines)] == ["a", "b", "d"]
-    by_clock = front(summary.lines, "clock")  # all took equally long: the closest is left
+    assert [line.variant for line in front(summary.lines, summary.fidelity)] == ["a", "b", "d"]
+    by_clock = front(
+        summary.lines, summary.fidelity, "clock"
+    )  # all took equally long: the closest is left
     assert [line.variant for line in by_clock] == ["a"]
 
 

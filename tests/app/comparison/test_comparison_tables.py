@@ -15,10 +15,13 @@ pytest.importorskip("rich")
 from rich.console import Console
 
 from hetcache.comparison.page.tables import as_csv, as_markdown, print_tables, write_all
-from hetcache.comparison.results.columns import COLUMNS
+from hetcache.comparison.results.columns import columns_of_table
 from hetcache.comparison.results.folder import Results, Row, RowKey
-from hetcache.comparison.results.lines import Summary
-from hetcache.comparison.results.summary import summarize
+from hetcache.comparison.results.summary import Summary, summarize
+from hetcache.quality.metric import find_metrics
+from hetcache_core import discover
+
+METRICS = find_metrics(discover())
 
 KEY = RowKey(
     backbone="tiny-vace", clip="a", seed=0, policy="none", steps=4, frames=9, height=64, width=96
@@ -51,7 +54,7 @@ def summary_of(folder: Path, *rows: Row) -> Summary:
     results = Results(folder=folder)
     for row in rows:
         results.append(row)
-    return summarize(results)
+    return summarize(results, METRICS)
 
 
 def cells(text: str) -> list[dict[str, str]]:
@@ -157,26 +160,27 @@ def test_the_terminal_says_what_was_refused(tmp_path: Path) -> None:
 def test_every_column_orders_numbers_or_says_that_there_is_none(tmp_path: Path) -> None:
     summary = summary_of(tmp_path, REFERENCE, run("teacache", 2, 4.0))
     for line in summary.lines:
-        for column in COLUMNS:
+        for column in columns_of_table(summary):
             number = column.number(line)
             assert number is None or not math.isnan(number)
             assert column.text(line)
 
 
 def test_everything_is_written_into_the_folder_and_nothing_else(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     results = Results(folder=tmp_path)
     for row in (REFERENCE, run("teacache", 2, 4.0)):
         results.append(row)
-    files = write_all(results)
+    files = write_all(summarize(results, METRICS), tmp_path)
     assert set(files) == {
-        "table", "summary", "pareto", "pareto_svg", "pareto_clock", "pareto_clock_svg", "timelines",
+        "table", "summary", "pareto", "pareto_svg", "pareto_clock", "pareto_clock_svg",
+        "timelines", "timelines_svg", "metrics",
     }  # fmt: skip
+    assert [path.name for path in files["metrics"].iterdir()] == ["psnr_truth.svg"]
     assert {*files.values(), results.rows_path} == set(tmp_path.iterdir())
-    assert files["table"].read_text() == as_markdown(summarize(results))
+    assert files["table"].read_text() == as_markdown(summarize(results, METRICS))
 
 
 def test_with_only_the_uncached_run_there_is_a_table_and_no_plot(tmp_path: Path) -> None:
     results = Results(folder=tmp_path)
     results.append(REFERENCE)
-    assert set(write_all(results)) == {"table", "summary"}
+    assert set(write_all(summarize(results, METRICS), tmp_path)) == {"table", "summary"}

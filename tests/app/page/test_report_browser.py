@@ -19,6 +19,7 @@ from playwright import sync_api
 
 from hetcache.comparison.page.html import write_page
 from hetcache.comparison.results.folder import Results
+from hetcache_core import discover
 
 FPS, FRAMES, WORST = 16, 33, 20
 """Those of the videos in ``conftest.py``."""
@@ -88,7 +89,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def address(filled: Results, tmp_path_factory: pytest.TempPathFactory) -> str:
     output = tmp_path_factory.mktemp("page") / "page.html"
-    write_page(filled.folder, output=output, max_bytes=10**8)
+    write_page(filled.folder, discover(), output=output, max_bytes=10**8)
     return output.as_uri()
 
 

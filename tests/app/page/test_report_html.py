@@ -8,28 +8,38 @@ import shutil
 import webbrowser
 from base64 import b64decode, b64encode
 from hashlib import sha256
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from attrs import evolve
+from attrs import evolve, frozen
 
 pytest.importorskip("rich")
 pytest.importorskip("av")
 
 from hetcache.cli.main import main
-from hetcache.comparison.page.data import EXACT
-from hetcache.comparison.page.html import Page, write_page
+from hetcache.comparison.page.html import Page
+from hetcache.comparison.page.html import write_page as write
 from hetcache.comparison.page.roles import token_roles
-from hetcache.comparison.results.folder import Results, Row
-from hetcache.comparison.work.frame_errors import FRAME_PSNR, frame_psnr
+from hetcache.comparison.page.section import Reported, ReportSection, check_html
+from hetcache.comparison.page.viewer import EXACT
+from hetcache.comparison.results.folder import FRAME_PSNR, Results, Row
+from hetcache.quality.psnr import frame_psnr
+from hetcache_core import Registration, discover
 from hetcache_core.errors import ConfigError
 from hetcache_core.records.trace import Trace
 from hetcache_core.tokens import Role
 
 PLENTY = 10**8
+REGISTRY = discover()
+
+
+def write_page(folder: Path, **given: Any) -> Page:
+    return write(folder, REGISTRY, **given)
 
 
 class Tags(HTMLParser):
@@ -282,3 +292,85 @@ def test_a_policy_without_an_uncached_video_is_shown_without_errors(
     (track,) = scene["tracks"]
     assert (track["label"], track["psnr"], track["roles"]) == ("hetcache", None, None)
     assert scene["fps"] == 16.0
+
+
+@frozen
+class Stranger(ReportSection):
+    """A section of a plugin that writes what it is told to."""
+
+    name = "stranger"
+    title = "A <stranger>"
+    written: ClassVar[str] = ""
+
+    def render(self, reported: Reported) -> str:
+        if self.written == "raise":
+            raise KeyError("<b>")
+        return self.written.format(policy=escape(reported.summary.lines[0].policy))
+
+
+def page_with(monkeypatch: pytest.MonkeyPatch, written: str, folder: Path, output: Path) -> str:
+    monkeypatch.setattr(Stranger, "written", written)
+    registry = REGISTRY.with_registrations(
+        "report section",
+        Registration(name="stranger", target=Stranger, summary="a section of a plugin"),
+    )
+    return write(folder, registry, output=output, max_bytes=1).output.read_text(encoding="utf-8")
+
+
+def test_a_section_of_a_plugin_stands_after_the_built_in_ones(
+    filled: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = page_with(monkeypatch, "<p>of {policy}</p>", filled.folder, tmp_path / "page.html")
+    sections = [attrs["id"] for tag, attrs in Tags(text).found if tag == "section"]
+    assert sections == ["tables", "plots", "timelines", "videos", "stranger"]
+    assert "<h2>A &lt;stranger&gt;</h2>\n<p>of none</p>" in text
+    assert '<a href="#stranger">A &lt;stranger&gt;</a>' in text
+
+
+def test_a_section_that_has_nothing_to_show_is_left_out(
+    filled: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = page_with(monkeypatch, "", filled.folder, tmp_path / "page.html")
+    assert "stranger" not in text
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "raise",
+        "<script>alert(1)</script>",
+        "<p onclick='alert(1)'>x</p>",
+        "<p style='position: fixed'>x</p>",
+        "<img src='https://example.org/x.png'>",
+        "<a href='javascript:alert(1)'>x</a>",
+        "<iframe></iframe>",
+        "</section></main><h1>x</h1>",
+        "<div><p>x</div>",
+        "<textarea>",
+        "<!-- <p>x</p>",
+        "<p>x</p><div",
+    ],
+)
+def test_a_section_that_fails_or_would_break_out_says_so_and_the_others_are_there(
+    filled: Results,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    written: str,
+) -> None:
+    text = page_with(monkeypatch, written, filled.folder, tmp_path / "page.html")
+    assert "This section could not be written: " in text
+    assert "the report section stranger failed" in capsys.readouterr().err
+    tags = Tags(text)
+    assert (tags.count("section"), tags.count("script"), tags.count("main")) == (5, 2, 1)
+    assert "teacache fast" in text
+    assert written not in text.split('id="stranger"')[1]
+
+
+def test_what_a_section_may_hold_is_let_through() -> None:
+    check_html(
+        '<h3>x</h3><p class="notes">a<br>b &lt;c></p><img src="data:image/png;base64,AA">'
+        '<svg viewBox="0 0 1 1"><path d="M0 0"/><text>x<title>y</title></text></svg>'
+        '<a href="#tables">t</a><script type="application/json" id="mine">{"a": 1}</script>',
+        subject="test",
+    )

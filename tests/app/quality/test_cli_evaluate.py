@@ -20,9 +20,10 @@ from PIL import Image
 
 from hetcache.cli.main import main
 from hetcache.media.video import read_video, write_video
-from hetcache.quality.measure import frechet_distance
-from hetcache.quality.pixels import flicker, ssim
+from hetcache.quality.flicker import flicker
 from hetcache.quality.regions import compare
+from hetcache.quality.ssim import ssim
+from hetcache.quality.vfid import frechet_distance
 
 RATE = Fraction(25)
 SHAPE = (7, 64, 96, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,13 @@ import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from hetcache.quality import regions as metrics
-from hetcache.quality.measure import METRICS, QualityTools, Value, check_tools, measure_quality
-from hetcache.quality.pixels import flicker, ssim
+from hetcache.quality.flicker import flicker
+from hetcache.quality.measure import check_tools
+from hetcache.quality.measure import measure_quality as measure
+from hetcache.quality.metric import QualityTools, SetMetric, Value, columns_of, find_metrics
 from hetcache.quality.regions import compare, regions
+from hetcache.quality.ssim import ssim
+from hetcache_core import discover
 from hetcache_core.errors import ConfigError
 
 TOKEN = 4
@@ -25,7 +30,16 @@ UNCACHED = {
     "psnr_uncached", "psnr_uncached_mask", "psnr_uncached_margin", "psnr_uncached_background",
     "ssim_uncached", "lpips_uncached", "flicker",
 }  # fmt: skip
-TRUTH = {"psnr_truth", "psnr_truth_mask", "ssim_truth", "lpips_truth"}
+TRUTH = {
+    "psnr_truth", "psnr_truth_mask", "psnr_truth_margin", "psnr_truth_background",
+    "ssim_truth", "lpips_truth",
+}  # fmt: skip
+METRICS = find_metrics(discover())
+COLUMNS = {column.name: column for column in columns_of(METRICS)}
+
+
+def measure_quality(result: np.ndarray, **given: Any) -> dict[str, Value]:
+    return measure(METRICS, result, **given)
 
 
 def video(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
@@ -47,7 +61,9 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 def test_every_metric_of_a_clip_has_a_value_or_says_why_not() -> None:
     found = measure_quality(video(0), mask=mask(), token_pixels=TOKEN)
     assert set(found) == UNCACHED | TRUTH | {"clip_score"}
-    assert list(found) == [name for name, info in METRICS.items() if info.level == "clip"]
+    assert list(found) == [
+        name for name, column in COLUMNS.items() if not isinstance(column.metric, SetMetric)
+    ]
     assert {name: value.note for name, value in found.items()} == {
         **dict.fromkeys(UNCACHED, "no uncached output"),
         **dict.fromkeys(TRUTH, "no ground truth"),
@@ -188,11 +204,11 @@ def test_arrays_that_cannot_be_written_to_or_are_mirrored_are_measured_alike() -
 
 
 def test_values_are_shown_with_their_unit_or_their_reason() -> None:
-    assert METRICS["psnr_truth"].show(Value(value=31.256)) == "31.26 dB"
-    assert METRICS["ssim_truth"].show(Value(value=0.5)) == "0.5000"
-    assert METRICS["vfid"].show(Value(value=1.5, note="3 clips")) == "1.5000 (3 clips)"
-    assert METRICS["psnr_truth"].show(Value(value=None, note="identical")) == "identical"
+    assert COLUMNS["psnr_truth"].show(Value(value=31.256)) == "31.26 dB"
+    assert COLUMNS["ssim_truth"].show(Value(value=0.5)) == "0.5000"
+    assert COLUMNS["vfid"].show(Value(value=1.5, note="3 clips")) == "1.5000 (3 clips)"
+    assert COLUMNS["psnr_truth"].show(Value(value=None, note="identical")) == "identical"
 
 
 def test_without_files_of_weights_there_is_nothing_to_check() -> None:
-    check_tools(QualityTools())
+    check_tools(METRICS, QualityTools())

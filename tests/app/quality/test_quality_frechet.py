@@ -12,13 +12,8 @@ pytest.importorskip("torchmetrics")
 import numpy as np
 import torch
 
-from hetcache.quality.measure import (
-    QualityTools,
-    Value,
-    check_tools,
-    frechet_distance,
-    video_features,
-)
+from hetcache.quality.metric import QualityTools, Value
+from hetcache.quality.vfid import Vfid, frechet_distance, video_features
 from hetcache_core.errors import ConfigError
 
 SHAPE = (4, 16, 24, 3)
@@ -102,12 +97,12 @@ def test_a_file_that_is_no_network_is_refused(tmp_path: Path, suffix: str) -> No
     if suffix == ".onnx":
         pytest.importorskip("onnxruntime")
     with pytest.raises(ConfigError, match=r"--video-features: .* is no network that can be read"):
-        check_tools(QualityTools(video_features=path))
+        Vfid().check(QualityTools(video_features=path))
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no file"):
-        check_tools(QualityTools(video_features=tmp_path / "nowhere.pt"))
+        Vfid().check(QualityTools(video_features=tmp_path / "nowhere.pt"))
 
 
 def test_a_network_that_does_not_take_the_video_is_refused(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ pytest.importorskip("torchmetrics")
 import numpy as np
 import torch
 
-from hetcache.quality.learned import clip_score, lpips
-from hetcache.quality.measure import QualityTools, Value, check_tools, measure_quality
+from hetcache.quality.clip_score import ClipScore, clip_score
+from hetcache.quality.lpips import Lpips, lpips
+from hetcache.quality.measure import measure_quality
+from hetcache.quality.metric import QualityTools, Value
 from hetcache_core.errors import ConfigError
 
 SHAPE = (3, 64, 80, 3)
@@ -112,7 +114,7 @@ def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
         (tmp_path / "nowhere.pth", "cannot be read: No such file"),
     ):
         with pytest.raises(ConfigError) as caught:
-            check_tools(QualityTools(lpips=path))
+            Lpips().check(QualityTools(lpips=path))
         assert str(caught.value).startswith("--lpips: ")
         assert said in str(caught.value)
 
@@ -124,7 +126,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
     torch.save({"features.0.weight": Code()}, tmp_path / "code.pth")
     with pytest.raises(ConfigError, match="it is no file of weights"):
-        check_tools(QualityTools(lpips=tmp_path / "code.pth"))
+        Lpips().check(QualityTools(lpips=tmp_path / "code.pth"))
     assert not (tmp_path / "run").exists()
 
 
@@ -178,6 +180,7 @@ def test_the_clip_score_is_the_cosine_between_frames_and_prompt(clip_folder: Pat
     assert opposite.value == pytest.approx(max(0.0, -cosine), abs=1e-3)
     assert found.note == opposite.note == ""
     again = measure_quality(
+        [ClipScore()],
         video(), mask=np.ones(SHAPE[:3], bool), token_pixels=4, prompt=PROMPT,
         tools=QualityTools(clip=clip_folder),
     )  # fmt: skip
@@ -196,7 +199,7 @@ def test_a_folder_without_clip_is_refused(tmp_path: Path) -> None:
     (broken / "config.json").write_text('{"model_type": "clip"}')
     for path, said in ((tmp_path, "it has no config.json"), (broken, "holds no CLIP model")):
         with pytest.raises(ConfigError) as caught:
-            check_tools(QualityTools(clip=path))
+            ClipScore().check(QualityTools(clip=path))
         assert str(caught.value).startswith("--clip: ")
         assert said in str(caught.value)
 
@@ -213,4 +216,4 @@ def test_the_clip_score_without_transformers_says_what_to_install(
 
     monkeypatch.setattr(torchmetrics.multimodal, "CLIPScore", without)
     with pytest.raises(ConfigError, match="pip install transformers"):
-        check_tools(QualityTools(clip=tmp_path))
+        ClipScore().check(QualityTools(clip=tmp_path))

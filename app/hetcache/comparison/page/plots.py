@@ -1,27 +1,31 @@
-"""A comparison's pictures: speed-up against fidelity, and what every policy did at every step."""
+"""A comparison's pictures: speed-up against quality, and what every policy did at every step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from types import MappingProxyType
+from typing import Final
 
+from attrs import frozen
+
+from hetcache.comparison.page.drawing import Drawing, Line, Point, Shape, Words, stack
 from hetcache.comparison.page.labels import place
-from hetcache.comparison.page.palette import LETTERS, MODES, Look, looks_of
-from hetcache.comparison.results.lines import Line, Setting, Speed, Summary
-from hetcache.comparison.results.summary import front
-from hetcache.media.files import replacing
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from hetcache.comparison.results.summary import Line as Summed
+from hetcache.comparison.results.summary import Setting, Speed, Summary, front
+from hetcache.media.files import replacing, write_text
+from hetcache.quality.metric import MetricColumn
 
 __all__ = [
-    "AXIS",
-    "FIDELITY_AXIS",
+    "LETTERS",
+    "MODES",
+    "Look",
+    "ModeLook",
     "Panel",
-    "ceiling",
+    "drawn_columns",
+    "legend",
+    "looks_of",
     "panels",
     "pareto",
     "timelines",
@@ -29,26 +33,139 @@ __all__ = [
 ]
 
 AXIS: Final[dict[Speed, str]] = {"flops": "speed-up in FLOPs", "clock": "speed-up on the clock"}
-FIDELITY_AXIS: Final = "PSNR to uncached in the mask, dB"
 
-PANEL_WIDTH: Final = 7.5
-PANEL_HEIGHT: Final = 5.0
-ROW_HEIGHT: Final = 0.26
-"""Of a policy in the timelines, in inches."""
+# Source: Okabe and Ito, "Color universal design", 2008, which colour-blind people can tell apart;
+# without black and yellow, which vanish on one of the two backgrounds.
+COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
-DPI: Final = 150
-LABEL_SIZE: Final = 7
-MARKER: Final = 6.0
-"""Width of a marker in points."""
+SHAPES: Final[Mapping[str, tuple[Point, ...]]] = {
+    "circle": tuple(
+        (5 * math.cos(turn * math.pi / 8), 5 * math.sin(turn * math.pi / 8)) for turn in range(16)
+    ),
+    "square": ((-4.5, -4.5), (4.5, -4.5), (4.5, 4.5), (-4.5, 4.5)),
+    "triangle": ((0, -5.5), (5.5, 4.5), (-5.5, 4.5)),
+    "diamond": ((0, -6), (6, 0), (0, 6), (-6, 0)),
+    "turned": ((0, 5.5), (5.5, -4.5), (-5.5, -4.5)),
+}
+"""Outlines of the markers, in pixels around a point."""
+
+WIDTH, HEIGHT = 660, 420
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 44
+"""Margins around the area of the points, in pixels."""
+
+CHARACTER: Final = 6.2
+"""Width of a character in pixels, at most on average; the browser's font is not known here."""
+
+TEXT: Final = 13
+"""Height of a label in pixels."""
+
+RADIUS: Final = 5.0
+"""Of a marker in pixels."""
+
+TICKS: Final = 6
+"""Ticks on an axis, about."""
 
 HEADROOM: Final = 0.12
-"""How far above the best PSNR the identical videos are drawn, as a share of the range."""
+"""How far above the best value the identical videos are drawn, as a share of the range."""
 
-LEAST_RANGE: Final = 5.0
-"""Least range of the axis in dB, so that equal values do not fill the picture."""
+LEAST_RANGE: Final = 0.12
+"""Least range of the axis as a share of its values, so that equal ones do not fill the picture."""
 
-Panel = tuple[Setting, int, list[Line]]
-"""Model and size, number of steps, and the lines but the uncached one."""
+CELL, ROW = 18, 20
+"""Width of a step and height of a policy in the timelines, in pixels."""
+
+NAMES: Final = 190
+"""Width of the policies' names in the timelines, in pixels."""
+
+
+@frozen(kw_only=True)
+class Panel:
+    """Lines that may be drawn together: speed-up is held against an uncached run, which they share.
+
+    Attributes:
+        setting: Model and size.
+        steps: Steps of the sampler.
+        lines: All but the uncached one.
+    """
+
+    setting: Setting
+    steps: int
+    lines: tuple[Summed, ...]
+
+    @property
+    def title(self) -> str:
+        """Model, size and steps."""
+        return f"{self.setting}, {self.steps} steps"
+
+
+@frozen(kw_only=True)
+class Look:
+    """How the points of a policy are drawn.
+
+    Attributes:
+        color: As "#rrggbb".
+        marker: A name in ``SHAPES``.
+    """
+
+    color: str
+    marker: str
+
+
+@frozen(kw_only=True)
+class ModeLook:
+    """How a step is drawn.
+
+    Attributes:
+        title: What it did.
+        color: As "#rrggbb"; the three differ in lightness as well as in hue.
+    """
+
+    title: str
+    color: str
+
+
+MODES: Final = MappingProxyType(
+    {
+        "f": ModeLook(title="full", color="#0072B2"),
+        "p": ModeLook(title="partial", color="#E69F00"),
+        "r": ModeLook(title="reused", color="#DDDDDD"),
+    }
+)
+"""By the letters of a row's modes."""
+
+LETTERS: Final = tuple(MODES)
+
+
+def looks_of(summary: Summary) -> dict[str, Look]:
+    """Give every policy the same look in all panels: thirty different ones, then again."""
+    policies = dict.fromkeys(line.policy for line in summary.lines if not line.is_reference)
+    markers = tuple(SHAPES)
+    return {
+        policy: Look(color=COLORS[number % len(COLORS)], marker=markers[number % len(markers)])
+        for number, policy in enumerate(policies)
+    }
+
+
+def panels(summary: Summary) -> list[Panel]:
+    """Part the lines into those that may be drawn together."""
+    found = []
+    for setting in summary.settings:
+        lines = [line for line in summary.at(setting) if not line.is_reference]
+        for steps in dict.fromkeys(line.steps for line in lines):
+            own = tuple(line for line in lines if line.steps == steps)
+            found.append(Panel(setting=setting, steps=steps, lines=own))
+    return found
+
+
+def drawn_columns(summary: Summary) -> list[MetricColumn]:
+    """Return what speed-up is drawn against: fidelity first, then every metric with a value."""
+    known = [
+        column
+        for column in summary.columns
+        if any(line.value(column) is not None for line in summary.lines if not line.is_reference)
+    ]
+    first = [column for column in summary.columns if column == summary.fidelity]
+    return [*first, *(column for column in known if column not in first)]
 
 
 def write_plots(summary: Summary, folder: Path) -> dict[str, Path]:
@@ -59,168 +176,214 @@ def write_plots(summary: Summary, folder: Path) -> dict[str, Path]:
         folder: Where the files go.
 
     Returns:
-        The files: "pareto" and "pareto_clock", both also with "_svg", and "timelines". Nothing
-        is drawn while there is only the uncached run.
+        The files: "pareto", "pareto_clock" and "timelines", each also with "_svg", and "metrics",
+        a folder with a drawing for each further metric. Nothing is drawn while there is only the
+        uncached run.
 
     Raises:
         ConfigError: A file cannot be written.
     """
-    if not panels(summary):
+    drawn, looks, columns = panels(summary), looks_of(summary), drawn_columns(summary)
+    if not drawn:
         return {}
-    by_clock = pareto(summary, "clock")
-    figures = {
-        "pareto": (pareto(summary, "flops"), "pareto.png"),
-        "pareto_svg": (pareto(summary, "flops"), "pareto.svg"),
-        "pareto_clock": (by_clock, "pareto-clock.png"),
-        "pareto_clock_svg": (by_clock, "pareto-clock.svg"),
-        "timelines": (timelines(summary), "timelines.png"),
-    }
-    files = {}
-    for name, (figure, file) in figures.items():
-        files[name] = folder / file
-        with replacing(files[name]) as part:
-            figure.savefig(part)
+
+    def against(column: MetricColumn, speed: Speed) -> Drawing:
+        return stack([pareto(panel, speed, column, looks) for panel in drawn])
+
+    drawings = {"timelines": stack([legend(), *map(timelines, drawn)])}
+    if columns:
+        drawings["pareto"] = against(columns[0], "flops")
+        drawings["pareto_clock"] = against(columns[0], "clock")
+    files: dict[str, Path] = {}
+    for name, drawing in drawings.items():
+        path = folder / f"{name.replace('_', '-')}.png"
+        files |= {name: path, f"{name}_svg": path.with_suffix(".svg")}
+        with replacing(path) as part:
+            drawing.picture().save(part)
+        write_text(files[f"{name}_svg"], drawing.svg(file=True))
+    if columns[1:]:
+        files["metrics"] = folder / "metrics"
+        files["metrics"].mkdir(exist_ok=True)
+    for column in columns[1:]:
+        drawing = against(column, "flops")
+        write_text(files["metrics"] / f"{column.name}.svg", drawing.svg(file=True))
     return files
 
 
-def panels(summary: Summary) -> list[Panel]:
-    """Part the lines into those that may be drawn together.
-
-    Speed-up and fidelity are held against an uncached run, so only lines with the same one share
-    a picture.
-    """
-    found = []
-    for setting in summary.settings:
-        lines = [line for line in summary.at(setting) if not line.is_reference]
-        for steps in dict.fromkeys(line.steps for line in lines):
-            found.append((setting, steps, [line for line in lines if line.steps == steps]))
-    return found
-
-
-def pareto(summary: Summary, speed: Speed) -> Figure:
-    """Draw speed-up against fidelity, one panel for each model, size and number of steps.
+def pareto(panel: Panel, speed: Speed, column: MetricColumn, looks: Mapping[str, Look]) -> Drawing:
+    """Draw speed-up against quality.
 
     Args:
-        summary: What was summed up.
+        panel: What is drawn.
         speed: Which speed-up is on the horizontal axis.
+        column: Which metric is on the vertical axis.
+        looks: Colour and shape of every policy.
     """
-    from matplotlib.figure import Figure
+    heading = f"{column.heading} ({column.better} is better)"
+    found = [
+        (line, gain, value)
+        for line in panel.lines
+        if (gain := line.speedup(speed)) is not None and (value := line.value(column)) is not None
+    ]
+    parts: list[Line | Shape | Words] = []
+    if not found:
+        parts.append(Words(text="nothing to draw", at=(WIDTH / 2, HEIGHT / 2)))
+    else:
+        low, high, identical = _range([value for *_, value in found])
+        points = [(line, gain, min(value, identical)) for line, gain, value in found]
+        gains = [gain for _, gain, _ in points]
+        start, end = min(1.0, *gains) - 0.05, max(gains) * 1.08
 
-    drawn = panels(summary)
-    looks = looks_of(summary)
-    figure = Figure(figsize=(PANEL_WIDTH, PANEL_HEIGHT * len(drawn)), dpi=DPI)
-    margin = 0.6 / (PANEL_HEIGHT * len(drawn))
-    figure.subplots_adjust(left=0.09, right=0.98, bottom=margin, top=1 - margin, hspace=0.3)
-    for axes, (setting, steps, lines) in zip(
-        figure.subplots(len(drawn), squeeze=False)[:, 0], drawn, strict=True
-    ):
-        axes.set_title(f"{setting}, {steps} steps", fontsize=9, parse_math=False)
-        axes.set_xlabel(AXIS[speed])
-        axes.set_ylabel(FIDELITY_AXIS)
-        axes.grid(alpha=0.3)
-        _draw_points(axes, lines, speed, looks)
-    return figure
+        def at(gain: float, value: float) -> Point:
+            across = LEFT + (gain - start) / (end - start) * (WIDTH - LEFT - RIGHT)
+            return across, HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+        for gain in _ticks(start, end):
+            x, _ = at(gain, low)
+            parts.append(Line(kind="grid", points=((x, TOP), (x, HEIGHT - BOTTOM))))
+            parts.append(Words(text=f"{gain:g}x", at=(x, HEIGHT - BOTTOM + 16), kind="tick"))
+        for value in _ticks(low, high):
+            _, y = at(start, value)
+            parts.append(Line(kind="grid", points=((LEFT, y), (WIDTH - RIGHT, y))))
+            parts.append(Words(text=f"{value:g}", at=(LEFT - 6, y + 4), anchor="end", kind="tick"))
+        if any(value == math.inf for *_, value in found):
+            _, y = at(start, identical)
+            parts.append(Line(kind="same", points=((LEFT, y), (WIDTH - RIGHT, y))))
+            parts.append(Words(text="identical", at=(LEFT + 4, y - 4), anchor="start", kind="tick"))
+        parts.append(Words(text=AXIS[speed], at=(WIDTH / 2, HEIGHT - 6)))
+        parts.append(Words(text=heading, at=(14, HEIGHT / 2), turned=True))
+        best = front(panel.lines, column, speed)
+        placed = [(line, at(gain, value)) for line, gain, value in points]
+        corners = sorted(point for line, point in placed if line in best)
+        way = [corners[0]]
+        for x, y in corners[1:]:
+            way += [(way[-1][0], y), (x, y)]
+        parts.append(Line(kind="front", points=tuple(way)))
+        said = {id(line): _said(line, gain, value, column) for line, gain, value in found}
+        parts += _marks(placed, best, said, looks)
+    return Drawing(
+        width=WIDTH,
+        height=HEIGHT,
+        kind="plot",
+        title=panel.title,
+        name=f"{AXIS[speed]} against {heading}: {panel.title}",
+        parts=tuple(parts),
+    )
 
 
-def ceiling(lines: Sequence[Line]) -> tuple[float, float, float]:
-    """Find the vertical range of a panel in dB.
+def timelines(panel: Panel) -> Drawing:
+    """Draw what every policy did at every step, for the first clip and seed of each line."""
+    longest = max((len(line.modes) for line in panel.lines), default=0)
+    parts: list[Line | Shape | Words] = []
+    for row, line in enumerate(panel.lines):
+        top = row * ROW
+        counts = ", ".join(f"{line.modes.count(mode)} {MODES[mode].title}" for mode in LETTERS)
+        parts.append(
+            Words(
+                text=_short(line.label),
+                at=(NAMES - 8, top + 14),
+                anchor="end",
+                said=f"{line.label}: {counts}",
+            )
+        )
+        for step, letter in enumerate(line.modes):
+            if letter in MODES:
+                left = NAMES + step * CELL
+                parts.append(
+                    Shape(
+                        kind="step",
+                        points=_box(left, top + 2, CELL - 1, ROW - 4),
+                        color=MODES[letter].color,
+                        said=f"{line.label}, step {step}: {MODES[letter].title}",
+                    )
+                )
+    height = len(panel.lines) * ROW + 24
+    for step in range(0, longest, 5):
+        middle = NAMES + step * CELL + CELL / 2
+        parts.append(Words(text=str(step), at=(middle, height - 6), kind="tick"))
+    return Drawing(
+        width=NAMES + longest * CELL + 8,
+        height=height,
+        kind="timelines",
+        title=panel.title,
+        name=f"What every policy did at each step: {panel.title}",
+        parts=tuple(parts),
+    )
 
-    Returns:
-        Lower end, upper end, and where identical videos are drawn, whose PSNR is infinite.
-    """
-    finite = [y for line in lines if (y := line.fidelity) is not None and math.isfinite(y)]
-    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
-    span = max(high - low, LEAST_RANGE)
+
+def legend() -> Drawing:
+    """Draw which colour stands for what a step did."""
+    parts: list[Shape | Words] = []
+    for number, look in enumerate(MODES.values()):
+        left = 8 + 80 * number
+        parts.append(Shape(kind="step", points=_box(left, 4, 14, 14), color=look.color))
+        parts.append(Words(text=look.title, at=(left + 20, 15), anchor="start"))
+    name = "Colours of the steps: " + ", ".join(look.title for look in MODES.values())
+    return Drawing(
+        width=8 + 80 * len(MODES), height=ROW + 2, kind="key", name=name, parts=tuple(parts)
+    )
+
+
+def _range(values: Sequence[float]) -> tuple[float, float, float]:
+    """Find the lower and upper end of an axis, and where identical videos are, which are infinite."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    low, high = min(finite), max(finite)
+    span = max(high - low, LEAST_RANGE * abs(high)) or 1.0
+    low = high - span
     return low - HEADROOM * span, high + 2 * HEADROOM * span, high + HEADROOM * span
 
 
-def timelines(summary: Summary) -> Figure:
-    """Draw what every policy did at every step, for the first clip and seed of each line."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-    from matplotlib.ticker import MaxNLocator
-
-    drawn = panels(summary)
-    heights = [len(lines) + 3 for _, _, lines in drawn]
-    figure = Figure(
-        figsize=(PANEL_WIDTH, 0.5 + ROW_HEIGHT * sum(heights)), dpi=DPI, layout="constrained"
-    )
-    all_axes = figure.subplots(len(drawn), squeeze=False, height_ratios=heights)[:, 0]
-    for axes, (setting, steps, lines) in zip(all_axes, drawn, strict=True):
-        for row, line in enumerate(lines):
-            for letter in LETTERS:
-                spans = [(i, 1) for i, mode in enumerate(line.modes) if mode == letter]
-                axes.broken_barh(
-                    spans, (row - 0.4, 0.8), color=MODES[letter].color, edgecolor="white", lw=0.4
-                )
-        axes.set_yticks(
-            range(len(lines)), [line.label for line in lines], fontsize=LABEL_SIZE, parse_math=False
-        )
-        axes.set_ylim(len(lines) - 0.5, -0.5)
-        axes.set_xlim(0, max(len(line.modes) for line in lines) or 1)
-        axes.set_title(
-            f"{setting}, {steps} steps: first clip and seed", fontsize=9, parse_math=False
-        )
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    patches = [Patch(color=MODES[letter].color, label=MODES[letter].title) for letter in LETTERS]
-    figure.legend(handles=patches, loc="outside upper center", ncols=len(patches), frameon=False)
-    return figure
-
-
-def _draw_points(axes: Axes, lines: list[Line], speed: Speed, looks: Mapping[str, Look]) -> None:
-    low, high, identical = ceiling(lines)
-    axes.set_ylim(low, high)
-    points = [
-        (line, x, min(y, identical))
-        for line in lines
-        if (x := line.speedup(speed)) is not None and (y := line.fidelity) is not None
-    ]
-    if not points:
-        axes.text(0.5, 0.5, "nothing to draw", ha="center", transform=axes.transAxes)
-        return
-    furthest = max(x for _, x, _ in points)
-    axes.set_xlim(min(1.0, *(x for _, x, _ in points)) - 0.05, furthest + 0.08 * furthest)
-    on_front = front(lines, speed)
-    best = sorted((x, y) for line, x, y in points if line in on_front)
-    axes.plot(*zip(*best, strict=True), color="0.6", lw=1, drawstyle="steps-pre", zorder=1)
-    if any(y == identical for _, _, y in points):
-        axes.axhline(identical, color="0.6", lw=0.8, ls=":", zorder=0)
-        _text(
-            axes, "identical", (0.0, identical), transform=axes.get_yaxis_transform(), va="bottom"
-        )
-    for line, x, y in points:
-        look = looks[line.policy]
-        edge = "black" if (x, y) in best else "none"
-        axes.plot(x, y, look.marker, color=look.color, ms=MARKER, mec=edge, mew=0.8, zorder=2)
-    _draw_labels(axes, points)
-
-
-def _draw_labels(axes: Axes, points: list[tuple[Line, float, float]]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure: Any = axes.figure
-    canvas: Any = FigureCanvasAgg(figure)
-    renderer = canvas.get_renderer()
-    pixels = [tuple(axes.transData.transform((x, y))) for _, x, y in points]
-    texts = [_text(axes, line.label, (x, y), va="bottom") for line, x, y in points]
-    extents = [text.get_window_extent(renderer) for text in texts]
-    area = axes.get_window_extent(renderer)
-    per_point = figure.dpi / 72
+def _marks(
+    placed: Sequence[tuple[Summed, Point]],
+    best: Sequence[Summed],
+    said: Mapping[int, str],
+    looks: Mapping[str, Look],
+) -> Iterator[Line | Shape | Words]:
+    """Draw points, each with its label and a line to it where it had to go far."""
     boxes = place(
-        pixels,
-        [(extent.width, extent.height) for extent in extents],
-        (area.x0, area.y0, area.x1, area.y1),
-        marker=MARKER * per_point / 2,
+        [point for _, point in placed],
+        [(len(_short(line.label)) * CHARACTER, TEXT) for line, _ in placed],
+        (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
+        marker=RADIUS + 1,
     )
-    back = axes.transData.inverted()
-    for text, box, pixel, (_, x, y) in zip(texts, boxes, pixels, points, strict=True):
-        text.set_position(back.transform(box[:2]))
-        nearest = [min(max(value, box[axis]), box[axis + 2]) for axis, value in enumerate(pixel)]
-        if math.dist(nearest, pixel) > 2 * MARKER * per_point:
-            end = back.transform(nearest)
-            axes.plot((x, end[0]), (y, end[1]), color="0.6", lw=0.5, zorder=1)
+    for (line, (x, y)), box in zip(placed, boxes, strict=True):
+        near = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
+        if math.dist(near, (x, y)) > 4 * RADIUS:
+            yield Line(kind="leader", points=((x, y), near))
+        look = looks[line.policy]
+        yield Shape(
+            kind="mark",
+            points=tuple((x + across, y + down) for across, down in SHAPES[look.marker]),
+            color=look.color,
+            said=said[id(line)],
+            best=line in best,
+            reached=True,
+        )
+        middle = (box[0] + box[2]) / 2
+        yield Words(text=_short(line.label), at=(middle, box[3] - 3), kind="label")
 
 
-def _text(axes: Axes, words: str, at: tuple[float, float], **keywords: Any) -> Any:
-    return axes.text(*at, words, fontsize=LABEL_SIZE, parse_math=False, **keywords)
+def _said(line: Summed, gain: float, value: float, column: MetricColumn) -> str:
+    number = f"{value:.{column.metric.digits}f} {column.metric.unit}".strip()
+    shown = "identical" if value == math.inf else number
+    return f"{line.label}: {gain:.2f}x, {shown}; clips x seeds: {line.cases}"
+
+
+def _short(label: str) -> str:
+    """Cut a long label, which is whole in what is said of it."""
+    most = NAMES // 7
+    return label if len(label) <= most else f"{label[: most - 1]}…"
+
+
+def _box(left: float, top: float, width: float, height: float) -> tuple[Point, ...]:
+    right, bottom = left + width, top + height
+    return (left, top), (right, top), (right, bottom), (left, bottom)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Give round numbers between two, about as many as ``TICKS``."""
+    rough = (high - low) / TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [round(count * step, 10) for count in range(first, last + 1)]

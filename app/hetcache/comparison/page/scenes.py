@@ -9,8 +9,7 @@ from typing import Final
 from attrs import field, frozen
 
 from hetcache.comparison.results.folder import Results, Row
-from hetcache.comparison.results.lines import Setting, Summary
-from hetcache.comparison.results.summary import front
+from hetcache.comparison.results.summary import Setting, Summary, front
 from hetcache.running.specs import REFERENCE
 
 __all__ = ["Scene", "choose", "embedded_size", "find_scenes", "only", "video_of"]
@@ -64,7 +63,7 @@ def find_scenes(summary: Summary, results: Results) -> list[Scene]:
     groups: dict[tuple[Setting, int], dict[tuple[str, int], list[Row]]] = {}
     for setting in summary.settings:
         lines = summary.at(setting)
-        best = [id(line) for line in front(lines)]
+        best = [id(line) for line in front(lines, summary.fidelity)]
         for line in sorted(lines, key=lambda line: (not line.is_reference, id(line) not in best)):
             cases = groups.setdefault((setting, line.steps), {})
             for row in _first_repetitions(line.rows):

@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import asdict
 
-from hetcache.comparison.results.columns import COLUMNS, Column, footnotes, method
-from hetcache.comparison.results.lines import Line, Setting, Speed, Summary
-from hetcache.comparison.results.summary import summarize
+from hetcache.comparison.page.plots import write_plots
+from hetcache.comparison.results.columns import Column, columns_of_table, footnotes, method
+from hetcache.comparison.results.summary import Line, Setting, Speed, Summary
 from hetcache.media.files import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-    from hetcache.comparison.results.folder import Results
 
 __all__ = ["as_csv", "as_markdown", "print_tables", "write_all"]
 
@@ -40,12 +38,13 @@ def as_markdown(summary: Summary, *, sort: Speed = "flops") -> str:
         sort: Which speed-up the methods are sorted by, within the same number of steps.
     """
     parts = []
+    columns = columns_of_table(summary)
     for setting in summary.settings:
         parts += [f"## {_escaped(str(setting))}", ""]
         lines = summary.at(setting, sort=sort)
         if lines:
-            rows = [[f"`{_plain(method(line))}`", *_cells(line, COLUMNS)] for line in lines]
-            titles = [column.title for column in COLUMNS]
+            rows = [[f"`{_plain(method(line))}`", *_cells(line, columns)] for line in lines]
+            titles = [column.title for column in columns]
             parts += _markdown(["method", *titles], rows)
             parts.append("")
         refused = [refusal for refusal in summary.refused if refusal.setting == setting]
@@ -84,7 +83,7 @@ def print_tables(summary: Summary, console: Console, *, sort: Speed = "flops") -
         lines = summary.at(setting, sort=sort)
         console.print(Text(str(setting), style="bold"), soft_wrap=True)
         if lines:
-            shown, absent = _shown(lines)
+            shown, absent = _shown(lines, columns_of_table(summary))
             for columns in _fitting(lines, shown, console.width):
                 console.print(_rich(lines, columns))
             for reason, titles in absent.items():
@@ -92,26 +91,24 @@ def print_tables(summary: Summary, console: Console, *, sort: Speed = "flops") -
         _print_refused(summary, setting, console)
 
 
-def write_all(results: Results) -> dict[str, Path]:
+def write_all(summary: Summary, folder: Path) -> dict[str, Path]:
     """Write everything that is made of a comparison's rows into its folder.
 
     Args:
-        results: The comparison's folder.
+        summary: What was summed up.
+        folder: The comparison's folder.
 
     Returns:
         The files by what they are: "table", "summary", and those of
         :func:`hetcache.comparison.page.plots.write_plots`.
 
     Raises:
-        ConfigError: The folder cannot be read or written.
+        ConfigError: A file cannot be written.
     """
-    from hetcache.comparison.page.plots import write_plots
-
-    summary = summarize(results)
-    files = {"table": results.folder / "table.md", "summary": results.folder / "summary.csv"}
+    files = {"table": folder / "table.md", "summary": folder / "summary.csv"}
     write_text(files["table"], as_markdown(summary))
     write_text(files["summary"], as_csv(summary))
-    return files | write_plots(summary, results.folder)
+    return files | write_plots(summary, folder)
 
 
 def _cells(line: Line, columns: Iterable[Column]) -> list[str]:
@@ -134,11 +131,13 @@ def _markdown(header: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (header, marks, *rows)]
 
 
-def _shown(lines: list[Line]) -> tuple[list[Column], dict[str, list[str]]]:
+def _shown(
+    lines: list[Line], columns: Iterable[Column]
+) -> tuple[list[Column], dict[str, list[str]]]:
     """Part the columns from those that no line but the uncached one has a value for."""
     shown: list[Column] = []
     absent: dict[str, list[str]] = {}
-    for column in COLUMNS:
+    for column in columns:
         texts = {column.text(line) for line in lines} - {"reference"}
         (reason, *others) = texts or {""}
         if column.kind == "quality" and not others and MISSING.fullmatch(reason):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Final, Literal
 
 from attrs import frozen
 
-from hetcache.comparison.results.lines import Line, MetricSummary, Ratio, Spread, Summary
-from hetcache.quality.types import METRICS, MetricInfo
+from hetcache.comparison.results.summary import Line, MetricSummary, Ratio, Spread, Summary
+from hetcache.quality.metric import MetricColumn
 
-__all__ = ["COLUMNS", "Column", "footnotes", "method"]
+__all__ = ["Column", "columns_of_table", "footnotes", "method"]
 
 Better = Literal["higher", "lower", ""]
 
@@ -55,7 +54,7 @@ def _modes(line: Line) -> str:
     return " / ".join(f"{round(count, 1):g}" for count in line.mode_counts.values())
 
 
-def _metric_text(info: MetricInfo, metric: MetricSummary) -> str:
+def _metric_text(metric: MetricSummary, digits: int) -> str:
     """Write a metric: its value, or why there is none, and of how many videos that holds."""
     reasons = {"identical": metric.identical, **metric.missing}
     reasons = {reason: count for reason, count in reasons.items() if count}
@@ -65,31 +64,32 @@ def _metric_text(info: MetricInfo, metric: MetricSummary) -> str:
     counted = ", ".join(f"{count} of {total} {reason}" for reason, count in reasons.items())
     if metric.spread is None:
         return counted
-    value = _spread(metric.spread, f".{info.digits}f")
+    value = _spread(metric.spread, f".{digits}f")
     return f"{value} ({counted})" if counted else value
 
 
-def _quality(name: str, info: MetricInfo) -> Column:
-    def reference(line: Line) -> bool:
-        return line.is_reference and info.against == "uncached"
-
+def _quality(column: MetricColumn) -> Column:
     def text(line: Line) -> str:
-        return "reference" if reference(line) else _metric_text(info, line.metrics[name])
+        if line.is_reference and column.against == "uncached":
+            return "reference"
+        return _metric_text(line.metrics[column.name], column.metric.digits)
 
-    def number(line: Line) -> float | None:
-        metric = line.metrics[name]
-        if reference(line) or metric.spread is None:
-            perfect = reference(line) or metric.identical
-            return (math.inf if info.better == "higher" else 0.0) if perfect else None
-        return metric.spread.mean
-
-    title = f"{info.title}, {info.unit}" if info.unit else info.title
     return Column(
-        name=name, title=title, kind="quality", better=info.better, text=text, number=number
+        name=column.name,
+        title=column.heading,
+        kind="quality",
+        better=column.better,
+        text=text,
+        number=lambda line: line.value(column),
     )
 
 
-COLUMNS: Final = (
+def columns_of_table(summary: Summary) -> tuple[Column, ...]:
+    """Return all columns but the first, which is the method."""
+    return (*COSTS, *(_quality(column) for column in summary.columns))
+
+
+COSTS: Final = (
     Column(
         name="steps",
         title="steps",
@@ -164,23 +164,17 @@ COLUMNS: Final = (
         text=lambda line: str(line.runs),
         number=lambda line: line.runs,
     ),
-    *(_quality(name, info) for name, info in METRICS.items()),
 )
-"""All columns but the first, which is the method."""
+"""What every policy cost."""
 
 HOW_AVERAGED: Final = (
     "FLOPs, seconds and metrics: the median over repetitions of one clip and seed, then mean "
-    "± sample standard deviation over clips and seeds. VFID: one value over all videos of a line. "
-    "Cache: the most that any run stored."
+    "± sample standard deviation over clips and seeds. Cache: the most that any run stored."
 )
 HOW_DIVIDED: Final = (
     "Speed-up on the clock: uncached seconds of denoising over those of the policy, of the same "
     "clip, seed and repetition; in FLOPs: those without caching over those computed. The median "
     "over repetitions, then the geometric mean over clips and seeds."
-)
-HOW_INFINITE: Final = (
-    "PSNR is infinite where nothing differs: such videos are counted as identical, and its mean "
-    "is over the others."
 )
 
 
@@ -190,10 +184,16 @@ def footnotes(summary: Summary) -> list[str]:
     Args:
         summary: What the tables show.
     """
+    of_metrics = (column.metric.footnote for column in summary.columns)
     noted = {
-        f"{METRICS[name].title} of {method(line)}: {metric.note}."
+        f"{column.label} of {method(line)}: {line.metrics[column.name].note}."
         for line in summary.lines
-        for name, metric in line.metrics.items()
-        if metric.note
+        for column in summary.columns
+        if line.metrics[column.name].note
     }
-    return [HOW_AVERAGED, HOW_DIVIDED, HOW_INFINITE, *sorted(noted)]
+    return [
+        HOW_AVERAGED,
+        HOW_DIVIDED,
+        *dict.fromkeys(filter(None, of_metrics)),
+        *sorted(noted),
+    ]

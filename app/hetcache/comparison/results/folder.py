@@ -11,7 +11,8 @@
     clips/CLIP/clip.json        name, prompt, frames, height, width
     runs/ID/video.mp4           what a run made, before compositing
     runs/ID/trace.json          what it decided and computed
-    runs/ID/features.npy        (D,) features of the video for VFID, where an extractor was given
+    runs/ID/features.npy        (D,) features of the video for VFID, where an extractor was given; those of
+                                other metrics of sets likewise, in files of theirs
     runs/ID/frame_psnr.npy      (F,) dB to the uncached run in the mask, frame by frame
     references/ID.npz           frames of an uncached run, exactly; ``ID`` without its repeat
     table.md, pareto.png, …     what is drawn from the rows, made anew by every comparison
@@ -42,10 +43,13 @@ from hetcache_core import ConfigError
 if TYPE_CHECKING:
     from hetcache_core import Trace
 
-__all__ = ["COLUMNS", "Results", "Row", "RowKey"]
+__all__ = ["COLUMNS", "FRAME_PSNR", "Results", "Row", "RowKey"]
 
 SCHEMA_VERSION: Final = 1
 """Raised whenever a reader of older folders would misread a newer one."""
+
+FRAME_PSNR: Final = "frame_psnr.npy"
+"""In the folder of a run: PSNR to the reference in the mask, frame by frame."""
 
 ID_DIGITS: Final = 10
 
@@ -128,7 +132,7 @@ class Row:
         denoise_seconds: From the first call of the model to the end of the last step.
         total_seconds: The whole call, encoding and decoding included.
         peak_cache_bytes: Most bytes stored at once.
-        metrics: Values by the names of ``hetcache.quality.measure.METRICS``; None where there is none.
+        metrics: Values by the names of metrics' columns; None where there is none.
         metric_notes: Why a value is missing, by the same names: "identical", "needs --lpips FILE".
     """
 

@@ -15,38 +15,288 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from statistics import fmean, median
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean, geometric_mean, median, stdev
+from typing import Any, Final, Literal
+
+import numpy as np
+from attrs import asdict, field, frozen
 
 from hetcache.comparison.results.folder import Results, Row, RowKey
-from hetcache.comparison.results.lines import (
-    Line,
-    MetricSummary,
-    Ratio,
-    Refusal,
-    Setting,
-    Speed,
-    Spread,
-    Summary,
-)
-from hetcache.quality.types import METRICS
+from hetcache.quality.metric import Metric, MetricColumn, SetMetric, columns_of
 from hetcache.running.specs import REFERENCE
 
-__all__ = ["IDENTICAL", "front", "summarize"]
+__all__ = [
+    "FIDELITY",
+    "IDENTICAL",
+    "Line",
+    "MetricSummary",
+    "Ratio",
+    "Refusal",
+    "Setting",
+    "Speed",
+    "Spread",
+    "Summary",
+    "front",
+    "summarize",
+]
 
 IDENTICAL: Final = "identical"
 """Note of a PSNR that does not exist because no value differs."""
 
-FEATURES: Final = "features.npy"
-"""Features of a video for VFID, in the folder of its run, and of a truth in that of its clip."""
+FIDELITY: Final = "psnr_uncached_mask"
+"""What speed-up is held against: PSNR to the uncached output, inside the mask."""
+
+Speed = Literal["flops", "clock"]
+"""Which speed-up: in FLOPs, or in seconds."""
 
 
-def summarize(results: Results) -> Summary:
+@frozen(kw_only=True)
+class Setting:
+    """What all lines of one table have in common.
+
+    Attributes:
+        backbone: Name of the backbone.
+        model: Checkpoint, or "" for the backbone's own.
+        frames: Frames of the clips.
+        height: Height that the model worked at.
+        width: Width that the model worked at.
+    """
+
+    backbone: str
+    model: str
+    frames: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        """Write it as the title of a table."""
+        model = f" ({self.model})" if self.model else ""
+        return f"{self.backbone}{model}, {self.frames} frames of {self.height}x{self.width}"
+
+
+@frozen(kw_only=True)
+class Spread:
+    """Several values as one.
+
+    Attributes:
+        mean: Their mean.
+        std: Their sample standard deviation; None of a single value.
+        count: How many there are.
+    """
+
+    mean: float
+    std: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Sum up at least one value."""
+        std = stdev(values) if len(values) > 1 else None
+        return cls(mean=fmean(values), std=std, count=len(values))
+
+
+@frozen(kw_only=True)
+class Ratio:
+    """Several ratios as one.
+
+    Attributes:
+        value: Their geometric mean.
+        low: The smallest.
+        high: The largest.
+        count: How many there are.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Ratio | None:
+        """Sum up positive ratios; None where there are none."""
+        if not values:
+            return None
+        return cls(
+            value=geometric_mean(values), low=min(values), high=max(values), count=len(values)
+        )
+
+
+@frozen(kw_only=True)
+class MetricSummary:
+    """One metric of a line.
+
+    Attributes:
+        spread: Over the clips and seeds that have a value; None where none has.
+        identical: Clips and seeds whose PSNR is infinite, because no value differs.
+        missing: Why the others have none, and how many they are: "needs --lpips FILE" -> 4.
+        note: What to know about the value that there is.
+    """
+
+    spread: Spread | None = None
+    identical: int = 0
+    missing: Mapping[str, int] = field(factory=dict)
+    note: str = ""
+
+    @property
+    def partly(self) -> bool:
+        """Whether some clips and seeds have a value and others have none."""
+        return self.spread is not None and bool(self.identical or self.missing)
+
+
+@frozen(kw_only=True)
+class Line:
+    """One policy at one setting.
+
+    Attributes:
+        setting: Model and size.
+        policy: Name of the policy, or several joined by "+".
+        variant: What sets it apart from other lines of the same policy.
+        steps: Steps of the sampler that were asked for.
+        target_speedup: How many times fewer FLOPs were asked for, or None.
+        cases: Clips and seeds.
+        runs: Finished runs, repetitions included.
+        clips: Names of the clips.
+        modes: One letter a step (f full, p partial, r reused), of the first clip and seed.
+        mode_counts: Mean number of steps by letter.
+        flops: FLOPs of the model's calls.
+        denoise_seconds: From the first call of the model to the end of the last step.
+        total_seconds: The whole call, encoding and decoding included.
+        peak_cache_bytes: Most bytes stored at once by any run.
+        clock_speedup: Uncached denoise seconds over those of this line, run by run; None where no
+            uncached run was made.
+        flops_speedup: FLOPs without caching over those that were computed.
+        metrics: By the names of the summary's ``columns``.
+        rows: The runs.
+    """
+
+    setting: Setting
+    policy: str
+    variant: str
+    steps: int
+    target_speedup: float | None
+    cases: int
+    runs: int
+    clips: tuple[str, ...]
+    modes: str
+    mode_counts: Mapping[str, float]
+    flops: Spread
+    denoise_seconds: Spread
+    total_seconds: Spread
+    peak_cache_bytes: int
+    clock_speedup: Ratio | None
+    flops_speedup: Ratio | None
+    metrics: Mapping[str, MetricSummary]
+    rows: tuple[Row, ...] = field(repr=False)
+
+    @property
+    def label(self) -> str:
+        """Policy and variant, as tables show them: "teacache 3x"."""
+        return self.rows[0].key.label
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is what the others are held against."""
+        return self.policy == REFERENCE
+
+    @property
+    def efficiency(self) -> float | None:
+        """Speed-up on the clock over that in FLOPs: how much of what was saved arrives."""
+        if self.clock_speedup is None or self.flops_speedup is None:
+            return None
+        return self.clock_speedup.value / self.flops_speedup.value
+
+    def speedup(self, speed: Speed) -> float | None:
+        """Return one of the two speed-ups."""
+        ratio = self.flops_speedup if speed == "flops" else self.clock_speedup
+        return None if ratio is None else ratio.value
+
+    def value(self, column: MetricColumn) -> float | None:
+        """Return the mean of a metric; the best there is where every video is identical."""
+        metric = self.metrics[column.name]
+        if metric.spread is not None:
+            return metric.spread.mean
+        if metric.identical or (self.is_reference and column.against == "uncached"):
+            return math.inf if column.better == "higher" else 0.0
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return values for JSON; the rows are left out."""
+        plain = asdict(self, filter=lambda attribute, _: attribute.name != "rows")
+        return {"label": self.label, "efficiency": self.efficiency, **plain}
+
+
+@frozen(kw_only=True)
+class Refusal:
+    """A policy that a backbone could not carry.
+
+    Attributes:
+        setting: Model and size.
+        label: Policy and variant.
+        steps: Steps of the sampler that were asked for.
+        reason: Why.
+        runs: How many runs it would have been.
+    """
+
+    setting: Setting
+    label: str
+    steps: int
+    reason: str
+    runs: int
+
+    def __str__(self) -> str:
+        """Write it as an entry of a list."""
+        runs = "1 run" if self.runs == 1 else f"{self.runs} runs"
+        return f"{self.label}, {self.steps} steps, {runs}: {self.reason}"
+
+
+@frozen(kw_only=True)
+class Summary:
+    """Everything that the tables and plots of a comparison are made of.
+
+    Attributes:
+        lines: In the order of their first rows.
+        refused: Likewise.
+        columns: What was measured.
+    """
+
+    lines: tuple[Line, ...]
+    refused: tuple[Refusal, ...]
+    columns: tuple[MetricColumn, ...] = ()
+
+    @property
+    def fidelity(self) -> MetricColumn | None:
+        """What speed-up is held against if nothing else is said; None where it was not measured."""
+        return next((column for column in self.columns if column.name == FIDELITY), None)
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """Models and sizes, in the order of their first rows: one table each."""
+        used = [line.setting for line in self.lines]
+        used += [refusal.setting for refusal in self.refused]
+        return tuple(dict.fromkeys(used))
+
+    def at(self, setting: Setting, *, sort: Speed = "flops") -> list[Line]:
+        """Return the lines of one table, by steps, the uncached first, then by speed-up."""
+        lines = [line for line in self.lines if line.setting == setting]
+        return sorted(
+            lines, key=lambda line: (line.steps, not line.is_reference, line.speedup(sort) or 0.0)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return values for JSON."""
+        return {
+            "lines": [line.to_dict() for line in self.lines],
+            "refused": [asdict(refusal) for refusal in self.refused],
+        }
+
+
+def summarize(results: Results, metrics: Sequence[Metric]) -> Summary:
     """Sum up the rows of a comparison.
 
     Args:
         results: The comparison's folder.
+        metrics: What is shown of what the rows hold, as ``find_metrics`` loads them.
 
     Raises:
         ConfigError: A whole line of ``rows.csv`` cannot be understood.
@@ -59,9 +309,11 @@ def summarize(results: Results) -> Summary:
         group = (_setting(key), key.policy, key.variant, key.steps, row.status, reason)
         groups.setdefault(group, []).append(row)
     references = {row.key: row for row in rows.values() if row.key.policy == REFERENCE}
+    columns = columns_of(metrics)
     return Summary(
+        columns=columns,
         lines=tuple(
-            _line(group, references, results)
+            _line(group, references, results, columns)
             for group in groups.values()
             if group[0].status == "ok"
         ),
@@ -79,28 +331,32 @@ def summarize(results: Results) -> Summary:
     )
 
 
-def front(lines: Iterable[Line], speed: Speed = "flops") -> list[Line]:
-    """Return the lines than which no other is both faster and closer to uncached.
+def front(lines: Iterable[Line], column: MetricColumn | None, speed: Speed = "flops") -> list[Line]:
+    """Return the lines than which no other is both faster and better.
 
     Args:
         lines: Any lines; the uncached one, and those without both values, are left out.
+        column: What "better" is; without one, nothing is.
         speed: Which speed-up counts.
 
     Returns:
         The Pareto front, slowest first.
     """
+    if column is None:
+        return []
+    sign = 1 if column.better == "higher" else -1
     points = [
-        (gain, closeness, line)
+        (gain, sign * value, line)
         for line in lines
         if not line.is_reference
         and (gain := line.speedup(speed)) is not None
-        and (closeness := line.fidelity) is not None
+        and (value := line.value(column)) is not None
     ]
     best = -math.inf
     found = []
-    for _, closeness, line in sorted(points, key=lambda point: (point[0], point[1]), reverse=True):
-        if closeness > best:
-            best = closeness
+    for _, value, line in sorted(points, key=lambda point: (point[0], point[1]), reverse=True):
+        if value > best:
+            best = value
             found.append(line)
     return found[::-1]
 
@@ -115,7 +371,12 @@ def _setting(key: RowKey) -> Setting:
     )
 
 
-def _line(rows: list[Row], references: Mapping[RowKey, Row], results: Results) -> Line:
+def _line(
+    rows: list[Row],
+    references: Mapping[RowKey, Row],
+    results: Results,
+    columns: Iterable[MetricColumn],
+) -> Line:
     key = rows[0].key
     cases: dict[str, list[Row]] = {}
     for row in rows:
@@ -129,8 +390,6 @@ def _line(rows: list[Row], references: Mapping[RowKey, Row], results: Results) -
         found = ([v for row in group if (v := value(row)) is not None] for group in groups)
         return Ratio.of([median(values) for values in found if values])
 
-    metrics = {name: _metric(name, groups) for name in METRICS if METRICS[name].level == "clip"}
-    metrics |= {"vfid": _vfid(groups, results)}
     return Line(
         setting=_setting(key),
         policy=key.policy,
@@ -150,7 +409,12 @@ def _line(rows: list[Row], references: Mapping[RowKey, Row], results: Results) -
         peak_cache_bytes=max(row.peak_cache_bytes for row in rows),
         clock_speedup=ratio(lambda row: _clock(row, references)),
         flops_speedup=ratio(lambda row: row.flops_full / row.flops if row.flops else None),
-        metrics={name: metrics[name] for name in METRICS},
+        metrics={
+            column.name: _of_set(column.metric, groups, results)
+            if isinstance(column.metric, SetMetric)
+            else _of_clips(column.name, groups)
+            for column in columns
+        },
         rows=tuple(rows),
     )
 
@@ -163,7 +427,7 @@ def _clock(row: Row, references: Mapping[RowKey, Row]) -> float | None:
     return reference.denoise_seconds / row.denoise_seconds
 
 
-def _metric(name: str, groups: list[list[Row]]) -> MetricSummary:
+def _of_clips(name: str, groups: list[list[Row]]) -> MetricSummary:
     values: list[float] = []
     reasons: Counter[str] = Counter()
     for group in groups:
@@ -179,24 +443,19 @@ def _metric(name: str, groups: list[list[Row]]) -> MetricSummary:
     )
 
 
-def _vfid(groups: list[list[Row]], results: Results) -> MetricSummary:
+def _of_set(metric: SetMetric, groups: list[list[Row]], results: Results) -> MetricSummary:
     """Measure one distance for all videos of a line, the first repetition of each."""
     keys = [group[0].key for group in groups]
-    known = {key.clip for key in keys if (results.clip_folder(key.clip) / FEATURES).exists()}
-    judged = [results.run_folder(key) / FEATURES for key in keys if key.clip in known]
-    if not all((results.run_folder(key) / FEATURES).exists() for key in keys):
-        return MetricSummary(missing={f"needs {METRICS['vfid'].needs}": len(keys)})
+    known = {key.clip for key in keys if (results.clip_folder(key.clip) / metric.file).exists()}
+    judged = [results.run_folder(key) / metric.file for key in keys if key.clip in known]
+    if not all((results.run_folder(key) / metric.file).exists() for key in keys):
+        return MetricSummary(missing={f"needs {metric.needs}": len(keys)})
     untold = {"no ground truth": len(keys) - len(judged)} if len(judged) < len(keys) else {}
     if not judged:
         return MetricSummary(missing=untold)
-
-    import numpy as np
-
-    from hetcache.quality.measure import frechet_distance
-
-    true = [results.clip_folder(clip) / FEATURES for clip in sorted(known)]
+    true = [results.clip_folder(clip) / metric.file for clip in sorted(known)]
     one, other = (np.stack([np.load(path) for path in paths]) for paths in (judged, true))  # (n, D)
-    found = frechet_distance(one, other)
+    found = metric.distance(one, other)
     if found.value is None:
         return MetricSummary(missing={**untold, found.note: len(judged)})
     spread = Spread(mean=found.value, std=None, count=len(judged))

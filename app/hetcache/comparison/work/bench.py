@@ -21,9 +21,10 @@ from hetcache.comparison.plan.footage import (
     video_to_bytes,
 )
 from hetcache.comparison.results.folder import Row, RowKey
-from hetcache.comparison.work.frame_errors import frame_psnr
 from hetcache.comparison.work.tasks import Done, Found
-from hetcache.quality.measure import QualityTools, check_tools, measure_quality, video_features
+from hetcache.quality.measure import check_tools, describe, measure_quality
+from hetcache.quality.metric import Metric, QualityTools, find_metrics
+from hetcache.quality.psnr import frame_psnr
 from hetcache.running.device import choose_device, choose_dtype
 from hetcache.running.limits import CacheConfig, store_settings
 from hetcache.running.run import PolicyChoice, Runner, RunResult, load
@@ -72,6 +73,7 @@ class Bench:
 
     settings: BenchSettings
     registry: Registry
+    _metrics: tuple[Metric, ...] = field(init=False)
     _spec: BackboneSpec | None = field(default=None, init=False)
     _runner: Runner | None = field(default=None, init=False)
     _warm: set[tuple[int, ...]] = field(factory=set, init=False)
@@ -79,11 +81,15 @@ class Bench:
     _request: EditRequest | None = field(default=None, init=False)
     _reference: NDArray[np.uint8] | None = field(default=None, init=False)
 
+    @_metrics.default
+    def _load_metrics(self) -> tuple[Metric, ...]:
+        return find_metrics(self.registry)
+
     def examine(self, spec: BackboneSpec) -> Found:
         """Load the weights of metrics and a model, and describe the model."""
         import torch
 
-        check_tools(self._tools)
+        check_tools(self._metrics, self._tools)
         runner = self._load(spec)
         device = self.device
         cuda = device.startswith("cuda")
@@ -106,11 +112,11 @@ class Bench:
     def _tools(self) -> QualityTools:
         return evolve(self.settings.tools, device=self.device)
 
-    def open(self, task: Open) -> NDArray[np.floating[Any]] | None:
+    def open(self, task: Open) -> dict[str, NDArray[np.floating[Any]]]:
         """Take a clip, load the model and run one step that is not measured.
 
         Returns:
-            Features of the right answer for VFID, where there are both an answer and an extractor.
+            What metrics of sets make of the right answer, by the names of files.
         """
         runner = self._load(task.backbone)
         clip, settings = task.footage.clip, self.settings
@@ -129,7 +135,7 @@ class Bench:
         if clip.video.shape not in self._warm:
             runner.warm_up(request)
             self._warm.add(clip.video.shape)
-        return None if clip.truth is None else video_features(clip.truth, self._tools)
+        return {} if clip.truth is None else describe(self._metrics, clip.truth, self._tools)
 
     def reference(self) -> bytes:
         """Run the open clip uncached, and keep what it makes to compare with."""
@@ -161,6 +167,7 @@ class Bench:
         runner, request, _ = self._opened()
         judged, reference = self._composited(result.frames), self._composited(self._reference)
         values = measure_quality(
+            self._metrics,
             judged,
             mask=request.mask,
             token_pixels=runner.backbone.geometry.size_multiple,
@@ -189,7 +196,7 @@ class Bench:
             row=row,
             video=video_to_bytes(result.frames, footage),
             trace=json.dumps(result.trace.to_dict(), indent=1) + "\n",
-            features=video_features(judged, self._tools),
+            features=describe(self._metrics, judged, self._tools),
             reference=frames_to_bytes(result.frames) if store else b"",
             frame_psnr=frame_psnr(judged, reference, request.mask),
         )

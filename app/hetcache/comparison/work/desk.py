@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ from PIL import Image
 
 from hetcache.comparison.plan.footage import Footage, video_to_bytes
 from hetcache.comparison.plan.grid import Unit
-from hetcache.comparison.results.folder import Results, Row, RowKey
-from hetcache.comparison.work.frame_errors import FRAME_PSNR
+from hetcache.comparison.results.folder import FRAME_PSNR, Results, Row, RowKey
 from hetcache.comparison.work.tasks import Done
 from hetcache.media.files import replacing, write_text
 from hetcache.running.specs import PolicySpec
@@ -65,8 +64,7 @@ class Desk:
             folder = self.results.run_folder(key)
             write_bytes(folder / "video.mp4", done.video)
             write_text(folder / "trace.json", done.trace)
-            if done.features is not None:
-                write_features(folder, done.features)
+            write_features(folder, done.features)
             if done.frame_psnr is not None:
                 write_array(folder / FRAME_PSNR, done.frame_psnr)
         self.results.append(done.row)
@@ -100,9 +98,10 @@ def write_clip(results: Results, footage: Footage) -> None:
     write_text(folder / "clip.json", json.dumps(about, indent=2) + "\n")
 
 
-def write_features(folder: Path, features: Any) -> None:
-    """Write the features of a video for VFID into its folder."""
-    write_array(folder / "features.npy", features)
+def write_features(folder: Path, features: Mapping[str, Any]) -> None:
+    """Write what metrics of sets made of a video into its folder, by the names of files."""
+    for file, vector in features.items():
+        write_array(folder / file, vector)
 
 
 def write_array(path: Path, values: Any) -> None:

@@ -114,7 +114,7 @@ def _talk(unit: Unit, desk: Desk) -> Conversation:
         steps=unit.steps,
         reference=reference,
     )
-    if opened.value is not None:
+    if opened.value:
         write_features(desk.results.clip_folder(footage.clip.name), opened.value)
     fault = opened.fault
     if not fault and reference is None and desk.pending(unit)[0][0].policy != REFERENCE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from attrs import field, frozen
@@ -52,7 +53,7 @@ class Done:
         row: The finished run.
         video: The bytes of an MP4 of what the run made; empty where it was refused.
         trace: The trace as JSON; empty where it was refused.
-        features: Features of the video for VFID, where an extractor was given.
+        features: What metrics of sets make of the video, by the names of files.
         reference: The exact frames as the bytes of an NPZ, where they are the reference of others.
         frame_psnr: (F,) dB, how close each frame is to the uncached one in the mask.
     """
@@ -60,7 +61,7 @@ class Done:
     row: Row
     video: bytes = field(default=b"", repr=False)
     trace: str = field(default="", repr=False)
-    features: NDArray[np.floating[Any]] | None = None
+    features: Mapping[str, NDArray[np.floating[Any]]] = field(factory=dict, repr=False)
     reference: bytes = field(default=b"", repr=False)
     frame_psnr: NDArray[np.float64] | None = field(default=None, repr=False)
 
@@ -88,7 +89,7 @@ class Examine(Task):
 @final
 @frozen(eq=False, kw_only=True)
 class Open(Task):
-    """Take a clip and load the model for it; answers with features of the right answer, or None.
+    """Take a clip and load the model for it; answers with features of the right answer.
 
     Attributes:
         backbone: The model.
@@ -104,7 +105,7 @@ class Open(Task):
     steps: int
     reference: bytes | None = field(default=None, repr=False)
 
-    def perform(self, bench: Bench) -> NDArray[np.floating[Any]] | None:
+    def perform(self, bench: Bench) -> dict[str, NDArray[np.floating[Any]]]:
         """Do it."""
         return bench.open(self)
 

@@ -1,5 +1,5 @@
 /* Videos of one clip and seed beside each other: one clock, one slider. */
-const data = JSON.parse(document.getElementById("data").textContent);
+const data = JSON.parse(document.getElementById("data")?.textContent ?? '{"scenes": []}');
 const at = (id) => document.getElementById(id);
 const make = (tag, text = "") => Object.assign(document.createElement(tag), { textContent: text });
 const bytes = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));

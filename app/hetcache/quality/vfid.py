@@ -6,10 +6,12 @@ import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, final
 
+from attrs import frozen
+
+from hetcache.quality.metric import QualityTools, SetMetric, Value
 from hetcache.quality.regions import to_tensor
-from hetcache.quality.types import QualityTools, Value
 from hetcache_core import ConfigError
 
 if TYPE_CHECKING:
@@ -17,12 +19,44 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["features_network", "frechet_distance", "video_features"]
+__all__ = ["Vfid", "frechet_distance", "video_features"]
 
 OPTION: Final = "--video-features"
 
 FEWEST: Final = 2
 """Videos in a set for which there is a covariance."""
+
+
+@final
+@frozen
+class Vfid(SetMetric):
+    """The Fréchet distance between results and right answers."""
+
+    name = "vfid"
+    title = "VFID"
+    better = "lower"
+    digits = 4
+    needs = "--video-features FILE"
+    footnote = "VFID: one value over all videos of a line."
+    rank = 50
+    file = "features.npy"
+
+    def check(self, tools: QualityTools) -> None:
+        """Load the network."""
+        if tools.video_features is not None:
+            features_network(tools.video_features, tools.device)
+
+    def describe(
+        self, frames: NDArray[np.uint8], tools: QualityTools
+    ) -> NDArray[np.floating[Any]] | None:
+        """Ask the network."""
+        return video_features(frames, tools)
+
+    def distance(
+        self, results: NDArray[np.floating[Any]], truths: NDArray[np.floating[Any]]
+    ) -> Value:
+        """Measure between the Gaussians of the two sets."""
+        return frechet_distance(results, truths)
 
 
 def video_features(

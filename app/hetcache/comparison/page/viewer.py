@@ -13,8 +13,8 @@ from attrs import define, field
 
 from hetcache.comparison.page.roles import token_roles
 from hetcache.comparison.page.scenes import Scene, video_of
-from hetcache.comparison.results.folder import Results, Row
-from hetcache.comparison.work.frame_errors import FRAME_PSNR, frame_psnr
+from hetcache.comparison.results.folder import FRAME_PSNR, Results, Row
+from hetcache.quality.psnr import frame_psnr
 from hetcache.running.specs import REFERENCE
 
 if TYPE_CHECKING:

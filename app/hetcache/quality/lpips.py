@@ -1,17 +1,16 @@
-"""Metrics that need the weights of a network: LPIPS and CLIP score. Nothing is downloaded."""
+"""LPIPS: how far apart two videos are to a network that was trained on pictures."""
 
 from __future__ import annotations
 
-import tempfile
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, final
 
-from hetcache.quality.pixels import as_pictures
-from hetcache.quality.regions import parts, to_tensor
-from hetcache.quality.types import NEEDS_CLIP, NEEDS_LPIPS, QualityTools, Value
+from attrs import frozen
+
+from hetcache.quality.metric import QualityTools, Value, VideoMetric
+from hetcache.quality.regions import as_pictures, parts
 from hetcache_core import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["clip_measure", "clip_score", "lpips", "lpips_network"]
+__all__ = ["Lpips", "lpips"]
 
 Backbone = Literal["alex", "vgg", "squeeze"]
 
@@ -32,6 +31,34 @@ BACKBONES: Final[Mapping[Backbone, tuple[str, tuple[int, ...]]]] = {
 
 SMALLEST: Final = 32
 """Side below which the pooling layers of a backbone have nothing left to pool."""
+
+
+@final
+@frozen
+class Lpips(VideoMetric):
+    """LPIPS over whole frames."""
+
+    name = "lpips"
+    title = "LPIPS"
+    better = "lower"
+    digits = 4
+    needs = "--lpips FILE"
+    rank = 30
+
+    def check(self, tools: QualityTools) -> None:
+        """Load the weights."""
+        if tools.lpips is not None:
+            lpips_network(tools.lpips, tools.device)
+
+    def measure(
+        self,
+        result: NDArray[np.uint8],
+        wanted: NDArray[np.uint8],
+        areas: Mapping[str, NDArray[np.bool_]],
+        tools: QualityTools,
+    ) -> Mapping[str, Value]:
+        """Measure the whole frames."""
+        return {"whole": lpips(result, wanted, tools)}
 
 
 def lpips(result: NDArray[np.uint8], wanted: NDArray[np.uint8], tools: QualityTools) -> Value:
@@ -51,7 +78,7 @@ def lpips(result: NDArray[np.uint8], wanted: NDArray[np.uint8], tools: QualityTo
     import torch
 
     if tools.lpips is None:
-        return Value(value=None, note=f"needs {NEEDS_LPIPS}")
+        return Value(value=None, note=f"needs {Lpips.needs}")
     if min(result.shape[1:3]) < SMALLEST:
         return Value(value=None, note=f"needs {SMALLEST} pixels a side")
     network = lpips_network(tools.lpips, tools.device)
@@ -61,39 +88,6 @@ def lpips(result: NDArray[np.uint8], wanted: NDArray[np.uint8], tools: QualityTo
             given, aim = (as_pictures(frames[part], tools.device) for frames in (result, wanted))
             total += float(network(given, aim, normalize=True).double().sum())
     return Value(value=total / len(result))
-
-
-def clip_score(result: NDArray[np.uint8], prompt: str, tools: QualityTools) -> Value:
-    """Measure how well frames go with a prompt: 100 times the cosine, at least 0.
-
-    Args:
-        result: (F, H, W, 3) uint8.
-        prompt: The text.
-        tools: Names the checkpoint.
-
-    Returns:
-        The mean over the frames, noted where the model took only the beginning of the prompt.
-
-    Raises:
-        ConfigError: The folder holds no CLIP model, or transformers is not installed.
-
-    Source: Hessel et al., "CLIPScore", EMNLP 2021, with the weight of 100 that torchmetrics takes
-    where the paper has 2.5.
-    """
-    import torch
-
-    if tools.clip is None:
-        return Value(value=None, note=f"needs {NEEDS_CLIP}")
-    measure = clip_measure(tools.clip, tools.device)
-    measure.reset()
-    with torch.inference_mode(), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for part in parts(result):
-            frames = to_tensor(result[part]).to(tools.device)
-            pictures = frames.permute(0, 3, 1, 2)  # (n, 3, H, W)
-            measure.update(pictures, [prompt] * len(pictures))
-    cut = any("caption longer" in str(warning.message) for warning in caught)
-    return Value(value=float(measure.compute()), note="prompt cut" if cut else "")
 
 
 @lru_cache(maxsize=1)
@@ -142,53 +136,6 @@ def _backbone(weights: Any) -> Backbone | None:
         if tuple(getattr(weights.get(name), "shape", ())) == shape:
             return kind
     return None
-
-
-@lru_cache(maxsize=1)
-def clip_measure(path: Path, device: str) -> Any:
-    """Let torchmetrics load a CLIP checkpoint.
-
-    Args:
-        path: The folder.
-        device: Where the network runs.
-
-    Raises:
-        ConfigError: The folder holds no CLIP model, or transformers is not installed.
-    """
-    from torchmetrics.multimodal import CLIPScore
-
-    if not (path / "config.json").is_file():
-        raise ConfigError(
-            f"{path} is no folder with a CLIP checkpoint: it has no config.json", where="--clip"
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        # torchmetrics tells the kind of a checkpoint by a word in its name.
-        named = Path(folder) / "openai-clip"
-        named.symlink_to(path.absolute(), target_is_directory=True)
-        try:
-            at: Any = str(named)  # annotated by the few names on the hub, but any folder is loaded
-            measure = CLIPScore(model_name_or_path=at)
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                "the CLIP score needs transformers",
-                where="--clip",
-                remedy="Run: pip install transformers",
-            ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} holds no CLIP model: {error}", where="--clip") from error
-    for name in ("get_image_features", "get_text_features"):
-        setattr(measure.model, name, _projected(getattr(measure.model, name)))
-    return measure.to(device)
-
-
-def _projected(features: Callable[..., Any]) -> Callable[..., Any]:
-    """Take the projected vector out of what transformers 5 returns; before, it was returned alone."""
-
-    def vector(*given: Any, **named: Any) -> Any:
-        found = features(*given, **named)
-        return getattr(found, "pooler_output", found)  # (n, D)
-
-    return vector
 
 
 def _unreadable(path: Path, option: str, reason: str) -> ConfigError:
