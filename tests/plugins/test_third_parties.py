@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import os
 import sys
@@ -29,12 +30,13 @@ CASE = tiny_case()
 
 @frozen
 class Stranger:
-    """A distribution in plugins/, the policy or backbone that it provides, and what that takes."""
+    """A distribution in plugins/, the policy, backbone or metric that it provides, and what that takes."""
 
     distribution: str
     policy: str = ""
     backbone: str = ""
     library: str = ""
+    metric: str = ""
 
     def __str__(self) -> str:
         return self.distribution
@@ -49,12 +51,14 @@ class Stranger:
 
     @property
     def hook(self) -> str:
-        return "hetcache_register_" + ("policies" if self.policy else "backbones")
+        kind = "policies" if self.policy else "backbones" if self.backbone else "metrics"
+        return f"hetcache_register_{kind}"
 
     def names_in(self, registry: Registry) -> tuple[str, ...]:
         """Which of its names a registry has."""
-        mine = {self.policy, self.backbone} - {""}
-        return tuple(mine & {*registry.names("policy"), *registry.names("backbone")})
+        mine = {self.policy, self.backbone, self.metric} - {""}
+        kinds = ("policy", "backbone", "metric")
+        return tuple(mine & {name for kind in kinds for name in registry.names(kind)})
 
 
 POLICIES = [
@@ -64,8 +68,9 @@ POLICIES = [
 ]
 BWCACHE, MIXCACHE, _ = POLICIES
 COGVIDEOX = Stranger("hetcache-cogvideox", backbone="cogvideox", library="diffusers")
-STRANGERS = [*POLICIES, COGVIDEOX]
 PIECE = Stranger("hetcache-template-piece")
+GMSD = Stranger("hetcache-metric-gmsd", metric="gmsd", library="torchmetrics")
+STRANGERS = [*POLICIES, COGVIDEOX, GMSD]
 each = pytest.mark.parametrize("stranger", STRANGERS, ids=str)
 each_policy = pytest.mark.parametrize("stranger", POLICIES, ids=str)
 
@@ -202,8 +207,9 @@ def test_removed_it_is_gone(
     registry = discover(strict=True)
     assert not stranger.names_in(registry)
     assert stranger.distribution not in {record.distribution for record in registry.plugins}
-    name = stranger.policy or stranger.backbone
-    use = edit if stranger.policy else lambda name, registry: registry.backbone(name)
+    name = stranger.policy or stranger.backbone or stranger.metric
+    kind = "backbone" if stranger.backbone else "metric"
+    use = edit if stranger.policy else lambda name, registry: registry.load(kind, name)
     with pytest.raises(ConfigError, match=name):
         use(name, registry)
 
@@ -278,7 +284,8 @@ def test_it_imports_what_is_promised_and_nothing_else(stranger: Stranger) -> Non
             elif package.startswith("hetcache"):
                 tests = path.parent.name == "tests" or path.name == "case.py"
                 kit = tests and node.module == "hetcache_core.testing"
-                assert kit or package == stranger.package, f"{path}: {node.module}"
+                quality = stranger.metric and node.module == "hetcache.quality"
+                assert kit or quality or package == stranger.package, f"{path}: {node.module}"
 
 
 def test_all_of_them_together_are_no_conflict(
@@ -372,3 +379,54 @@ def test_on_the_command_line_it_is_a_policy_like_any_other(
     assert found.policy == stranger.policy
     assert found.settings["threshold"] == 0.5
     assert found.totals().steps_reused > 0
+
+
+@pytest.mark.timeout(400)
+def test_the_columns_of_its_metric_reach_tables_files_plots_page_and_evaluation(
+    folders: Installer,
+    add: Callable[[Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing but the installed distribution knows of it."""
+    pytest.importorskip("diffsynth")
+    main = pytest.importorskip("hetcache.cli.main").main
+    video = pytest.importorskip("hetcache.media.video")
+    folder = folders(GMSD)
+    add(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder))  # workers are processes of their own
+    output = tmp_path / "results"
+    words = ["--policies", "every-nth", "--clips", "builtin:small-still-object-0", "--repeat", "1"]
+    words += ["--frames", "5", "--height", "64", "--width", "64", "--steps", "6", "--device", "cpu"]
+    assert main(["compare", "--output", str(output), *words]) == 0
+    assert "GMSD to uncached" in " ".join(capsys.readouterr().out.split())
+    with (output / "rows.csv").open(newline="", encoding="utf-8") as file:
+        reference, cached = csv.DictReader(file)
+    for region in ("", "_mask"):
+        assert json.loads(reference["metrics"])[f"gmsd_uncached{region}"] == 0
+        assert json.loads(cached["metrics"])[f"gmsd_uncached{region}"] > 0
+        assert json.loads(cached["metrics"])[f"gmsd_truth{region}"] > 0
+    table = (output / "table.md").read_text(encoding="utf-8")
+    assert "| GMSD to uncached | GMSD to uncached, mask |" in table
+    assert "- GMSD: the deviation of gradient similarity" in table
+    assert "gmsd_truth_mask_mean" in (output / "summary.csv").read_text(encoding="utf-8")
+    plot = (output / "metrics" / "gmsd_uncached_mask.svg").read_text(encoding="utf-8")
+    assert "GMSD to uncached, mask (lower is better)" in plot
+    assert "every-nth" in plot
+    assert main(["report", str(output)]) == 0
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert 'data-name="gmsd_uncached_mask" data-better="lower"' in page
+    assert "<summary>GMSD to uncached, mask</summary>" in page
+
+    files = {name: str(tmp_path / f"{name}.mp4") for name in ("gt", "pred")}
+    clip = np.zeros((3, 64, 64, 3), np.uint8)
+    for name, path in files.items():
+        clip[:, 16:48, 20:] = 255 if name == "gt" else 60
+        video.write_video(Path(path), clip, Fraction(24))
+    capsys.readouterr()
+    options = [word for name, path in files.items() for word in (f"--{name}", path)]
+    assert main(["evaluate", *options, "--device", "cpu", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["clips"]
+    assert found["metrics"]["gmsd"]["value"] > 0.01
+    assert found["metrics"]["gmsd_mask"] == {"value": None, "note": "needs --mask"}

@@ -1,0 +1,1 @@
+"""GMSD as a metric of hetcache."""
