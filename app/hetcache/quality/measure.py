@@ -9,11 +9,9 @@ from hetcache.quality.metric import (
     Against,
     Metric,
     MetricColumn,
-    PromptMetric,
     QualityTools,
     SetMetric,
     Value,
-    VideoMetric,
     columns_of,
 )
 from hetcache.quality.regions import regions
@@ -106,12 +104,8 @@ def measure_columns(
             continue
         known = bool(prompt) if against == "prompt" else against in held
         if known and (metric, against) not in done:
-            values: Mapping[str, Value] = {}
-            if isinstance(metric, VideoMetric):
-                values = metric.measure(result, held[against], areas, tools)
-            elif isinstance(metric, PromptMetric):
-                values = {"whole": metric.measure(result, prompt, tools)}
-            done[metric, against] = values
+            wanted = held.get(against, result)
+            done[metric, against] = metric.values(result, wanted, areas, prompt, tools)
         lacking = Value(value=None, note="needs --mask" if known else absent[against])
         found[column.name] = done.get((metric, against), {}).get(column.region, lacking)
     return found

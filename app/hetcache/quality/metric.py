@@ -113,6 +113,17 @@ class Metric(ABC):
             ConfigError: They cannot be used.
         """
 
+    @abstractmethod
+    def values(
+        self,
+        result: NDArray[np.uint8],
+        wanted: NDArray[np.uint8],
+        areas: Mapping[str, NDArray[np.bool_]],
+        prompt: str,
+        tools: QualityTools,
+    ) -> Mapping[str, Value]:
+        """Measure one clip, by region; each of the three kinds of metrics takes of it what it needs."""
+
     def columns(self) -> tuple[MetricColumn, ...]:
         """Return a column for each thing that results are held against, and each region."""
         several = len(self.against) > 1
@@ -152,6 +163,17 @@ class VideoMetric(Metric):
 
     against: ClassVar[tuple[Against, ...]] = ("uncached", "truth")
 
+    def values(
+        self,
+        result: NDArray[np.uint8],
+        wanted: NDArray[np.uint8],
+        areas: Mapping[str, NDArray[np.bool_]],
+        prompt: str,
+        tools: QualityTools,
+    ) -> Mapping[str, Value]:
+        """Measure against the other video."""
+        return self.measure(result, wanted, areas, tools)
+
     @abstractmethod
     def measure(
         self,
@@ -182,6 +204,17 @@ class PromptMetric(Metric):
 
     against: ClassVar[tuple[Against, ...]] = ("prompt",)
 
+    def values(
+        self,
+        result: NDArray[np.uint8],
+        wanted: NDArray[np.uint8],
+        areas: Mapping[str, NDArray[np.bool_]],
+        prompt: str,
+        tools: QualityTools,
+    ) -> Mapping[str, Value]:
+        """Measure against the prompt."""
+        return {"whole": self.measure(result, prompt, tools)}
+
     @abstractmethod
     def measure(self, result: NDArray[np.uint8], prompt: str, tools: QualityTools) -> Value:
         """Measure one video.
@@ -205,6 +238,17 @@ class SetMetric(Metric):
 
     against: ClassVar[tuple[Against, ...]] = ("truth",)
     file: ClassVar[str]
+
+    def values(
+        self,
+        result: NDArray[np.uint8],
+        wanted: NDArray[np.uint8],
+        areas: Mapping[str, NDArray[np.bool_]],
+        prompt: str,
+        tools: QualityTools,
+    ) -> Mapping[str, Value]:
+        """Measure nothing of one clip."""
+        return {}
 
     @abstractmethod
     def describe(
