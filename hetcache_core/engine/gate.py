@@ -69,6 +69,9 @@ class Gate:
             even = math.ceil((self.steps - computed) / computed) if computed > 0 else self.steps
             own = count_of(defaults.longest_reuse, self.steps)
             self.longest = max(own, min(self.steps, SLACK * even))
+            # First steps that were set take their part of the target from all others.
+            while self.longest < self.steps and self.fewest(0) > computed:
+                self.longest += 1
 
     def computes(self, index: int) -> str | None:
         """Return the reason for which all of a step is computed, blocks too, or None."""

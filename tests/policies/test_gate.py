@@ -161,6 +161,12 @@ def test_first_steps_keep_their_share_of_what_is_computed() -> None:
     assert asked.first == 10
 
 
+def test_a_default_limit_of_reuse_makes_room_for_first_steps_that_were_set() -> None:
+    gate = Gate(steps=20, asked=Guards(first_steps=4), defaults=Guards(longest_reuse=0.2))
+    gate.give_way(5.0)
+    assert gate.fewest(0) == 5
+
+
 @pytest.mark.parametrize(
     ("extent", "steps"),
     [(1, 1), (1.0, 30), (3, 3), (0, 0), (0.0, 0), (0.001, 1), (0.05, 1), (0.1, 3), (0.99, 29)],
