@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
 import torch
 from attrs import define, field, frozen
@@ -54,12 +55,16 @@ class Stored:
     step: int
 
 
+STORABLE: Final = ("float64", "float32", "bfloat16", "float16")
+"""Dtypes that sums and copies of rows are carried out in, on every device."""
+
+
 @frozen(kw_only=True)
 class StoreSettings:
     """How a store keeps its tensors.
 
     Attributes:
-        dtype: name of a floating dtype ("bfloat16") to keep them in, or None for the model's own.
+        dtype: name of one of ``STORABLE`` ("bfloat16") to keep them in, or None for the model's own.
         device: device to keep them on ("cpu" spills to host memory), or None for the model's own.
         max_bytes: hard limit for one run, or None.
         spill: past ``max_bytes``, keep in host memory what would otherwise be refused.
@@ -72,11 +77,15 @@ class StoreSettings:
 
     def __attrs_post_init__(self) -> None:
         """Check the names, so that a bad one is an error before the run and not inside it."""
-        kept = getattr(torch, self.dtype, None) if self.dtype is not None else torch.float32
-        if not isinstance(kept, torch.dtype) or not kept.is_floating_point:
+        if self.dtype is not None and self.dtype not in STORABLE:
             raise ConfigError(
-                f"Cache dtype {self.dtype!r} is not a floating torch dtype; "
-                "use float32, bfloat16 or float16."
+                f"nothing can be kept as {self.dtype!r}",
+                where="cache dtype",
+                remedy=f"Use one of {', '.join(STORABLE)}. Keys and values alone may take 8 bits "
+                "(KeySettings, kv_dtype).",
+                setting="dtype",
+                given=self.dtype,
+                allowed=STORABLE,
             )
         if self.device is not None:
             try:
@@ -103,6 +112,7 @@ class CacheStore:
     _peak: int = field(default=0, init=False)
     _spilled: int = field(default=0, init=False)
     _peak_spilled: int = field(default=0, init=False)
+    _clamped: Tensor | None = field(default=None, init=False)
 
     @property
     def bytes(self) -> int:
@@ -118,6 +128,10 @@ class CacheStore:
     def peak_spilled_bytes(self) -> int:
         """Most bytes spilled to host memory at any time in this run."""
         return self._peak_spilled
+
+    def clamped(self) -> bool:
+        """Whether anything was past the range of what it is kept in; waits for the device, if at all."""
+        return self._clamped is not None and bool(self._clamped)
 
     def has(self, branch: str, slot: Slot) -> bool:
         """Whether a value is held."""
@@ -154,9 +168,8 @@ class CacheStore:
         wanted = (
             None if exact or self.settings.dtype is None else getattr(torch, self.settings.dtype)
         )
-        kept = value.detach().to(
-            dtype=dtype or wanted or value.dtype,
-            device=self.settings.device or value.device,
+        kept = self._narrowed(value.detach(), dtype or wanted or value.dtype).to(
+            self.settings.device or value.device
         )
         # A view would keep its whole base alive and the byte count would be a lie.
         if kept.untyped_storage().nbytes() > _size(kept):
@@ -206,7 +219,8 @@ class CacheStore:
         """
         entries = self._values[(branch, slot)]
         kept = entries[-1].value
-        kept.index_copy_(1, rows.to(kept.device), value.to(dtype=kept.dtype, device=kept.device))
+        fresh = self._narrowed(value, kept.dtype).to(kept.device)
+        kept.index_copy_(1, rows.to(kept.device), fresh)
         entries[-1] = Stored(kept, step)
 
     def lend(self, branch: str, slot: Slot, *, like: Tensor, step: int) -> Tensor | None:
@@ -238,6 +252,19 @@ class CacheStore:
         """Forget everything; the peak is kept for the trace."""
         self._values.clear()
         self._bytes = self._spilled = 0
+
+    def _narrowed(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """Change a dtype; what it cannot hold (past 65504 in float16) becomes its largest number.
+
+        Infinity would turn into NaN in the step that reuses it, and would look like the model's own.
+        """
+        if dtype.is_floating_point and value.is_floating_point():
+            most = torch.finfo(dtype).max
+            if most < torch.finfo(value.dtype).max:
+                beyond = (value.abs() > most).any()
+                self._clamped = beyond if self._clamped is None else self._clamped | beyond
+                value = value.clamp(-most, most)
+        return value.to(dtype)
 
     def _is_spilled(self, value: Tensor) -> bool:
         return self.settings.spill and value.device.type == "cpu"

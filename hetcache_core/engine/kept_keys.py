@@ -55,9 +55,6 @@ class KeptKeys:
         dtype: torch.dtype | None = None if name is None else getattr(torch, name)
         for kind, value in ((Kind.KEYS, k), (Kind.VALUES, v)):
             kept = value[:, :: self.settings.stride]
-            if dtype is not None and dtype.itemsize < kept.dtype.itemsize:
-                most = torch.finfo(dtype).max  # float16 makes infinity of what is more
-                kept = kept.clamp(-most, most)
             self.store.put(
                 self.branch,
                 Slot(kind, key),

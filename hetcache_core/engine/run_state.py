@@ -255,6 +255,11 @@ class RunState:
         if self.store.peak_spilled_bytes:
             spilled = self.store.peak_spilled_bytes / 1e6
             trace.notes.append(f"{spilled:,.1f} MB of the cache were in host memory.")
+        if self.store.clamped():
+            trace.notes.append(
+                "Values past the range of what the cache is kept in (float16: 65504) were kept as its "
+                "largest number: keep it in bfloat16."
+            )
         partition = self.active.partition if self.active is not None else None
         trace.guards = self.gate.described()
         trace.plan = self.recorder.plan(self.info, partition, self.policy.partial)

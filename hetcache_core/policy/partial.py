@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
 from attrs import field, frozen
 
@@ -12,15 +13,14 @@ from hetcache_core.policy.pieces import Hold, Predictor
 __all__ = ["ControlMode", "KVMode", "KeySettings", "PartialSettings"]
 
 
-def _is_floating(_instance: object, _attribute: object, name: str | None) -> None:
-    if name is None:
-        return
-    import torch  # here, since policies can be listed without it
+KEY_DTYPES: Final = ("float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+"""What keys and values can be kept in: they are copied, and computed with in the model's own dtype."""
 
-    kept = getattr(torch, name, None)
-    if not isinstance(kept, torch.dtype) or not kept.is_floating_point:
+
+def _is_storable(_instance: object, _attribute: object, name: str | None) -> None:
+    if name is not None and name not in KEY_DTYPES:
         raise ConfigError(
-            f"keys and values cannot be kept as {name!r}, which is no floating torch dtype",
+            f"keys and values cannot be kept as {name!r}, which is none of {', '.join(KEY_DTYPES)}",
             setting="dtype",
             given=name,
             remedy="Use bfloat16 or float8_e4m3fn.",
@@ -49,7 +49,7 @@ class KeySettings:
         predictor: what stands in for them at a later step.
     """
 
-    dtype: str | None = field(default=None, validator=_is_floating)
+    dtype: str | None = field(default=None, validator=_is_storable)
     layers: tuple[int, ...] | None = None
     stride: int = field(default=1, validator=_is_positive)
     predictor: Predictor = field(factory=Hold)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from attrs import evolve
 
 pytest.importorskip("diffusers")
@@ -27,6 +28,7 @@ from hetcache_core import (
     NonFiniteError,
     PipelineBusyError,
     Session,
+    StoreSettings,
     Trace,
     UnsupportedBackboneError,
     accelerate,
@@ -159,3 +161,20 @@ def test_a_busy_pipeline_is_waited_for_where_that_is_asked_for(backbone: Backbon
         order.append("first")
     thread.join(60)
     assert order == ["hasty", "first", "patient"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_cache_in_float16_holds_a_model_with_large_values_and_says_so(dtype: str) -> None:
+    """Residuals of 1e5 and more are past the range of float16, and within that of bfloat16."""
+    pipeline = small_wan_vace(0)
+    with torch.no_grad():
+        pipeline.transformer.blocks[-1].ffn.net[-1].bias.fill_(1e7)
+    settings = {"threshold": 1e9}
+    with accelerate(
+        pipeline, "teacache", settings=settings, store=StoreSettings(dtype=dtype)
+    ) as run:
+        out = pipeline(num_inference_steps=4, **wan_vace_arguments()).frames
+    assert out.isfinite().all()
+    assert Mode.REUSE in run.trace.modes()
+    said = [note for note in run.trace.notes if "largest number" in note]
+    assert len(said) == (dtype == "float16")

@@ -172,6 +172,7 @@ def test_replacing_a_value_needs_no_room_for_both() -> None:
     ("bad", "message"),
     [
         ({"dtype": "int8"}, "int8"),
+        ({"dtype": "float8_e4m3fn"}, "float8_e4m3fn"),
         ({"dtype": "no such"}, "no such"),
         ({"device": "toaster"}, "toaster"),
         ({"max_bytes": 0}, "max_bytes is 0"),
@@ -180,3 +181,21 @@ def test_replacing_a_value_needs_no_room_for_both() -> None:
 def test_bad_settings_are_refused_before_a_run(bad: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         StoreSettings(**bad)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_what_a_narrower_dtype_cannot_hold_is_kept_as_its_largest_number_and_told(
+    dtype: str,
+) -> None:
+    store, slot = CacheStore(StoreSettings(dtype=dtype)), Slot(Kind.OUTPUT)
+    value = torch.full((1, 4, 2), 1.0)
+    store.put("", slot, value, step=0)
+    assert not store.clamped()
+    beyond = value * 2 * torch.finfo(torch.float16).max
+    store.put("", slot, beyond, step=1)
+    store.write_rows("", slot, torch.tensor([1]), -beyond[:, :1], step=1)
+    kept = store.newest("", slot)
+    assert kept.isfinite().all()
+    assert store.clamped() == (dtype == "float16")
+    if dtype == "float16":
+        assert kept[0, :, 0].tolist() == [65504.0, -65504.0, 65504.0, 65504.0]
