@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hetcache_core.backbone.block_trunk import BlockTrunk, in_fp32
     from hetcache_core.backbone.compiling import BlockCompiler
     from hetcache_core.backbone.flops import DitFlops, matrix_macs
-    from hetcache_core.backbone.pipelines import load_pipeline, run_edit
+    from hetcache_core.backbone.pipelines import check_options, load_pipeline, run_edit
     from hetcache_core.backbone.routing import ModelCalls, StandIn, attached
     from hetcache_core.backbone.trunk import BlockHooks, RunTrunk, TrunkCall, TrunkView
     from hetcache_core.engine.footprint import footprint
@@ -102,7 +102,7 @@ _HOMES: Final[dict[str, str]] = {
         "backbone.block_trunk": "BlockTrunk in_fp32",
         "backbone.compiling": "BlockCompiler",
         "backbone.flops": "DitFlops matrix_macs",
-        "backbone.pipelines": "load_pipeline run_edit",
+        "backbone.pipelines": "check_options load_pipeline run_edit",
         "backbone.routing": "ModelCalls StandIn attached",
         "engine.footprint": "footprint",
         "backbone.trunk": "BlockHooks RunTrunk TrunkCall TrunkView",
@@ -219,6 +219,7 @@ __all__ = [
     "accelerate",
     "attached",
     "binary_mask",
+    "check_options",
     "combine",
     "discover",
     "footprint",

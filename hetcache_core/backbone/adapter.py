@@ -250,6 +250,16 @@ class Backbone(ABC):
             (F, H, W, 3) uint8 frames as the model made them, before any compositing.
         """
 
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse ``EditRequest.options`` that the library's own call does not take; loads nothing.
+
+        By default all are let through. ``hetcache_core.check_options`` does it by the call's signature.
+
+        Raises:
+            ConfigError: there is no such argument, or ``edit`` passes it itself.
+            UnsupportedBackboneError: the library is not installed.
+        """
+
     def notice(self, pipeline: Any) -> str | None:
         """Return a sentence that must go with every output (random weights), or None.
 

@@ -5,13 +5,14 @@ No library is imported here: the pipeline's class and the pipeline are handed in
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from hetcache_core.backbone.adapter import EditRequest, LoadRequest
-from hetcache_core.errors import UnsupportedBackboneError
+from hetcache_core.errors import ConfigError, UnsupportedBackboneError, nearest_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 
 TEXT_PARTS: Final = ("text_encoder", "tokenizer")
 """Parts that a saved pipeline may lack; prompts then come as embeddings."""
+
+
+PASSED: Final = frozenset(
+    {"prompt", "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale",
+     "generator", "output_type", "return_dict"}
+)  # fmt: skip
+"""Arguments that ``run_edit`` passes, or whose default it goes by."""
 
 
 def load_pipeline(
@@ -87,6 +95,45 @@ def _text_arguments(pipeline: Any, request: EditRequest) -> dict[str, Any]:
             "negative_prompt_embeds in the request's options.",
         )
     return {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+
+
+def check_options(
+    options: Mapping[str, Any], *calls: Callable[..., Any], passed: Iterable[str] = ()
+) -> None:
+    """Refuse options that a pipeline's call does not take, by its signature.
+
+    Args:
+        options: arguments by name.
+        calls: the pipeline class's ``__call__``; several where one hands its arguments on.
+        passed: names that the adapter passes itself, beside those that ``run_edit`` does.
+
+    Raises:
+        ConfigError: there is no such argument, or it is passed already.
+    """
+    taken = {*PASSED, *passed}
+    known = [
+        name
+        for call in calls
+        for name, parameter in inspect.signature(call).parameters.items()
+        if parameter.kind not in {parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL}
+    ]
+    allowed = sorted(set(known) - taken - {"self"})
+    for name in options:
+        if name in allowed:
+            continue
+        nearest = nearest_name(name, allowed)
+        meant = f"Did you mean {nearest}?" if nearest else f"There are: {', '.join(allowed)}."
+        raise ConfigError(
+            f"{name} is passed by hetcache itself" if name in taken else f"there is no {name}",
+            where=f"arguments of {calls[0].__qualname__}",
+            remedy="Leave it out; the edit has a setting of its own for it."
+            if name in taken
+            else meant,
+            setting="options",
+            given=name,
+            allowed=allowed,
+            nearest=nearest,
+        )
 
 
 def run_edit(

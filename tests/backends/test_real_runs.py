@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from hetcache_backends.tiny_vace.backbone import TinyVace
 from hetcache_backends.wan.wan_vace import WanVace
 from hetcache_core import (
     Backbone,
+    ConfigError,
     EditRequest,
     LoadRequest,
     Mode,
@@ -178,3 +180,35 @@ def test_a_cache_in_float16_holds_a_model_with_large_values_and_says_so(dtype: s
     assert Mode.REUSE in run.trace.modes()
     said = [note for note in run.trace.notes if "largest number" in note]
     assert len(said) == (dtype == "float16")
+
+
+KNOWN = {
+    "ltx-video": "denoise_strength",
+    "wan-vace-diffusers": "conditioning_scale",
+    "wan-vace": "sigma_shift",
+    "tiny-vace": "sigma_shift",
+}
+
+
+@backbones
+def test_options_are_held_against_the_library_s_own_call(backbone: Backbone) -> None:
+    known = KNOWN[backbone.name]
+    backbone.check_options({known: 1.0})
+    with pytest.raises(ConfigError, match=f"there is no {known}s. Did you mean {known}") as caught:
+        backbone.check_options({known + "s": 1.0})
+    assert caught.value.nearest == known
+    for name in ("height", "num_inference_steps", "num_frames", "prompt", "output_type"):
+        with pytest.raises(ConfigError, match=f"{name} is passed by hetcache itself"):
+            backbone.check_options({name: 1})
+
+
+@pytest.mark.parametrize("name", ["num_frames", "tilde"])
+def test_a_wrong_option_is_refused_before_anything_is_read_or_loaded(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("av")
+    from hetcache.cli.main import main
+
+    files = ["--video", "none.mp4", "--mask", "none.mp4", "--output", str(tmp_path / "out.mp4")]
+    assert main(["edit", *files, "--backbone", "wan-vace", "--option", f"{name}=3"]) == 2
+    assert f"{name}" in capsys.readouterr().err.splitlines()[-1]

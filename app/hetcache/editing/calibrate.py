@@ -57,6 +57,7 @@ def calibrate(config: CalibrateConfig, registry: Registry) -> Calibrated:
     calibrator = _find_calibrator(config.policy, registry)
     backbone = config.model.find(registry)
     device, dtype = config.place.choose()
+    backbone.check_options(config.given.options)
     requests = list(_requests(config, backbone))
     loaded = LoadRequest(model=config.model.spec.model or None, device=device, dtype=dtype)
     runner = load(backbone, loaded, registry)

@@ -64,6 +64,7 @@ def edit(config: EditConfig, registry: Registry) -> Edited:
     check_policy(policy, registry)
     backbone = config.model.find(registry)
     device, dtype = config.place.choose()
+    backbone.check_options(config.given.options)
     job = prepare(config, backbone)
     for text in job.notes:
         note(text)

@@ -29,6 +29,7 @@ from hetcache_core import (
     StandIn,
     UnsupportedBackboneError,
     attached,
+    check_options,
     load_pipeline,
     run_edit,
 )
@@ -106,6 +107,19 @@ class LtxVideo(Backbone):
         except ImportError as error:
             raise missing_library(error) from error
         return load_pipeline(MaskedLTXPipeline, request, accepts=self.accepts, example=CHECKPOINT)
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse what ``MaskedLTXPipeline.__call__`` does not take."""
+        try:
+            from hetcache_backends.diffusers.ltx_pipeline import MaskedLTXPipeline
+        except ImportError as error:
+            raise missing_library(error) from error
+        check_options(
+            options,
+            MaskedLTXPipeline.__call__,
+            MaskedLTXPipeline.__base__.__call__,
+            passed=("source_video", "edit_mask", "num_frames"),
+        )
 
     def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
         """Run one masked edit through ``MaskedLTXPipeline.__call__``.

@@ -33,6 +33,7 @@ from hetcache_core import (
     UnsupportedBackboneError,
     attached,
     binary_mask,
+    check_options,
     load_pipeline,
     run_edit,
 )
@@ -106,6 +107,14 @@ class WanVaceDiffusers(Backbone):
         return load_pipeline(
             WanVACEPipeline, request, accepts=self.accepts, example=CHECKPOINT, dtype=dtypes
         )
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse what ``WanVACEPipeline.__call__`` does not take."""
+        try:
+            from diffusers.pipelines.wan.pipeline_wan_vace import WanVACEPipeline
+        except ImportError as error:
+            raise missing_library(error) from error
+        check_options(options, WanVACEPipeline.__call__, passed=("video", "mask", "num_frames"))
 
     def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
         """Run one masked edit through ``WanVACEPipeline.__call__``."""

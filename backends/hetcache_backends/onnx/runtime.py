@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -91,6 +91,10 @@ class OnnxWan(Backbone):
         if isinstance(_adapter_of(folder), OnnxLtx):
             return OnnxLtx().load(request)
         return assemble(open_folder(folder, request.device))
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse what ``WanVideoPipeline.__call__`` does not take."""
+        wan_vace.check_wan_options(options)
 
     def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
         """Run one masked edit, as the backbone does that was exported."""

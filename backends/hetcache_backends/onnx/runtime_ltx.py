@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -82,6 +82,10 @@ class OnnxLtx(Backbone):
         need_float32(request)
         folder = Path(str(request.model)).expanduser()
         return assemble_ltx(open_ltx(folder, request.device))
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse what ``MaskedLTXPipeline.__call__`` does not take."""
+        LtxVideo().check_options(options)
 
     def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
         """Run one masked edit as ``ltx-video`` does."""

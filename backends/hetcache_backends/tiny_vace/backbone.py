@@ -87,6 +87,10 @@ class TinyVace(Backbone):
         pipeline.hetcache_backbone = self.name
         return pipeline
 
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse what ``WanVideoPipeline.__call__`` does not take."""
+        wan_vace.check_wan_options(options)
+
     def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
         """Run one masked edit, untiled: the codec has no seams to hide."""
         from attrs import evolve

@@ -30,6 +30,7 @@ from hetcache_core import (
     UnsupportedBackboneError,
     attached,
     binary_mask,
+    check_options,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ VARIANTS: Final = {(1536, 30): "wan2.1-1.3b", (5120, 40): "wan2.1-14b"}
 """Published models by (width, blocks). Source: DiffSynth 2.1.12, ``configs/model_configs.py``."""
 
 BRANCHES: Final = ("cond", "uncond")
+
+PASSED: Final = ("vace_video", "vace_video_mask", "num_frames", "seed", "cfg_scale", "cfg_merge")
+"""Arguments that ``edit`` passes beside those that all pipelines get."""
 
 WAN_MODELS: Final = {("diffsynth", "WanModel"), ("hetcache_backends", "OnnxWanModel")}
 """Packages and names of the classes that a pipeline's ``dit`` may have."""
@@ -99,6 +103,10 @@ class WanVace(Backbone):
     def load(self, request: LoadRequest) -> Any:
         """Load a checkpoint folder or hub id through DiffSynth's own loader."""
         return load_checkpoint(request)
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse what ``WanVideoPipeline.__call__`` does not take."""
+        check_wan_options(options)
 
     def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
         """Run one masked edit through ``WanVideoPipeline.__call__``."""
@@ -332,6 +340,12 @@ def _pixel_mask(arguments: Mapping[str, Any], grid: Grid) -> Tensor | None:
     if frames is None:  # the library then edits everything
         return torch.ones(shape, dtype=torch.bool)
     return binary_mask(frames[: shape[0]])  # (F, H, W)
+
+
+def check_wan_options(options: Mapping[str, Any]) -> None:
+    """Refuse arguments that ``WanVideoPipeline.__call__`` does not take, or that ``edit`` passes."""
+    pipeline_type, _ = import_diffsynth()
+    check_options(options, pipeline_type.__call__, passed=PASSED)
 
 
 def edit(pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:

@@ -25,6 +25,7 @@ from hetcache_core import (
     ModelInfo,
     StandIn,
     attached,
+    check_options,
     in_fp32,
     load_pipeline,
     matrix_macs,
@@ -63,6 +64,12 @@ class CogVideoX(Backbone):
         """Load a folder or hub id."""
         example = "THUDM/CogVideoX-2b"
         return load_pipeline(MaskedCogVideoX, request, accepts=self.accepts, example=example)
+
+    def check_options(self, options: Any) -> None:
+        """Refuse what ``MaskedCogVideoX.__call__`` does not take."""
+        base = MaskedCogVideoX.__base__.__call__
+        passed = ("video", "edit_mask", "strength")
+        check_options(options, MaskedCogVideoX.__call__, base, passed=passed)
 
     def edit(self, pipeline: Any, request: EditRequest) -> Any:
         """Run one masked edit: uint8 frames (F, H, W, 3)."""

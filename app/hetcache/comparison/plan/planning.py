@@ -72,6 +72,8 @@ def plan(config: CompareConfig, registry: Registry) -> Wanted:
     adapters: dict[str, Backbone] = {
         str(s): registry.backbone(s.name)().for_model(s.model or None) for s in backbones
     }
+    for adapter in adapters.values():
+        adapter.check_options(config.given.options)
     policies = parse_policies(ready.policies if config.policies is None else config.policies)
     for spec in policies:
         if spec.name != ALL:
