@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hetcache.cli.builtin import COMMANDS
+from hetcache.cli.commands import COMMANDS
 from hetcache_core import Registration, hookimpl
 
 __all__ = [

@@ -135,7 +135,7 @@ def test_the_python_blocks_of_a_page_pass_a_strict_type_check(
 
 def the_command_line() -> Any:
     pytest.importorskip("typer")
-    commands = import_module("hetcache.cli.commands")
+    commands = import_module("hetcache.cli.command_line")
     return commands.command_line(discover())
 
 

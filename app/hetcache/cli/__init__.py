@@ -1,1 +1,1 @@
-"""The command line: one module a command."""
+"""The command line: how options are made from config classes, and the commands."""

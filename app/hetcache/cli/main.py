@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     import typer
 
-    from hetcache.cli.commands import command_line
+    from hetcache.cli.command_line import command_line
     from hetcache.running.console import find_plugins
 
     # typer brings its own copy of click, or uses the installed one, by its version.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +22,7 @@ pytest.importorskip("typer")
 import typer
 from attrs import frozen
 
-from hetcache.cli.builtin import COMMANDS
+from hetcache.cli.commands import COMMANDS
 from hetcache.cli.main import main
 from hetcache.cli.options import function_of
 from hetcache.running.groups import JsonConfig
@@ -134,6 +137,33 @@ def test_values_are_completed(tmp_path: Path) -> None:
     assert "compile-schedule" in completed("hetcache comp")
     assert completed("hetcache edit --preset ") == ["quality", "balanced", "fast"]
     assert completed("hetcache edit --cache-de") == ["--cache-device"]
+
+
+BASH = """
+hetcache --install-completion bash && source ~/.bashrc
+COMP_WORDS=(hetcache edit --preset f) COMP_CWORD=3
+$(complete -p hetcache | sed 's/.*-F \\([^ ]*\\).*/\\1/') hetcache
+echo "completed: ${COMPREPLY[*]}"
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_a_shell_in_which_completion_was_installed_completes_values(tmp_path: Path) -> None:
+    scripts = sysconfig.get_path("scripts")
+    done = subprocess.run(
+        ["bash", "--norc", "-c", BASH],
+        env={
+            "HOME": str(tmp_path),
+            "SHELL": "/bin/bash",
+            "PATH": f"{scripts}:{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"bash completion installed in {tmp_path}" in done.stdout
+    assert (tmp_path / ".bashrc").read_text().strip().startswith("source ")
+    assert done.stdout.splitlines()[-1] == "completed: fast"
 
 
 # Strangers

@@ -1,4 +1,4 @@
-"""The commands that come with hetcache; each is loaded when it is called."""
+"""The commands that come with hetcache; one module a command, loaded when it is called."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hetcache_core import Registration
 __all__ = ["COMMANDS"]
 
 COMMANDS: Final = [
-    Registration(name=name, target=f"hetcache.cli.{target}", summary=summary)
+    Registration(name=name, target=f"hetcache.cli.commands.{target}", summary=summary)
     for name, target, summary in (
         (
             "backbones",
