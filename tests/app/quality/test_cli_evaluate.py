@@ -227,16 +227,16 @@ def arguments(changed: dict[str, str]) -> list[str]:
         ),
         pytest.param({"--mask": "empty"}, "empty holds nothing called bear", id="missing masks"),
         pytest.param({"--mask": "nowhere.png"}, "nowhere.png: not found", id="missing mask"),
-        pytest.param({"--composite": "gt"}, "compositing needs a --mask", id="no mask"),
+        pytest.param({"--composite": "gt"}, "--composite needs a --mask", id="no mask"),
         pytest.param(
             {"--composite": "small.mp4", "--mask": "masks"},
             "--composite: small.mp4 is 48x96",
             id="source of another size",
         ),
         pytest.param({"--lpips": "noise.pt"}, "it is no file of weights", id="no weights"),
-        pytest.param({"--lpips": "nowhere"}, "--lpips: nowhere cannot be read", id="no file"),
+        pytest.param({"--lpips": "nowhere"}, "--lpips: there is no nowhere", id="no file"),
         pytest.param({"--video-features": "noise.pt"}, "no network that can be", id="no network"),
-        pytest.param({"--clip": "empty"}, "--clip: empty is no folder with a CLIP", id="no CLIP"),
+        pytest.param({"--clip": "empty"}, "empty is no folder with a CLIP", id="no CLIP"),
         pytest.param({"--token-pixels": "0"}, "token_pixels must be >= 1", id="no token"),
         pytest.param({"--device": "gpu"}, "no device 'gpu'", id="unknown device"),
         pytest.param({"--output": "values.txt"}, "does not end in .csv", id="no CSV"),
@@ -278,9 +278,9 @@ def test_what_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_metric_starts_before_the_weights_are_known_to_be_good(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import hetcache.quality.evaluate
+    import hetcache.media.video
 
     monkeypatch.setattr(
-        hetcache.quality.evaluate, "read_video", lambda *_, **__: pytest.fail("a video was read")
+        hetcache.media.video, "read_video", lambda *_, **__: pytest.fail("a video was read")
     )
     assert main(arguments({"--lpips": "noise.pt"})) == 2
