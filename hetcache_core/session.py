@@ -54,7 +54,7 @@ class Session:
         pipeline: the user's pipeline.
         backbone: the adapter that carries it.
         policy: what is done.
-        traces: one for every run that reached its last step, oldest first.
+        traces: one for every run that ended, oldest first; one that was interrupted is not complete.
     """
 
     pipeline: Any

@@ -192,8 +192,10 @@ class Partition:
 
     @indices.default
     def _split(self) -> tuple[Tensor, ...]:
-        # nonzero waits for the device; it runs once a run, never inside a step.
-        return tuple((self.roles == int(role)).nonzero().flatten() for role in Role)
+        # One wait for the device, for the counts, once a run.
+        roles = torch.arange(len(Role), device=self.roles.device)
+        counts = (self.roles == roles[:, None]).sum(1).tolist()
+        return self.roles.argsort(stable=True).split(counts)
 
     def of(self, role: Role) -> Tensor:
         """Return the sorted token indices (k,) of one role."""

@@ -17,6 +17,7 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
 from attrs import define, field
@@ -204,6 +205,33 @@ class SchedulerStandIn:
         setattr(self._target, name, value)
 
 
+@final
+class ProgressBarStandIn:
+    """A pipeline's progress bar, which also tells the router that the loop inside it is over."""
+
+    def __init__(self, target: Any, router: Router) -> None:
+        self._target, self._router = target, router
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+    def __enter__(self) -> Any:
+        return self._target.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Any:
+        self._router.loop_left(error)
+        return self._target.__exit__(kind, error, traceback)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self._target
+        self._router.loop_left(None)
+
+
 @define(eq=False)
 class Router:
     """Stands between the pipeline's loop and the model's ``forward`` for one session."""
@@ -218,6 +246,8 @@ class Router:
     _asked: int = field(default=0, init=False)
     _evaluations: int = field(default=1, init=False)
     _sampling: bool = field(default=False, init=False)
+    _times: tuple[Any, list[float]] | None = field(default=None, init=False)
+    """A dtype, and the scheduler's timesteps rounded to it on the host, read once a run."""
 
     @property
     def sampling(self) -> bool:
@@ -239,6 +269,17 @@ class Router:
         self._evaluations = max(1, round(total / taken))
         self._asked = total + (asked - taken) * self._evaluations
         self._sampling = True
+        self._times = None
+
+    def loop_left(self, error: BaseException | None) -> None:
+        """The pipeline's loop is over, perhaps before its last step: what follows is none of its calls."""
+        if not self.engine.running:
+            return  # no call of the loop has come yet: another part shows its progress
+        if error is None:
+            self.engine.end_run()
+        else:
+            self.engine.abort_run()
+        self._sampling = False
 
     def sampler_stepped(self, latents: Tensor | None) -> None:
         """The scheduler has taken a step and made these latents."""
@@ -260,7 +301,8 @@ class Router:
         """
         total = len(self.scheduler.timesteps)
         count = getattr(self.calls.pipeline, "num_timesteps", total)
-        self._check_timestep(arguments[self.calls.timestep], total - count)
+        if not self._is_the_loops(arguments[self.calls.timestep], total - count):
+            return library(model, **arguments)
         if not self.engine.running:
             self.calls.refuse(model, self.engine)
             # The pipeline may leave out the first steps (denoise_strength).
@@ -296,22 +338,50 @@ class Router:
             evaluations=self._evaluations,
         )
 
-    def _check_timestep(self, given: Tensor, offset: int) -> None:
-        """The model must be called with the timestep that the scheduler is at."""
-        if given.device.type != "cpu" and self._step > 0:
-            return  # looking would wait for the device in every call
-        if offset + self._step < len(self.scheduler.timesteps):
-            # The pipeline may round it to its own dtype.
-            own = float(self.scheduler.timesteps[offset + self._step].to(given.dtype))
-            top = float(given.max())
-            # Conditioned tokens have lower timesteps of their own.
-            if top == own or (top < own and given.dim() > 1 and given.shape[1] > 1):
-                return
-        raise CacheStateError(
-            f"The model is called with timestep {float(given.max())} while the scheduler is at step "
-            f"{self._step} of {len(self.scheduler.timesteps) - offset}. A session needs the pipeline's "
-            "own loop."
-        )
+    def _is_the_loops(self, given: Tensor, offset: int) -> bool:
+        """Whether a call is the pipeline's loop's own, told on the host wherever that is possible.
+
+        Raises:
+            CacheStateError: it has another timestep than the scheduler is at.
+        """
+        place = offset + self._step
+        at = _place_of(getattr(self.calls.pipeline, "_current_timestep", None), self.scheduler)
+        if at is not None and at != place:
+            return False  # a call between the steps, such as a callback's
+        timesteps = self.scheduler.timesteps
+        # Looking would wait for the device in every call. Where the schedule is kept on the host, the
+        # first step tells whether the loop follows it.
+        told = at is not None or (given.device != timesteps.device and self._step > 0)
+        if told and given.device.type != "cpu":
+            return True
+        if self._times is None or self._times[0] != given.dtype:
+            # The pipeline may round them to its own dtype.
+            self._times = given.dtype, timesteps.to(given.dtype).tolist()
+        top, times = float(given.max()), self._times[1]
+        own = times[place] if place < len(times) else None
+        # Conditioned tokens have lower timesteps of their own.
+        if own is None or not (
+            top == own or (top < own and given.dim() > 1 and given.shape[1] > 1)
+        ):
+            raise CacheStateError(
+                f"The model is called with timestep {top} while the scheduler is at step "
+                f"{self._step} of {len(times) - offset}. A session needs the pipeline's own loop."
+            )
+        return True
+
+
+def _place_of(timestep: Any, scheduler: Any) -> int | None:
+    """Find an element of a scheduler's timesteps by where it lies in memory, which reads nothing.
+
+    Returns:
+        Its index, or None where it is none of them.
+    """
+    timesteps = scheduler.timesteps
+    if not hasattr(timestep, "is_set_to") or timestep.dtype != timesteps.dtype:
+        return None
+    if timestep.device != timesteps.device:
+        return None
+    return next((i for i, own in enumerate(timesteps) if timestep.is_set_to(own)), None)
 
 
 def _sample(result: Any) -> Tensor | None:
@@ -339,12 +409,12 @@ def _resampled(values: Any, count: int) -> NDArray[np.float32]:
 def _steps(scheduler: Any, offset: int, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Read unrounded timesteps and noise levels of the last ``count`` steps."""
     timesteps = scheduler.timesteps[offset:]
-    times = tuple(float(t) for t in timesteps)
+    times = tuple(map(float, timesteps.tolist()))
     if getattr(scheduler, "sigmas", None) is None:
         # Signal and noise are shares of one variance: sigma^2 = 1 - (product of alphas).
         levels = (1 - scheduler.alphas_cumprod[timesteps.cpu().long()]).sqrt()
         return times, tuple(levels.tolist())
-    sigmas = tuple(float(s) for s in scheduler.sigmas[offset : offset + count])
+    sigmas = tuple(map(float, scheduler.sigmas[offset : offset + count].tolist()))
     if not timesteps.is_floating_point():
         whole = float(scheduler.config.num_train_timesteps)
         # Some schedulers round their timesteps to integers. Where sigma is a share of the whole
@@ -382,6 +452,7 @@ def attached(
         # Past the pipeline's own __setattr__, which would write the stand-in into its config.
         stack.callback(object.__setattr__, pipeline, "scheduler", scheduler)
         object.__setattr__(pipeline, "scheduler", SchedulerStandIn(scheduler, router))
+        stack.enter_context(_watched_loop(pipeline, router))
         if calls.function is not None:
             stack.enter_context(_routed_function(*calls.function, router))
         else:
@@ -412,6 +483,28 @@ def _routed_function(name: str, argument: str, router: Router) -> Iterator[None]
         yield
     finally:
         setattr(pipeline, name, own)
+
+
+@contextmanager
+def _watched_loop(pipeline: Any, router: Router) -> Iterator[None]:
+    """Tell the router when the pipeline's loop is left: its progress bar is left with it."""
+    if not hasattr(pipeline, "progress_bar"):
+        yield
+        return
+    own, library = vars(pipeline), pipeline.progress_bar
+    before = own.get("progress_bar")
+
+    @functools.wraps(library)
+    def progress_bar(*args: Any, **kwargs: Any) -> ProgressBarStandIn:
+        return ProgressBarStandIn(library(*args, **kwargs), router)
+
+    own["progress_bar"] = progress_bar
+    try:
+        yield
+    finally:
+        del own["progress_bar"]
+        if before is not None:
+            own["progress_bar"] = before
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -110,13 +111,19 @@ class Recorder:
             branches=tuple(self._branches),
             actions=() if plain else tuple(self._actions),
             calls=() if plain else tuple(self._packed(*key) for key in self._calls),
-            rows=tuple(pack_rows(rows.cpu().numpy(), tokens) for rows in self._rows),
+            rows=tuple(pack_rows(rows.numpy(), tokens) for rows in self._read_rows()),
             roles="" if partition is None else fingerprint(partition.roles),
             selections=tuple(self._selections),
             kv_mode=None if partial is None else partial.kv_mode,
             control_mode=None if partial is None else partial.control_mode,
             kv_dtype=None if partial is None else partial.keys.dtype,
         )
+
+    def _read_rows(self) -> Sequence[Tensor]:
+        """Bring all rows to the host at once."""
+        if not self._rows:
+            return ()
+        return torch.cat(self._rows).cpu().split([len(rows) for rows in self._rows])
 
     def _step(self, step: int) -> PlannedStep:
         decision = self._decisions[step]

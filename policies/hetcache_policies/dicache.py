@@ -112,7 +112,7 @@ class _Decider(StepDecider):
         low, high = GAINS
         newer, older = self._trail.computed(signals, 1), self._trail.computed(signals, 2)
         if newer is None or older is None:
-            return added.new_tensor(low, dtype=torch.float32)
+            return torch.full((), low, device=added.device)  # a copy of a number would wait
         walked = (added.float() - older.float()).abs().mean()
         length = (newer.float() - older.float()).abs().mean().clamp_min(NEAR_ZERO)
         return (walked / length).clamp(low, high)

@@ -291,22 +291,93 @@ def test_calls_outside_the_loop_are_the_library_s(pipe: Any) -> None:
 
 
 def test_a_call_with_another_timestep_is_refused(pipe: Any) -> None:
-    call = type(pipe.transformer).forward
+    arguments = {
+        "hidden_states": torch.ones(1, 16, 2, 8, 8),
+        "timestep": torch.tensor([7.0]),
+        "encoder_hidden_states": sample_text(0)[0],
+        "control_hidden_states": torch.ones(1, 96, 2, 8, 8),
+    }
+    with accelerate(pipe, FULL_STEPS, backbone=BACKBONE):
+        pipe.scheduler.set_timesteps(STEPS)
+        with pytest.raises(CacheStateError, match=f"at step 0 of {STEPS}"):
+            pipe.transformer(**arguments)
 
-    def shifted(pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        pipeline.transformer(
-            values["latents"],
-            torch.tensor([3.0]),
-            values["prompt_embeds"],
-            control_hidden_states=torch.ones(1, 96, 2, 8, 12),
-        )
+
+@pytest.mark.parametrize("timestep", [3.0, None])
+def test_a_callback_s_own_call_is_the_library_s(pipe: Any, timestep: float | None) -> None:
+    """Whatever its timestep, also the next step's own: the loop is not there yet."""
+    bare, answers, model = run(pipe), [], pipe.transformer
+
+    def call(pipeline: Any, step: int, now: Any, values: dict[str, Any]) -> dict[str, Any]:
+        following = pipeline.scheduler.timesteps[min(step + 1, STEPS - 1)]
+        arguments = {
+            "hidden_states": values["latents"],
+            "timestep": following[None] if timestep is None else torch.tensor([timestep]),
+            "encoder_hidden_states": values["prompt_embeds"],
+            "control_hidden_states": torch.ones(1, 96, *values["latents"].shape[2:]),
+        }
+        library = type(model).forward(model, **arguments).sample
+        answers.append(torch.equal(model(**arguments).sample, library))
         return {}
 
     names = ["latents", "prompt_embeds"]
-    session = accelerate(pipe, FULL_STEPS, backbone=BACKBONE)
-    with pytest.raises(CacheStateError, match="while the scheduler is at step 1"), session:
-        run(pipe, callback_on_step_end=shifted, callback_on_step_end_tensor_inputs=names)
-    assert type(pipe.transformer).forward is call
+    with accelerate(pipe, FULL_STEPS, backbone=BACKBONE) as session:
+        out = run(pipe, callback_on_step_end=call, callback_on_step_end_tensor_inputs=names)
+    assert answers == [True] * STEPS
+    assert torch.equal(out, bare)
+    assert len(session.trace.records) == 2 * STEPS
+
+
+def test_an_interrupted_run_is_closed_with_its_loop(pipe: Any) -> None:
+    """Its cache is freed before the library decodes, and what ran is kept as a trace."""
+    held: list[bool] = []
+
+    def interrupt(pipeline: Any, step: int, now: Any, values: dict[str, Any]) -> dict[str, Any]:
+        pipeline._interrupt = step == 3
+        held.append(session._engine.running)
+        return {}
+
+    def decode(*_: Any, **__: Any) -> Any:
+        held.append(session._engine.running)
+        raise RuntimeError("as far as this test goes")
+
+    arguments = wan_vace_arguments(0)
+    session = accelerate(pipe, "every-nth", backbone=BACKBONE)
+    with session:
+        run(pipe, callback_on_step_end=interrupt)
+        assert not session._engine.running
+        vars(pipe.vae)["decode"] = decode
+        with pytest.raises(RuntimeError, match="as far as"):
+            pipe(
+                **{**arguments, "output_type": "np"},
+                num_inference_steps=STEPS,
+                callback_on_step_end=interrupt,
+            )
+    del vars(pipe.vae)["decode"]
+    assert held == [*([True] * 4), *([True] * 4), False]
+    assert [trace.complete for trace in session.traces] == [False, False]
+    assert [len(trace.records) for trace in session.traces] == [8, 8]
+
+
+def test_a_call_after_an_interrupted_run_is_the_library_s(pipe: Any) -> None:
+    """With the timestep at which the run would go on, so that only the end of the loop tells."""
+
+    def interrupt(pipeline: Any, step: int, now: Any, values: dict[str, Any]) -> dict[str, Any]:
+        pipeline._interrupt = step == 3
+        return {}
+
+    with torch.no_grad(), accelerate(pipe, "every-nth", backbone=BACKBONE) as session:
+        latents = run(pipe, callback_on_step_end=interrupt)
+        arguments = {
+            "hidden_states": latents,
+            "timestep": pipe.scheduler.timesteps[4][None],
+            "encoder_hidden_states": sample_text(0)[0],
+            "control_hidden_states": torch.ones(1, 96, *latents.shape[2:]),
+        }
+        answer = pipe.transformer(**arguments).sample
+        library = type(pipe.transformer).forward(pipe.transformer, **arguments).sample
+    assert torch.equal(answer, library)
+    assert not session.trace.complete
 
 
 def test_offloading_of_whole_models_is_carried(pipe: Any) -> None:

@@ -187,8 +187,9 @@ class LtxCalls(DiffusersCalls):
             frames, height, width = (int(arguments[n]) for n in ("num_frames", "height", "width"))
         else:
             # Conditions at later frames come first; the video begins at the one origin.
-            first = int((coordinates[0] == 0).all(dim=0).nonzero()[-1])
-            rows, columns = coordinates[0, 1:, first:]
+            places = coordinates[0].cpu()  # (3, N)
+            first = int((places == 0).all(dim=0).nonzero()[-1])
+            rows, columns = places[1:, first:]
             height, width = rows.unique().numel(), columns.unique().numel()
             frames = (tokens - first) // (height * width)
         side = self.pipeline.vae_spatial_compression_ratio
