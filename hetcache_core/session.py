@@ -339,14 +339,6 @@ def _find_backbone(pipeline: Any, wanted: str | Backbone | None, registry: Regis
     if asked is not None and asked.accepts(pipeline):
         return asked
     kind = f"{type(pipeline).__module__}.{type(pipeline).__qualname__}"
-    bases = {f"{base.__module__}.{base.__qualname__}" for base in type(pipeline).__mro__}
-    if "torch.nn.modules.module.Module" in bases:
-        raise UnsupportedBackboneError(
-            f"a {kind} is a model, and no pipeline",
-            where="accelerate",
-            remedy="Pass the pipeline itself (pipe, where this is pipe.transformer): steps and masks "
-            "are its own.",
-        )
     unusable = []
     known = registry.names("backbone")
     for name in known:
@@ -363,6 +355,14 @@ def _find_backbone(pipeline: Any, wanted: str | Backbone | None, registry: Regis
                 backbone=asked.name,
                 remedy=f"Leave backbone out, or name {candidate.name!r}.",
             )
+    bases = {f"{base.__module__}.{base.__qualname__}" for base in type(pipeline).__mro__}
+    if "torch.nn.modules.module.Module" in bases:
+        raise UnsupportedBackboneError(
+            f"a {kind} is a model, and no pipeline",
+            where="accelerate",
+            remedy="Pass the pipeline itself (pipe, where this is pipe.transformer): steps and masks "
+            "are its own.",
+        )
     if asked is not None:
         raise UnsupportedBackboneError(
             f"it does not take a {kind}, nor does any other", backbone=asked.name

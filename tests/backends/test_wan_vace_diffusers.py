@@ -299,7 +299,7 @@ def test_a_call_with_another_timestep_is_refused(pipe: Any) -> None:
     }
     with accelerate(pipe, FULL_STEPS, backbone=BACKBONE):
         pipe.scheduler.set_timesteps(STEPS)
-        with pytest.raises(CacheStateError, match=f"at step 0 of {STEPS}"):
+        with pytest.raises(CacheStateError, match="while the scheduler is at step 0"):
             pipe.transformer(**arguments)
 
 
