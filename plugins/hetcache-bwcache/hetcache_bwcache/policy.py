@@ -28,15 +28,18 @@ from hetcache_core import (
     CachePolicy,
     Decision,
     Guards,
+    Hold,
     Mode,
     ModelInfo,
     PolicyRecipe,
+    Predictor,
     RunInfo,
     Signals,
     StepDecider,
     StepInfo,
     StepPolicy,
     SubLayer,
+    piece,
     relative_l1,
     setting,
 )
@@ -173,6 +176,9 @@ class BWCache(PolicyRecipe):
         SKETCH_SHARE, gt=0, le=1, doc="share of the tokens that is compared"
     )
     seed: int = setting(0, ge=0, doc="seed of their choice")
+    predictor: Predictor = piece(
+        "predictor", Hold(), doc="what stands in for what a reused step leaves out"
+    )
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Make the one piece that decides steps and looks at blocks; the same for every model."""
@@ -182,4 +188,4 @@ class BWCache(PolicyRecipe):
             sketch_share=self.sketch_share,
             seed=self.seed,
         )
-        return CachePolicy(name=self.name, step=steps, blocks=steps)
+        return CachePolicy(name=self.name, step=steps, blocks=steps, predictor=self.predictor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,16 +16,27 @@ from hetcache_core import (
     BranchRows,
     ConfigError,
     Grid,
+    Hold,
     Mode,
     ModelInfo,
+    Predictor,
     RunInfo,
     Stack,
     StepInfo,
+    Stored,
+    accelerate,
 )
-from hetcache_core.testing import BoundCheck, check_policy, parametrize_with_checks
+from hetcache_core.testing import (
+    BoundCheck,
+    check_policy,
+    decide,
+    parametrize_with_checks,
+    tiny_case,
+)
 
 MODEL = ModelInfo(backbone="tiny", variant="", layers=3, width=4, heads=2)
 TOKENS = 64
+CASE = tiny_case()
 
 
 @parametrize_with_checks(policies=[BWCache])
@@ -37,7 +48,7 @@ def test_contract(check: BoundCheck) -> None:
 class FakeSignals:
     """Signals that keep and read, as the engine's do."""
 
-    threshold_factor: float = 1.0
+    threshold_factor: ClassVar[float] = 1.0
     reads: int = field(default=0, init=False)
     held: dict[str, Tensor] = field(factory=dict, init=False)
 
@@ -52,8 +63,14 @@ class FakeSignals:
         return self.held.get(name)
 
 
-def drive(recipe: BWCache, levels: Sequence[float], signals: FakeSignals | None = None) -> str:
-    """Play a run whose blocks all put out one number: F for a full step, a point for a reused one."""
+def played(recipe: BWCache, levels: Sequence[float], **options: Any) -> str:
+    """Play a run through the engine whose blocks all put out one number: one letter a step."""
+    trace = decide(recipe, steps=len(levels), hidden=levels, added=0.0, **options)
+    return trace.letters()
+
+
+def drive(recipe: BWCache, levels: Sequence[float], signals: FakeSignals) -> str:
+    """Let the decider alone see blocks that all put out one number: F full, a point for reused."""
     steps = len(levels)
     policy: Any = recipe.compose(MODEL).step
     decider = policy.begin(
@@ -67,7 +84,7 @@ def drive(recipe: BWCache, levels: Sequence[float], signals: FakeSignals | None 
             device="cpu",
         )
     )
-    signals, modes = signals or FakeSignals(), ""
+    modes = ""
     for index, level in enumerate(levels):
         step = StepInfo(index=index, total=steps, timestep=1000.0 - index, sigma=1.0)
         mode = decider.decide(step, signals).mode
@@ -87,24 +104,24 @@ def drive(recipe: BWCache, levels: Sequence[float], signals: FakeSignals | None 
 
 def test_a_tenth_of_the_run_is_reused_after_a_small_change() -> None:
     """Of 40 steps: 4 reused, 1 computed; first passed with 38 left, so the last 19 are computed."""
-    assert drive(BWCache(), [1.0] * 40) == "FF" + "....F" * 3 + "...." + "F" * 19
+    assert played(BWCache(), [1.0] * 40) == "FF" + "ssssF" * 3 + "ssss" + "F" * 19
 
 
 def test_large_changes_compute_every_step() -> None:
-    assert drive(BWCache(), [2.0**i for i in range(12)]) == "F" * 12
+    assert played(BWCache(), [2.0**i for i in range(12)]) == "F" * 12
 
 
 def test_a_change_over_several_steps_is_divided_by_their_number() -> None:
     """0.1 a step: at once 0.1 < 0.15; after a gap of 3 it is 0.3 in all, 0.1 a step."""
     levels = [1.1**i for i in range(20)]
-    assert drive(BWCache(), levels)[:9] == "FF..F..F."
-    assert drive(BWCache(gap_normalize=False), levels)[:9] == "FF..FF..F"
+    assert played(BWCache(), levels)[:9] == "FFssFssFs"
+    assert played(BWCache(gap_normalize=False), levels)[:9] == "FFssFFssF"
 
 
 def test_a_threshold_factor_stretches_the_threshold() -> None:
     levels = [1.2**i for i in range(20)]
-    assert drive(BWCache(), levels) == "F" * 20
-    assert drive(BWCache(), levels, FakeSignals(2.0))[:4] == "FF.."
+    assert played(BWCache(), levels) == "F" * 20
+    assert played(BWCache(), levels, threshold_factor=2.0)[:4] == "FFss"
 
 
 def test_one_number_is_read_for_each_computed_step() -> None:
@@ -120,6 +137,28 @@ def test_outputs_are_compared_on_some_tokens_of_the_branch_that_comes_first() ->
     (held,) = signals.held.values()
     assert held.shape == (MODEL.layers, 1, TOKENS // 16, 4)
     assert bool((held == 1).all())
+
+
+@define
+class Half(Predictor):
+    """Half of the last value, which is seen in any result."""
+
+    history = 1
+
+    def predict(self, values: Sequence[Stored], *, step: int, gain: float | None) -> Tensor:
+        return values[-1].value / 2
+
+
+def test_what_stands_in_for_reused_steps_comes_from_the_predictor() -> None:
+    """Half of a residual gives another result than all of it, in the same steps."""
+    results = []
+    for predictor in (Hold(), Half()):
+        pipeline = CASE.make_pipeline(0)
+        recipe = BWCache(threshold=10.0, predictor=predictor)
+        with accelerate(pipeline, recipe, backbone=CASE.backbone) as session:
+            results.append(CASE.run(pipeline, 12, "none", 0))
+        assert Mode.REUSE in session.trace.modes()
+    assert not torch.equal(*results)
 
 
 def test_presets_are_the_published_thresholds() -> None:

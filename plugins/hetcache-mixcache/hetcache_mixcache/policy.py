@@ -17,9 +17,12 @@ from hetcache_core import (
     Calibrator,
     ConfigError,
     Guards,
+    Hold,
     ModelInfo,
     PolicyRecipe,
+    Predictor,
     Span,
+    piece,
     setting,
 )
 from hetcache_mixcache.calibrating import IntervalCalibrator
@@ -74,6 +77,9 @@ class MixCache(PolicyRecipe):
     cfg_impact: float = setting(1.0, gt=0, doc="how much a predicted branch's error shows")
     block_impact: float = setting(1.0, gt=0, doc="how much reused blocks' error shows")
     weigh_savings: bool = setting(False, doc="divide priorities by the share of FLOPs saved")
+    predictor: Predictor = piece(
+        "predictor", Hold(), doc="what stands in for what a step or its middle blocks leave out"
+    )
 
     def __attrs_post_init__(self) -> None:
         """Refuse an interval that would grow and shrink at once.
@@ -118,4 +124,10 @@ class MixCache(PolicyRecipe):
             calibration=calibration,
         )
         spans = (Span(),) if middle is None else (Span(), middle)
-        return CachePolicy(name=self.name, step=mixed, guidance=mixed, spans=spans)
+        return CachePolicy(
+            name=self.name,
+            step=mixed,
+            guidance=mixed,
+            predictor=self.predictor,
+            spans=spans,
+        )

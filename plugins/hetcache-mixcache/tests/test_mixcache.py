@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from attrs import define
+from torch import Tensor
 
-from hetcache_core import Calibration, ConfigError, Mode, ModelInfo, Span, Trace, accelerate
+from hetcache_core import (
+    Calibration,
+    ConfigError,
+    Hold,
+    Mode,
+    ModelInfo,
+    Predictor,
+    Span,
+    Stored,
+    Trace,
+    accelerate,
+)
 from hetcache_core.testing import BoundCheck, parametrize_with_checks, tiny_case
 from hetcache_mixcache.interval import Interval
 from hetcache_mixcache.policy import LONGEST, MixCache
@@ -49,7 +64,8 @@ def test_all_three_ways_are_taken() -> None:
 
 def test_the_warm_up_and_the_last_step_are_full() -> None:
     taken = ways(run())
-    assert taken[:8] == "F" * 8  # 15 % of 50 steps
+    assert taken[:7] == "F" * 7  # 15 % of 50 steps, rounded down
+    assert taken[7] != "F"
     assert taken[-1] == "F"
 
 
@@ -121,6 +137,28 @@ def test_a_threshold_factor_lets_the_interval_grow() -> None:
     interval = Interval(4, low=0.1, high=0.2)
     interval.follow(0.15, 2.0)
     assert interval.steps == 2
+
+
+@define
+class Half(Predictor):
+    """Half of the last value, which is seen in any result."""
+
+    history = 1
+
+    def predict(self, values: Sequence[Stored], *, step: int, gain: float | None) -> Tensor:
+        return values[-1].value / 2
+
+
+def test_what_stands_in_for_reused_steps_comes_from_the_predictor() -> None:
+    """Half of a residual gives another result than all of it, in the same steps."""
+    results = []
+    for predictor in (Hold(), Half()):
+        pipeline = CASE.make_pipeline(0)
+        recipe = MixCache(predictor=predictor)
+        with accelerate(pipeline, recipe, backbone=CASE.backbone) as session:
+            results.append(CASE.run(pipeline, 12, "none", 0))
+        assert Mode.REUSE in session.trace.modes()
+    assert not torch.equal(*results)
 
 
 def test_presets_are_intervals() -> None:
