@@ -158,12 +158,18 @@ class LoadRequest:
     """How to load a backbone's pipeline.
 
     Attributes:
-        model: path or hub id of a checkpoint, or None for the backbone's own default.
+        model: path or hub id of a checkpoint, or None for the backbone's own default; a single file
+            (.safetensors or .gguf) holds the transformer alone.
+        around: with a single file, folder or hub id that the rest is loaded from; None takes the
+            backbone's published checkpoint.
+        variant: which of several sets of weights in the checkpoint, such as "fp16".
         device: torch device ("cpu", "cuda").
         dtype: torch dtype name ("float32", "bfloat16").
     """
 
     model: str | None = None
+    around: str | None = None
+    variant: str | None = None
     device: str = "cpu"
     dtype: str = "float32"
 

@@ -9,6 +9,8 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hetcache_core.backbone.adapter import EditRequest, LoadRequest
@@ -17,6 +19,9 @@ from hetcache_core.errors import ConfigError, UnsupportedBackboneError, nearest_
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+SINGLE_FILES: Final = (".safetensors", ".gguf")
+"""Suffixes of files that hold a transformer alone."""
 
 TEXT_PARTS: Final = ("text_encoder", "tokenizer")
 """Parts that a saved pipeline may lack; prompts then come as embeddings."""
@@ -37,8 +42,12 @@ def load_pipeline(
     example: str,
     dtype: Any = None,
     without: Sequence[str] = (),
+    carries: Any = None,
+    right: Callable[[str], str | None] = lambda _: None,
 ) -> Any:
-    """Load a folder or hub id through a pipeline class's own ``from_pretrained``.
+    """Load a folder, hub id or single file through the library's own loaders.
+
+    A folder that lacks a text encoder is loaded without; prompts then come as embeddings.
 
     Args:
         kind: the pipeline class.
@@ -47,9 +56,13 @@ def load_pipeline(
         example: hub id of a published checkpoint, for the messages.
         dtype: ``torch_dtype`` of ``from_pretrained``; by default the one that is asked for.
         without: parts that are not to be loaded; the pipeline has None in their place.
+        carries: the transformer's class: anything else is refused by its index, before it is loaded,
+            and single files are loaded by it.
+        right: names the backbone that a folder is for, or None.
 
     Raises:
-        UnsupportedBackboneError: nothing was named, files are missing, or the hub is out of reach.
+        UnsupportedBackboneError: nothing was named, files are missing, or the hub is out of reach; or
+            it holds another kind of model.
     """
     if request.model is None:
         raise UnsupportedBackboneError(
@@ -57,9 +70,16 @@ def load_pipeline(
             remedy="Pass --model with a folder that save_pretrained() wrote, or a hub id such as "
             f"{example}.",
         )
+    single = Path(request.model).suffix in SINGLE_FILES
+    whole = (request.around or example) if single else request.model
     try:
-        index = kind.load_config(request.model)
-        absent = {name: None for name in TEXT_PARTS if not any(index.get(name) or ())}
+        index = _index_of(kind, whole, carries, right)
+        there = Path(whole).expanduser()
+        absent = {
+            name: None
+            for name in TEXT_PARTS
+            if not any(index.get(name) or ()) or (there.is_dir() and not (there / name).is_dir())
+        }
         absent |= dict.fromkeys(without)
         if dtype is None:
             import torch
@@ -68,16 +88,57 @@ def load_pipeline(
         with warnings.catch_warnings():
             # diffusers 0.42 would call it dtype; older ones would ignore that name.
             warnings.simplefilter("ignore", FutureWarning)
-            loaded = kind.from_pretrained(request.model, torch_dtype=dtype, **absent)
+            if single:
+                absent["transformer"] = _from_file(carries, request, whole)
+            loaded = kind.from_pretrained(
+                whole, torch_dtype=dtype, variant=request.variant, **absent
+            )
         if not accepts(loaded):
             raise TypeError(f"its transformer is a {type(loaded.transformer).__name__}")  # noqa: TRY301 - reported like all that can be wrong with a folder
         return loaded.to(request.device)
+    except UnsupportedBackboneError:
+        raise
     except Exception as error:  # the hub client and the loaders raise dozens of unrelated types
         raise UnsupportedBackboneError(
             f"{kind.__name__} could not be loaded from {request.model!r}: {_first_line(error)}",
             remedy=f"Pass --model with a complete folder of such a pipeline ({example}), or a hub "
-            "id while the hub can be reached.",
+            "id while the hub can be reached; --variant names weights such as fp16, and --around the "
+            "rest of a single file.",
         ) from error
+
+
+def _index_of(
+    kind: Any, whole: str, carries: Any, right: Callable[[str], str | None]
+) -> Mapping[str, Any]:
+    """Read a pipeline's index, and refuse one of another kind of model."""
+    other = right(whole)
+    remedy = f"Pass --backbone {other}." if other else ""
+    try:
+        index: Mapping[str, Any] = kind.load_config(whole)
+    except Exception as error:
+        if not other:
+            raise
+        raise UnsupportedBackboneError(
+            f"{whole} is in another layout than {kind.__name__}'s", remedy=remedy
+        ) from error
+    found = (index.get("transformer") or (None, None))[1]
+    if carries is not None and found not in {None, carries.__name__}:
+        raise UnsupportedBackboneError(
+            f"{whole} holds a {found}, and this backbone carries {carries.__name__}", remedy=remedy
+        )
+    return index
+
+
+def _from_file(carries: Any, request: LoadRequest, whole: str) -> Any:
+    """Load a transformer from one file, with the configuration of the rest."""
+    import torch
+
+    path, dtype = str(Path(str(request.model)).expanduser()), getattr(torch, request.dtype)
+    given = {"config": whole, "subfolder": "transformer", "torch_dtype": dtype}
+    if path.endswith(".gguf"):
+        library: Any = import_module(carries.__module__.partition(".")[0])
+        given["quantization_config"] = library.GGUFQuantizationConfig(compute_dtype=dtype)
+    return carries.from_single_file(path, **given)
 
 
 def _text_arguments(pipeline: Any, request: EditRequest) -> dict[str, Any]:

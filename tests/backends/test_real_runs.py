@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ pytest.importorskip("diffusers")
 pytest.importorskip("diffsynth")
 
 from diffusers import FlowMatchHeunDiscreteScheduler
+from safetensors.torch import save_file
 
-from hetcache_backends.diffusers.cases import small_wan_vace, wan_vace_arguments
+from hetcache_backends.diffusers.cases import small_ltx, small_wan_vace, wan_vace_arguments
 from hetcache_backends.diffusers.ltx_video import LtxVideo
 from hetcache_backends.diffusers.wan_vace import WanVaceDiffusers
 from hetcache_backends.tiny_vace.backbone import TinyVace
@@ -212,3 +214,69 @@ def test_a_wrong_option_is_refused_before_anything_is_read_or_loaded(
     files = ["--video", "none.mp4", "--mask", "none.mp4", "--output", str(tmp_path / "out.mp4")]
     assert main(["edit", *files, "--backbone", "wan-vace", "--option", f"{name}=3"]) == 2
     assert f"{name}" in capsys.readouterr().err.splitlines()[-1]
+
+
+def saved(make: Any, folder: Path, **options: Any) -> str:
+    make(0).save_pretrained(folder, **options)
+    return str(folder)
+
+
+LOADED = [(WanVaceDiffusers(), small_wan_vace), (LtxVideo(), small_ltx)]
+
+
+@pytest.mark.parametrize(("backbone", "make"), LOADED, ids=["wan", "ltx"])
+def test_a_variant_of_the_weights_is_loaded(backbone: Backbone, make: Any, tmp_path: Path) -> None:
+    folder = saved(make, tmp_path, variant="fp16")
+    loaded = backbone.load(LoadRequest(model=folder, variant="fp16"))
+    assert backbone.describe(loaded) == backbone.describe(make(0))
+    with pytest.raises(UnsupportedBackboneError, match="--variant"):
+        backbone.load(LoadRequest(model=folder))
+
+
+@pytest.mark.parametrize(("backbone", "make"), LOADED, ids=["wan", "ltx"])
+def test_a_single_file_is_loaded_with_the_rest_from_elsewhere(
+    backbone: Backbone, make: Any, tmp_path: Path
+) -> None:
+    around = saved(make, tmp_path / "around")
+    other = make(1).transformer
+    file = tmp_path / "transformer.safetensors"
+    save_file({name: value.contiguous() for name, value in other.state_dict().items()}, file)
+    loaded = backbone.load(LoadRequest(model=str(file), around=around)).transformer.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize(("backbone", "make"), LOADED, ids=["wan", "ltx"])
+def test_a_folder_without_its_text_encoder_is_loaded_for_embeddings(
+    backbone: Backbone, make: Any, tmp_path: Path
+) -> None:
+    folder = Path(saved(make, tmp_path))
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5Tokenizer"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert backbone.load(LoadRequest(model=str(folder))).text_encoder is None
+
+
+def test_a_folder_of_another_backbone_names_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its index says what it is: no weights are read, which are not there."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folders = {}
+    for name, make in (("ltx-video", small_ltx), ("wan-vace-diffusers", small_wan_vace)):
+        folder = tmp_path / name
+        folder.mkdir()
+        index = {"transformer": ["diffusers", type(make(0).transformer).__name__]}
+        (folder / "model_index.json").write_text(json.dumps(index))
+        folders[name] = folder
+    for name, file in (("wan-vace", "Wan2.1_VAE.pth"), ("onnx-runtime", "manifest.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("")
+        folders[name] = tmp_path / name
+    for backbone in (LtxVideo(), WanVaceDiffusers(), WanVace()):
+        for right, folder in folders.items():
+            if right != backbone.name:
+                with pytest.raises(UnsupportedBackboneError, match=f"--backbone {right}"):
+                    backbone.load(LoadRequest(model=str(folder)))

@@ -16,7 +16,7 @@ from hetcache.media.files import check_writable
 from hetcache.running.console import note
 from hetcache.running.progress import step_bars
 from hetcache.running.run import PolicyChoice, load
-from hetcache_core import Calibration, ConfigError, LoadRequest
+from hetcache_core import Calibration, ConfigError
 from hetcache_core.records.calibration import CALIBRATION_VERSION
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def calibrate(config: CalibrateConfig, registry: Registry) -> Calibrated:
     device, dtype = config.place.choose()
     backbone.check_options(config.given.options)
     requests = list(_requests(config, backbone))
-    loaded = LoadRequest(model=config.model.spec.model or None, device=device, dtype=dtype)
+    loaded = config.model.request(device, dtype)
     runner = load(backbone, loaded, registry)
     notice = backbone.notice(runner.pipeline)
     if notice:

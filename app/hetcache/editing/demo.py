@@ -18,7 +18,7 @@ from hetcache.media.video import write_video
 from hetcache.running.console import note
 from hetcache.running.progress import step_bars
 from hetcache.running.run import RunResult, check_policy, load
-from hetcache_core import ConfigError, LoadRequest
+from hetcache_core import ConfigError
 
 if TYPE_CHECKING:
     from hetcache_core import EditRequest, Registry
@@ -56,7 +56,7 @@ def demo(config: DemoConfig, registry: Registry) -> Report:
             remedy="Take --backbone tiny-vace, or `hetcache edit --compare` with a clip of yours.",
         )
     request = evolve(sample, steps=config.steps, seed=config.seed)
-    loaded = LoadRequest(model=config.model.spec.model or None, device=device, dtype=dtype)
+    loaded = config.model.request(device, dtype)
     runner = load(backbone, loaded, registry, compiles=config.limits.compile)
     notice = backbone.notice(runner.pipeline)
     if notice:

@@ -20,7 +20,6 @@ from hetcache.running.console import note
 from hetcache.running.progress import Steps, step_bars
 from hetcache.running.run import PolicyChoice, Runner, RunResult, check_policy, load
 from hetcache.running.specs import REFERENCE
-from hetcache_core import LoadRequest
 
 if TYPE_CHECKING:
     from hetcache_core import EditRequest, Registry, Trace
@@ -68,7 +67,7 @@ def edit(config: EditConfig, registry: Registry) -> Edited:
     job = prepare(config, backbone)
     for text in job.notes:
         note(text)
-    loaded = LoadRequest(model=config.model.spec.model or None, device=device, dtype=dtype)
+    loaded = config.model.request(device, dtype)
     runner = load(backbone, loaded, registry, compiles=config.limits.compile)
     notice = backbone.notice(runner.pipeline)
     if notice:

@@ -76,7 +76,6 @@ def export(config: ExportConfig, registry: Registry) -> Exported:
         HetCacheError: Something is wrong with what was asked for; nothing was written.
     """
     from hetcache.running.run import load
-    from hetcache_core import LoadRequest
 
     output = Path(config.output).expanduser()
     backbone = config.model.find(registry)
@@ -98,7 +97,7 @@ def export(config: ExportConfig, registry: Registry) -> Exported:
             f"Exporting needs {' and '.join(missing)}", remedy="Run: pip install 'hetcache[onnx]'"
         )
     model = config.model.spec.model or None
-    runner = load(backbone, LoadRequest(model=model, device="cpu", dtype="float32"), registry)
+    runner = load(backbone, config.model.request("cpu", "float32"), registry)
     manifest = runner.backbone.export(runner.pipeline, output, model=model)
     files = [path for path in output.rglob("*") if path.is_file()]
     return Exported(

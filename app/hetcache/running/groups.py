@@ -15,7 +15,7 @@ from hetcache_core import ConfigError, setting
 if TYPE_CHECKING:
     from hetcache.running.limits import CacheConfig, LimitsConfig
     from hetcache.running.run import PolicyChoice
-    from hetcache_core import Backbone, Registry
+    from hetcache_core import Backbone, LoadRequest, Registry
 
 __all__ = ["FramesConfig", "JsonConfig", "ModelConfig", "PolicyConfig", "Preset"]
 
@@ -42,8 +42,18 @@ class ModelConfig:
     )
     model: str | None = setting(
         None,
-        doc="folder or hub id of a checkpoint",
+        doc="folder, hub id or single file of a checkpoint",
         metadata=written(unset="the backbone's own"),
+    )
+    variant: str | None = setting(
+        None,
+        doc="which weights of the checkpoint, such as fp16",
+        metadata=written(unset="those without a name"),
+    )
+    around: str | None = setting(
+        None,
+        doc="folder or hub id of what a single file lacks: VAE, text encoder, scheduler",
+        metadata=written(unset="the backbone's published checkpoint"),
     )
 
     @property
@@ -71,6 +81,18 @@ class ModelConfig:
         """
         spec = self.spec
         return registry.backbone(spec.name)().for_model(spec.model or None)
+
+    def request(self, device: str, dtype: str) -> LoadRequest:
+        """Say how the model is loaded."""
+        from hetcache_core import LoadRequest
+
+        return LoadRequest(
+            model=self.spec.model or None,
+            around=self.around,
+            variant=self.variant,
+            device=device,
+            dtype=dtype,
+        )
 
 
 @final

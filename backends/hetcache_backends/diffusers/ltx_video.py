@@ -17,6 +17,7 @@ from hetcache_backends.diffusers.common import (
     is_pipeline,
     missing_library,
 )
+from hetcache_backends.folders import backbone_of
 from hetcache_core import (
     Backbone,
     BranchRows,
@@ -103,10 +104,19 @@ class LtxVideo(Backbone):
     def load(self, request: LoadRequest) -> Any:
         """Load a folder or hub id in diffusers' layout as a ``MaskedLTXPipeline``."""
         try:
+            from diffusers import LTXVideoTransformer3DModel
+
             from hetcache_backends.diffusers.ltx_pipeline import MaskedLTXPipeline
         except ImportError as error:
             raise missing_library(error) from error
-        return load_pipeline(MaskedLTXPipeline, request, accepts=self.accepts, example=CHECKPOINT)
+        return load_pipeline(
+            MaskedLTXPipeline,
+            request,
+            accepts=self.accepts,
+            example=CHECKPOINT,
+            carries=LTXVideoTransformer3DModel,
+            right=backbone_of,
+        )
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse what ``MaskedLTXPipeline.__call__`` does not take."""

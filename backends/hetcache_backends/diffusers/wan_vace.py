@@ -19,6 +19,7 @@ from hetcache_backends.diffusers.common import (
     is_pipeline,
     missing_library,
 )
+from hetcache_backends.folders import backbone_of
 from hetcache_backends.wan.wan_vace import VARIANTS
 from hetcache_core import (
     Backbone,
@@ -100,12 +101,19 @@ class WanVaceDiffusers(Backbone):
         """Load a folder or hub id in diffusers' layout; the VAE is kept in fp32, as Wan asks."""
         try:
             import torch
+            from diffusers import WanVACETransformer3DModel
             from diffusers.pipelines.wan.pipeline_wan_vace import WanVACEPipeline
         except ImportError as error:
             raise missing_library(error) from error
         dtypes = {"default": getattr(torch, request.dtype), "vae": torch.float32}
         return load_pipeline(
-            WanVACEPipeline, request, accepts=self.accepts, example=CHECKPOINT, dtype=dtypes
+            WanVACEPipeline,
+            request,
+            accepts=self.accepts,
+            example=CHECKPOINT,
+            dtype=dtypes,
+            carries=WanVACETransformer3DModel,
+            right=backbone_of,
         )
 
     def check_options(self, options: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from hetcache_backends.folders import backbone_of
 from hetcache_core import LoadRequest, UnsupportedBackboneError
 
 CHECKPOINT_FILES: Final = (
@@ -41,6 +42,11 @@ def load_checkpoint(request: LoadRequest, files: Sequence[str] = CHECKPOINT_FILE
             "--model Wan-AI/Wan2.1-VACE-1.3B. The backbone tiny-vace runs without one."
         )
     folder = Path(request.model).expanduser()
+    other = backbone_of(request.model)
+    if other not in {None, "wan-vace"}:
+        raise UnsupportedBackboneError(
+            f"{folder} is in another layout than DiffSynth's", remedy=f"Pass --backbone {other}."
+        )
     if folder.exists():
         configs, tokenizer = _folder_configs(folder, config_type, files)
     else:
