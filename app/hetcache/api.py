@@ -72,5 +72,5 @@ def compare(*, output: Path = "results", **options: Any) -> Compared:
 
         asked = make(CompareConfig, {"output": output, **options}, where="hetcache.compare")
         made = run(asked, discover())
-        write_all(made.results)
+        write_all(made.summary, made.results.folder)
         return made

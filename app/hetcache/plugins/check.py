@@ -6,9 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from attrs import asdict, evolve, frozen, has
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
 
 from hetcache_core import ConfigError, HetCacheError, Registry, UnsupportedBackboneError
 from hetcache_core.errors import NOT_GIVEN, nearest_name
@@ -20,9 +24,16 @@ from hetcache_core.settings.declare import build, declared
 if TYPE_CHECKING:
     from hetcache_core.testing import BackboneCase, BoundCheck
 
-__all__ = ["CheckRow", "CheckedDistribution", "Result", "check_distribution"]
+__all__ = ["CheckRow", "CheckedDistribution", "Result", "check_distribution", "print_checked"]
 
 Result = Literal["ok", "failed", "failed as expected", "not applicable"]
+
+STYLES: Final[Mapping[Result, str]] = {
+    "ok": "green",
+    "failed": "red",
+    "failed as expected": "yellow",
+    "not applicable": "dim",
+}
 
 
 @frozen(kw_only=True)
@@ -317,3 +328,32 @@ def _case_of(backbone: str, registry: Registry) -> BackboneCase | str:
         library = isinstance(error, UnsupportedBackboneError | ModuleNotFoundError)
         return f"the backbone cannot be used here: {_line(str(error))}" if library else str(error)
     return f"the backbone {backbone} has no contract case" if case is None else case
+
+
+# What is shown
+
+
+def print_checked(checked: CheckedDistribution) -> None:
+    """Print the checks for people, by what is checked and what it ran on."""
+    parts: list[Text | Table] = [
+        Text(f"{checked.distribution} {checked.version}".rstrip(), style="bold")
+    ]
+    for (kind, name, on), rows in groupby(checked.rows, lambda r: (r.kind, r.name, r.on)):
+        parts.append(Text(f"\n{kind} {name}" + (f" on {on}" if on else "")))
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for row in rows:
+            said = " ".join(text for text in (_sentence(row.reason), row.remedy) if text)
+            check = row.check.removeprefix("check_").replace("_", " ")
+            table.add_row(
+                Text(f"  {row.result}", style=STYLES[row.result]),
+                Text(f"{check}: {said}" if said else check),
+            )
+        parts.append(table)
+    counts = ", ".join(f"{checked.counts[result]} {result}" for result in STYLES)
+    Console().print(Group(*parts, Text(f"\n{len(checked.rows)} checks: {counts}")))
+
+
+def _sentence(text: str) -> str:
+    return text if not text or text.endswith((".", "?", "!")) else f"{text}."

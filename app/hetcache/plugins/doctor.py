@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hetcache.plugins.listing import installed_version
-from hetcache.plugins.view import plugins_as_json
+from hetcache.plugins.listing import installed_version, plugins_as_json
 from hetcache_core import HetCacheError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What there is to choose from: ``hetcache policies`` and ``hetcache backbones``."""
+"""What there is: ``hetcache policies``, ``backbones`` and ``plugins list``. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,19 +14,28 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from hetcache.running.specs import PRESETS
 from hetcache_core import ConfigError, HetCacheError, ModelInfo
-from hetcache_core.errors import NOT_GIVEN
+from hetcache_core.errors import NOT_GIVEN, nearest_name
+from hetcache_core.plugins import hookspecs
+from hetcache_core.plugins.kinds import KINDS
 from hetcache_core.settings.declare import SettingInfo, describe
 
 if TYPE_CHECKING:
     from hetcache_core import PolicyRecipe, Registry
+    from hetcache_core.plugins.kinds import Kind
+    from hetcache_core.plugins.registry import PluginRecord
 
 __all__ = [
     "backbones_as_json",
     "installed_version",
+    "plugins_as_json",
+    "plugins_table",
     "policies_as_json",
     "print_backbones",
     "print_policies",
+    "provided_as_json",
+    "provided_table",
     "supported_versions",
 ]
 
@@ -35,7 +44,7 @@ REQUIREMENT: Final = re.compile(
 )
 """Start of a requirement in a distribution's metadata. Source: PEP 508."""
 
-PRESETS: Final = ("quality", "balanced", "fast")
+STYLES: Final = {"ok": "green", "blocked": "dim", "failed": "red", "conflict": "yellow"}
 
 SHOWN_MODEL: Final = ModelInfo(
     backbone="wan-vace",
@@ -76,6 +85,9 @@ def supported_versions(distribution: str, library: str) -> str | None:
 
 def _normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+# Policies and backbones
 
 
 def policies_as_json(registry: Registry) -> list[dict[str, Any]]:
@@ -243,3 +255,119 @@ def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value)
+
+
+# Plugins
+
+
+def plugins_as_json(registry: Registry, hook: str | None = None) -> list[dict[str, Any]]:
+    """List the plugins as plain values, in the order of distribution and name; ``docs/cli.md``.
+
+    Args:
+        registry: What was discovered.
+        hook: List only the plugins that are known to implement this hook. A plugin that is blocked
+            or cannot be imported is not.
+
+    Raises:
+        ConfigError: There is no such hook.
+    """
+    return [
+        {
+            "name": record.name,
+            "distribution": record.distribution,
+            "version": record.version,
+            "status": record.status,
+            "hooks": list(record.hooks),
+            **{kind.key: list(record.names(kind.name)) for kind in KINDS.values()},
+            "error": None if record.error is None else str(record.error),
+        }
+        for record in _listed(registry, hook)
+    ]
+
+
+def plugins_table(registry: Registry, hook: str | None = None) -> Table:
+    """Show the plugins as a table, with a column of errors if there are any.
+
+    Args:
+        registry: What was discovered.
+        hook: Show only the plugins that are known to implement this hook.
+
+    Raises:
+        ConfigError: There is no such hook.
+    """
+    records = _listed(registry, hook)
+    table = Table(caption=None if records else "There are no plugins to show.")
+    for heading in ("plugin", "distribution", "version", "provides", "status"):
+        table.add_column(heading, overflow="fold")
+    failed = any(record.error is not None for record in records)
+    if failed:
+        table.add_column("error", overflow="fold", ratio=1)
+    for record in records:
+        # Text, not str: rich would take "[diffsynth]" in a message for a style.
+        cells = [
+            Text(record.name),
+            Text(record.distribution),
+            Text(record.version),
+            Text(_provides(record)),
+            Text(record.status, style=STYLES[record.status]),
+        ]
+        if failed:
+            cells.append(Text(str(record.error or "")))
+        table.add_row(*cells)
+    return table
+
+
+def provided_as_json(registry: Registry, kind: Kind) -> list[dict[str, str]]:
+    """List what can be used of one kind as plain values, sorted by name; loads none of it."""
+    listed = []
+    for name, summary in registry.summaries(kind.name).items():
+        plugin = registry.provider(kind.name, name)
+        listed.append(
+            {
+                "name": name,
+                "summary": summary,
+                "plugin": plugin.name,
+                "distribution": plugin.distribution,
+                "version": plugin.version,
+            }
+        )
+    return listed
+
+
+def provided_table(registry: Registry, kind: Kind) -> Table:
+    """Show what can be used of one kind as a table; loads none of it."""
+    listed = provided_as_json(registry, kind)
+    table = Table(caption=None if listed else f"There are no {kind.plural} to show.")
+    for heading in (kind.name, "summary", "distribution"):
+        table.add_column(heading, overflow="fold")
+    for each in listed:
+        origin = f"{each['distribution']} {each['version']}".strip()
+        table.add_row(Text(each["name"]), Text(each["summary"]), Text(origin))
+    return table
+
+
+def _listed(registry: Registry, hook: str | None) -> list[PluginRecord]:
+    known = [n for n in hookspecs.__all__ if n.startswith(f"{hookspecs.PROJECT_NAME}_")]
+    if hook is not None and hook not in known:
+        nearest = nearest_name(hook, known)
+        raise ConfigError(
+            f"there is no hook {hook!r}" + (f", did you mean {nearest!r}?" if nearest else ""),
+            where="--hook",
+            setting="hook",
+            given=hook,
+            allowed=known,
+            nearest=nearest,
+            remedy=f"Known: {', '.join(known)}.",
+        )
+    return [record for record in registry.plugins if hook is None or hook in record.hooks]
+
+
+def _provides(record: PluginRecord) -> str:
+    lines = [
+        f"{kind.plural}: {', '.join(record.names(kind.name))}"
+        for kind in KINDS.values()
+        if record.names(kind.name)
+    ]
+    if "hetcache_observe_run" in record.hooks:
+        lines.append("observes runs")
+    return "\n".join(lines)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 import torch
 from attrs import evolve
 
-from hetcache.plugins.listing import PRESETS, SHOWN_MODEL
+from hetcache.plugins.listing import SHOWN_MODEL
+from hetcache.running.specs import PRESETS
 from hetcache_core import ConfigError, Grid, RunInfo, footprint
 from hetcache_core.settings.declare import build
 

@@ -43,7 +43,7 @@ class ListCommand(Command):
         """List them."""
         from rich.console import Console
 
-        from hetcache.plugins.view import (
+        from hetcache.plugins.listing import (
             plugins_as_json,
             plugins_table,
             provided_as_json,
@@ -88,8 +88,7 @@ class CheckCommand(Command):
         """Check, and show what came of it; the status is 1 where a check failed."""
         from rich.console import Console
 
-        from hetcache.plugins.check import check_distribution
-        from hetcache.plugins.check_view import print_checked
+        from hetcache.plugins.check import check_distribution, print_checked
 
         with Console(stderr=True).status("checking") as status:
             checked = check_distribution(

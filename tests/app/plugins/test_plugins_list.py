@@ -13,7 +13,7 @@ pytest.importorskip("rich")
 
 from rich.console import Console
 
-from hetcache.plugins.view import (
+from hetcache.plugins.listing import (
     plugins_as_json,
     plugins_table,
     provided_as_json,
@@ -147,7 +147,7 @@ def test_without_plugins_the_table_says_so() -> None:
 def test_showing_the_installed_plugins_does_not_import_torch() -> None:
     script = """
 import sys
-from hetcache.plugins.view import (
+from hetcache.plugins.listing import (
     plugins_as_json,
     plugins_table,
     provided_as_json,
