@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hetcache_backends.diffusers.common import missing_library
-from hetcache_core.testing.case import BackboneCase
+from hetcache_core.testing import BackboneCase
 
 if TYPE_CHECKING:
     from hetcache_backends.diffusers.wan_vace import WanVaceDiffusers

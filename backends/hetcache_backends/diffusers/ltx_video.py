@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hetcache_core import Engine, RunTrunk, TrunkCall
-    from hetcache_core.testing.case import BackboneCase
+    from hetcache_core.testing import BackboneCase
 
 MODEL: Final = "LTXVideoTransformer3DModel"
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hetcache_core import BlockCompiler, Engine, RunTrunk
-    from hetcache_core.testing.case import BackboneCase
+    from hetcache_core.testing import BackboneCase
 
 MODEL: Final = "WanVACETransformer3DModel"
 
