@@ -3,7 +3,7 @@
 Costs are in units of one step without caching. The budget of ``S`` steps at speed-up ``s`` is
 ``S / s``. Policies stay in charge of *where* it is spent: their thresholds are multiplied by a
 factor (``Signals.threshold_factor``), which is solved ahead of the run where decisions depend on the
-schedule alone and follows the spending otherwise. Only where the factor cannot keep the budget is a
+noise levels alone and follows the spending otherwise. Only where the factor cannot keep the budget is a
 decision replaced, and its reason says so.
 """
 

@@ -126,7 +126,7 @@ class RunState:
         expert: the expert model of the last call.
         reused_in_row: steps reused directly before this one.
         chosen_at: step in which the active rows were last looked at.
-        ahead: signals of the whole schedule.
+        ahead: signals of all noise levels.
         sizes: fp32 scalars, sum of magnitudes of each kept residual.
         finite: bool scalars, whether the latents after each step hold finite values alone.
         broken_at: first step after which they do not, known when the run has finished.

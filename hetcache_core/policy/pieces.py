@@ -60,7 +60,7 @@ class StepPolicy(ABC):
 
     @property
     def schedule_only(self) -> bool:
-        """Whether decisions depend on the schedule alone, so that a run can be played ahead."""
+        """Whether decisions depend on the noise levels alone, so that a run can be played ahead."""
         return False
 
     @property

@@ -31,7 +31,7 @@ def relative_l1(new: Tensor, old: Tensor) -> Tensor:
 
 @define(eq=False)
 class ScheduleSignals:
-    """Signals of the whole schedule, shared by the steps of a run.
+    """Signals of all noise levels, shared by the steps of a run.
 
     Attributes:
         tables: fp32 (S, k) by name, on the trunk's device.
@@ -106,7 +106,7 @@ class Signals:
         self._need_trunk("probe")
         if self._probe is None:
             raise ContractError(
-                "a policy whose decisions depend on the schedule alone asks for a probe",
+                "a policy whose decisions depend on the noise levels alone asks for a probe",
                 remedy="Return False from schedule_only",
             )
         return self._probe(blocks)[self._rows]
@@ -122,7 +122,7 @@ class Signals:
         return [float(v) for v in values.tolist()]
 
     def read_ahead(self, name: str, compute: Callable[[], Tensor]) -> list[float]:
-        """Bring numbers (k,) that depend on the schedule alone to the host, once a run.
+        """Bring numbers (k,) that depend on the noise levels alone to the host, once a run.
 
         Args:
             name: what they are; later calls of the run with this name get the same list.
@@ -189,7 +189,7 @@ class Signal(ABC):
 
     @property
     def schedule_only(self) -> bool:
-        """Whether it depends on the schedule alone, so that all of a run is known at its first step."""
+        """Whether it depends on the noise levels alone, so that all of a run is known at its first step."""
         return False
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Calibration: what a policy needs to know of a model, measured on uncached runs and kept in a file."""
+"""Calibration: what a policy needs to know of a model, measured on reference runs and kept in a file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CALIBRATION_VERSION: Final = 1
 
 
 class Calibrator(ABC):
-    """Watches uncached runs and sums up what a policy needs to know of the model."""
+    """Watches reference runs and sums up what a policy needs to know of the model."""
 
     @abstractmethod
     def watch(self) -> CachePolicy:

@@ -30,7 +30,7 @@ MASK: Final = torch.zeros(1, 24, 24, dtype=torch.bool)
 MASK[0, :4, :4] = True  # 4 of 144 tokens
 
 TRAIN_STEPS: Final = 1000
-"""Timesteps of the usual noise schedules."""
+"""Timesteps that models are usually trained with."""
 
 
 def decide(

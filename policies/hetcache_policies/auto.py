@@ -170,7 +170,7 @@ class Auto(PolicyRecipe):
     name: ClassVar[str] = "auto"
     summary: ClassVar[str] = "the default: steps where the sampler moves most, lines between them"
     source: ClassVar[str] = "hetcache; the line is TaylorSeer's first order, arXiv:2503.06923"
-    decides_on: ClassVar[str] = "the noise levels of the schedule"
+    decides_on: ClassVar[str] = "the noise levels"
     default_guards: ClassVar[Guards] = Guards(first_steps=FIRST_STEPS, last_steps=1)
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = PRESETS
     preset_shares: ClassVar[Mapping[str, float]] = SHARES

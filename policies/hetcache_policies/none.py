@@ -1,4 +1,4 @@
-"""The uncached reference: every step runs in full."""
+"""The reference, without caching: every step runs in full."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Source: TeaCache (CVPR 2025, arXiv:2411.19108) and its reference code. Different
 decision is taken in fp32 from the unrounded timestep, the residual is that of the trunk on every
 model, polynomials are kept within their range and brought to the run's number of steps, runs of
 reused steps are limited, and the last step runs in full. Models without a polynomial get changes in
-units of the schedule's average step.
+units of the run's average step.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ RAW_THRESHOLD: Final = 0.1
 """Threshold for changes as they are (``rescale=none``).
 
 Source: prototype runs of a small Wan-VACE-architecture model trained on synthetic clips, 30 steps:
-36 % of the FLOPs and 46 dB to the uncached result inside the mask. Other models differ in scale.
+36 % of the FLOPs and 46 dB to the reference inside the mask. Other models differ in scale.
 """
 
 LONGEST_REUSE: Final = 0.2
@@ -83,7 +83,7 @@ class DriftSteps(StepPolicy):
 
     @property
     def schedule_only(self) -> bool:
-        """Whether the signal depends on the schedule alone."""
+        """Whether the signal depends on the noise levels alone."""
         return self.drift.schedule_only
 
     def begin(self, run: RunInfo) -> StepDecider:

@@ -35,7 +35,7 @@ CROSS_CYCLE: Final = 1
 """Every full step computes cross-attention; in the reference's Open-Sora setting it lasts for 6 steps.
 
 Measured on the embedded trained model (tiny-vace, its sample clip, 20 steps, ToCa): 6 saves 1 % of the
-FLOPs and costs 6 dB inside the mask, 33.6 for 39.4 dB to the uncached result.
+FLOPs and costs 6 dB inside the mask, 33.6 for 39.4 dB to the reference.
 """
 
 FEED_FORWARD_SHARE: Final = 0.15

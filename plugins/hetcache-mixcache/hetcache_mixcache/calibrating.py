@@ -1,4 +1,4 @@
-"""Thresholds of the interval, measured on uncached runs."""
+"""Thresholds of the interval, measured on reference runs."""
 
 from __future__ import annotations
 

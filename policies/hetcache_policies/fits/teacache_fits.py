@@ -51,7 +51,7 @@ class Fit:
         high: largest one.
         steps: number of steps ``S`` that it was fitted at.
         first_steps: steps that are always computed first.
-        safe: published threshold that stays close to the uncached result.
+        safe: published threshold that stays close to the reference.
         fast: published threshold of the faster setting.
     """
 

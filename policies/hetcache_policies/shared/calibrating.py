@@ -1,4 +1,4 @@
-"""Watching uncached runs: residual magnitudes for MagCache, signal and output for TeaCache."""
+"""Watching reference runs: residual magnitudes for MagCache, signal and output for TeaCache."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class MagnitudeCalibrator(Calibrator):
 class PolynomialCalibrator(Calibrator):
     """Fits how far the model's output moves when its timestep modulation moves.
 
-    Source: TeaCache, section 3.3: a polynomial of degree 4 over uncached runs.
+    Source: TeaCache, section 3.3: a polynomial of degree 4 over reference runs.
     """
 
     _runs: list[list[float]] = field(factory=list, init=False)

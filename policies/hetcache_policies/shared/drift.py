@@ -30,9 +30,9 @@ class DriftSettings:
     """What is looked at and in which unit its changes are given.
 
     Attributes:
-        signal: the signal. Where it depends on the schedule alone, all changes of a run are known at
+        signal: the signal. Where it depends on the noise levels alone, all changes of a run are known at
             its first step.
-        rescale: the unit. "normalized" divides by the mean change of the run's schedule, so that a
+        rescale: the unit. "normalized" divides by the mean change of the run's steps, so that a
             change of 1 is an average step on every model and for every number of steps.
         fit: the polynomial, with "poly".
         calibration: the file that it comes from, which the run's steps must match, or None.
@@ -95,7 +95,7 @@ class Drift:
         return self._rescaled(signals.read(relative_l1(fresh, previous)), step.total)
 
     def _look_ahead(self, signals: Signals) -> list[float]:
-        """Return the changes into all steps of the schedule; the one into the first is 0."""
+        """Return the changes into all steps; the one into the first is 0."""
         steps = len(signals.timesteps)
         if steps == 1:
             return [0.0]

@@ -36,7 +36,7 @@ class TieredSteps(StepPolicy):
 
     @property
     def schedule_only(self) -> bool:
-        """Whether the signal depends on the schedule alone."""
+        """Whether the signal depends on the noise levels alone."""
         return self.drift.schedule_only
 
     def begin(self, run: RunInfo) -> StepDecider:
