@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from hetcache_core.backbone.adapter import (
         Backbone,
         EditRequest,
+        Exporter,
         Features,
         FlopModel,
         Geometry,
         LoadRequest,
         ModelCall,
+        RandomModels,
         RunInfo,
     )
     from hetcache_core.backbone.block_trunk import BlockTrunk, in_fp32
@@ -97,8 +99,8 @@ if TYPE_CHECKING:
 _HOMES: Final[dict[str, str]] = {
     name: module
     for module, names in {
-        "backbone.adapter": "Backbone EditRequest Features FlopModel Geometry LoadRequest ModelCall "
-        "RunInfo",
+        "backbone.adapter": "Backbone EditRequest Exporter Features FlopModel Geometry LoadRequest "
+        "ModelCall RandomModels RunInfo",
         "backbone.block_trunk": "BlockTrunk in_fp32",
         "backbone.compiling": "BlockCompiler",
         "backbone.flops": "DitFlops matrix_macs",
@@ -160,6 +162,7 @@ __all__ = [
     "EditRequest",
     "Engine",
     "EvaluationClip",
+    "Exporter",
     "Features",
     "FlopModel",
     "Geometry",
@@ -188,6 +191,7 @@ __all__ = [
     "PluginWarning",
     "PolicyRecipe",
     "Predictor",
+    "RandomModels",
     "Registration",
     "Registry",
     "ReusePoint",

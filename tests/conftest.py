@@ -30,13 +30,14 @@ def case_of() -> Callable[[str], BackboneCase]:
     @cache
     def make(backbone: str) -> BackboneCase:
         try:
-            case = registry.backbone(backbone)().contract_case()
+            models = registry.backbone(backbone)().random_models
+            case = None if models is None else models.case()
             if case is not None:
                 case.make_pipeline(0)
         except (UnsupportedBackboneError, PluginLoadError) as error:
             pytest.skip(str(error))
         if case is None:
-            pytest.skip(f"{backbone} has no contract case")
+            pytest.skip(f"{backbone} has no random models")
         return case
 
     return make
@@ -50,7 +51,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from hetcache_backends.wan.wan_vace import WanVace
 
     folder = tmp_path_factory.mktemp("onnx") / "graphs"
-    WanVace().export(build_pipeline(seed=0, config=SMALL), folder)
+    WanVace().exporter.export(build_pipeline(seed=0, config=SMALL), folder)
     return folder
 
 

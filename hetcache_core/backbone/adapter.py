@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import Factory, evolve, field, fields, frozen
 
-from hetcache_core.errors import UnsupportedBackboneError
 from hetcache_core.steps import BranchRows, ModelInfo, Stack, SubLayer
 
 if TYPE_CHECKING:
@@ -201,6 +200,60 @@ class EditRequest:
     options: dict[str, Any] = field(factory=dict)
 
 
+class Exporter(ABC):
+    """Writes a backbone's model as ONNX graphs of the parts that caching runs or leaves out."""
+
+    @abstractmethod
+    def export(
+        self, pipeline: Any, folder: Path, *, model: str | None = None
+    ) -> Mapping[str, object]:
+        """Write the graphs.
+
+        Args:
+            pipeline: a loaded pipeline in float32 on the CPU; it is not changed.
+            folder: what to write: a folder that does not exist yet. It comes whole or not at all.
+            model: what the pipeline was loaded from, for parts that the graphs do not replace.
+
+        Returns:
+            The manifest that was written into the folder; its "runs_with" names the backbone that
+            runs the folder.
+
+        Raises:
+            UnsupportedBackboneError: this model cannot be exported, or a library is missing.
+            ConfigError: the folder cannot be written.
+        """
+
+
+class RandomModels(ABC):
+    """Makes small pipelines of a backbone's library, with random weights.
+
+    With them everything but the picture can be tried without a checkpoint.
+    """
+
+    @abstractmethod
+    def pipeline(self, request: LoadRequest) -> Any:
+        """Make a pipeline that takes any edit that a loaded one takes, prompts included.
+
+        It is the same every time, and ``Backbone.notice`` must say that it is random.
+
+        Args:
+            request: device and dtype; ``model`` is not looked at.
+
+        Raises:
+            UnsupportedBackboneError: the library is not installed.
+        """
+
+    @abstractmethod
+    def case(self) -> BackboneCase:
+        """Return a pipeline with seeded weights, and one edit, for ``hetcache_core.testing``.
+
+        The checks of the contract kit run on it, and every policy. Import what it takes in here.
+
+        Raises:
+            UnsupportedBackboneError: the library is not installed; the checks are skipped then.
+        """
+
+
 class Backbone(ABC):
     """Maps one library's pipeline onto the engine. Subclasses are final and hold no state."""
 
@@ -278,49 +331,12 @@ class Backbone(ABC):
         """Return an embedded clip to show this backbone with, or None where it has none."""
         return None
 
-    def export(
-        self, pipeline: Any, folder: Path, *, model: str | None = None
-    ) -> Mapping[str, object]:
-        """Write the model as ONNX graphs of the parts that caching runs or leaves out.
-
-        By default it is refused.
-
-        Args:
-            pipeline: a loaded pipeline in float32 on the CPU; it is not changed.
-            folder: what to write: a folder that does not exist yet. It comes whole or not at all.
-            model: what the pipeline was loaded from, for parts that the graphs do not replace.
-
-        Returns:
-            The manifest that was written into the folder; its "runs_with" names the backbone that
-            runs the folder.
-
-        Raises:
-            UnsupportedBackboneError: this model cannot be exported, or a library is missing.
-            ConfigError: the folder cannot be written.
-        """
-        raise UnsupportedBackboneError(f"{self.name} cannot be exported to ONNX")
-
-    def stand_in(self, request: LoadRequest) -> Any | None:
-        """Make a small pipeline of this library with random weights, or None where there is none.
-
-        It takes any edit that a loaded one takes, prompts included, and is the same every time. So
-        everything but the picture can be tried without a checkpoint, and ``notice`` must say so.
-
-        Args:
-            request: device and dtype; ``model`` is not looked at.
-
-        Raises:
-            UnsupportedBackboneError: the library is not installed.
-        """
+    @property
+    def exporter(self) -> Exporter | None:
+        """What writes models of this backbone as ONNX graphs, or None. Make it in here."""
         return None
 
-    def contract_case(self) -> BackboneCase | None:
-        """Return a small pipeline for ``hetcache_core.testing``, or None where there is none.
-
-        The checks of the contract kit then run on this backbone, and every policy on it. Import
-        what it takes in here: nothing but tests asks for it.
-
-        Raises:
-            UnsupportedBackboneError: the library is not installed; the checks are skipped then.
-        """
+    @property
+    def random_models(self) -> RandomModels | None:
+        """What makes small models with random weights, or None. Make it in here."""
         return None

@@ -110,7 +110,7 @@ class TrunkExecution:
             stored_hints=partial.control_mode is ControlMode.REUSE,
         )
         computed = part.advance(trunk.layers)  # (B, n, D)
-        stale = self._stand_in(WHOLE_TRUNK, None)
+        stale = self._predicted(WHOLE_TRUNK, None)
         output = trunk.x + stale
         output.index_copy_(1, rows, computed)
         change = computed - part.view.x
@@ -140,7 +140,7 @@ class TrunkExecution:
             hidden = front.advance(span.front)
             # A probe may have gone further than the reused span begins.
             hidden = front.marks.get(span.front, hidden)
-        output = hidden + self._stand_in(span, decision.gain)
+        output = hidden + self._predicted(span, decision.gain)
         if span.back:
             tail = self._all_rows()
             tail.hidden, tail.next = output, trunk.layers - span.back
@@ -149,7 +149,7 @@ class TrunkExecution:
             self.record.active = trunk.x.shape[1]
         return output
 
-    def _stand_in(self, span: Span, gain: float | None) -> Tensor:
+    def _predicted(self, span: Span, gain: float | None) -> Tensor:
         """Predict a span's residual, each token's from its own last computed values; (B, N, D).
 
         Active rows were computed in partial steps too. What the others had there was predicted, and a

@@ -47,9 +47,9 @@ def run(case: BackboneCase, policy: str, layout: str = "separate") -> tuple[torc
 
 
 def compare(opened: OpenedFolder, policy: str, layout: str) -> None:
-    case = OnnxRuntime().contract_case().with_values(make_pipeline=lambda _: assemble(opened))
+    case = OnnxRuntime().random_models.case().with_values(make_pipeline=lambda _: assemble(opened))
     result, trace = run(case, policy, layout)
-    expected, theirs = run(WanVace().contract_case(), policy, layout)
+    expected, theirs = run(WanVace().random_models.case(), policy, layout)
     error = float((result - expected).abs().max() / expected.abs().max())
     assert error < TOLERANCE
     for mine, other in zip(trace.records, theirs.records, strict=True):
@@ -76,16 +76,16 @@ def test_there_is_no_parameter_of_the_transformer_in_the_pipeline(opened: Opened
     assert not WanVace().accepts(pipeline)
 
 
-def test_the_stand_in_is_an_export_too(
+def test_the_random_model_is_an_export_too(
     opened: OpenedFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = OnnxRuntime()
     monkeypatch.setattr(onnx_runtime, "_exported", lambda _seed, _device: opened)
-    pipeline = backbone.stand_in(LoadRequest())
+    pipeline = backbone.random_models.pipeline(LoadRequest())
     assert backbone.accepts(pipeline)
-    assert "onnx-runtime runs on a small random stand-in" in (backbone.notice(pipeline) or "")
+    assert "onnx-runtime runs on a small random model" in (backbone.notice(pipeline) or "")
     with pytest.raises(UnsupportedBackboneError, match="float32"):
-        backbone.stand_in(LoadRequest(dtype="bfloat16"))
+        backbone.random_models.pipeline(LoadRequest(dtype="bfloat16"))
 
 
 def test_everything_that_wan_vace_carries_is_carried(opened: OpenedFolder) -> None:
@@ -129,7 +129,7 @@ def test_a_graph_for_another_number_of_tokens_says_so(opened: OpenedFolder, copi
     onnx.save(model, str(path))
     only = evolve(opened.manifest, graphs={"main00.queries": path.name})
     sessions = {**opened.sessions, **open_sessions(copied, only, "cpu")}
-    case = OnnxRuntime().contract_case()
+    case = OnnxRuntime().random_models.case()
     pipeline = assemble(evolve(opened, sessions=sessions))
     with pytest.raises(
         UnsupportedBackboneError,
@@ -183,7 +183,7 @@ def test_the_modules_are_imported_without_the_libraries() -> None:
         "from hetcache_backends.tiny_vace.backbone import TinyVace\n"
         "from hetcache_core import UnsupportedBackboneError\n"
         "try:\n"
-        "    TinyVace().export(None, Path('graphs'))\n"
+        "    TinyVace().exporter.export(None, Path('graphs'))\n"
         "except UnsupportedBackboneError as error:\n"
         "    sys.exit('hetcache[onnx]' not in str(error))\n"
         "sys.exit('nothing was refused')\n"
@@ -193,8 +193,7 @@ def test_the_modules_are_imported_without_the_libraries() -> None:
 
 def test_sessions_of_others_in_the_process_are_not_affected(tmp_path: Path) -> None:
     """onnxruntime refuses them once the process has threads of its own for all sessions."""
-    case = OnnxRuntime().contract_case()
-    assert case is not None
+    case = OnnxRuntime().random_models.case()
     case.make_pipeline(0)
     number = onnx.TensorProto.FLOAT
     graph = onnx.helper.make_graph(

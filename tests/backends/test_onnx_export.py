@@ -137,7 +137,7 @@ def test_the_parts_hold_the_library_s_own_modules_unchanged(pipeline: Any) -> No
 
 def refuse(pipeline: Any, output: Path, match: str, **arguments: Any) -> None:
     with pytest.raises((UnsupportedBackboneError, ConfigError), match=match):
-        WanVace().export(pipeline, output, **arguments)
+        WanVace().exporter.export(pipeline, output, **arguments)
     assert not list(output.parent.glob(f".{output.name}*")), "something half-written was left"
 
 
@@ -201,7 +201,7 @@ def test_a_checkpoint_is_noted_and_its_vae_and_text_encoder_loaded_from_it(
     written = {"kinds": {}, "graphs": {}, "weights": {}}
     monkeypatch.setattr(onnx_export, "write_graphs", lambda *_: written)
     around, pipeline.vae = pipeline.vae, torch.nn.Identity()
-    WanVace().export(pipeline, tmp_path / "graphs", model=str(tmp_path))
+    WanVace().exporter.export(pipeline, tmp_path / "graphs", model=str(tmp_path))
     manifest = read_manifest(tmp_path / "graphs")
     assert (manifest.checkpoint, manifest.words) == (str(tmp_path), None)
     asked = []

@@ -84,7 +84,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("onnx") / "ltx"
     source = small_ltx(0)
     before = Snapshot.of(source)
-    LtxVideo().export(source, folder)
+    LtxVideo().exporter.export(source, folder)
     before.require_unchanged(source, "an export")
     return folder
 
@@ -97,7 +97,7 @@ def opened(graphs: Path) -> OpenedLtx:
 @pytest.fixture(scope="module")
 def case(opened: OpenedLtx) -> BackboneCase:
     """The contract kit's case on the exported folder; only seed 1 has other weights."""
-    own = OnnxLtx().contract_case()
+    own = OnnxLtx().random_models.case()
     fresh = own.make_pipeline
 
     def make(seed: int) -> Any:
@@ -299,7 +299,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small pipeline that reads prompts, as ``save_pretrained`` writes it."""
     pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("checkpoint") / "saved"
-    pipeline = LtxVideo().stand_in(LoadRequest())
+    pipeline = LtxVideo().random_models.pipeline(LoadRequest())
     pipeline.save_pretrained(folder)
     return folder
 
@@ -381,14 +381,14 @@ def test_a_size_that_only_wan_takes_is_refused_before_anything_is_loaded(
     assert not (tmp_path / "out.mp4").exists()
 
 
-def test_the_stand_in_is_an_export_that_reads_prompts() -> None:
+def test_the_random_model_is_an_export_that_reads_prompts() -> None:
     pytest.importorskip("transformers")
-    pipeline = OnnxLtx().stand_in(LoadRequest())
+    pipeline = OnnxLtx().random_models.pipeline(LoadRequest())
     assert OnnxRuntime().accepts(pipeline)
     assert pipeline.text_encoder is not None
-    assert "onnx-runtime runs on a small random stand-in" in (OnnxLtx().notice(pipeline) or "")
+    assert "onnx-runtime runs on a small random model" in (OnnxLtx().notice(pipeline) or "")
     with pytest.raises(UnsupportedBackboneError, match="float32"):
-        OnnxLtx().stand_in(LoadRequest(dtype="bfloat16"))
+        OnnxLtx().random_models.pipeline(LoadRequest(dtype="bfloat16"))
 
 
 def test_diffsynth_is_not_needed(graphs: Path) -> None:
@@ -408,7 +408,7 @@ def test_diffsynth_is_not_needed(graphs: Path) -> None:
 
 def refuse(pipeline: Any, output: Path, match: str) -> None:
     with pytest.raises(UnsupportedBackboneError, match=match):
-        LtxVideo().export(pipeline, output)
+        LtxVideo().exporter.export(pipeline, output)
     assert not list(output.parent.iterdir()), "something half-written was left"
 
 

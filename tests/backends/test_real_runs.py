@@ -54,7 +54,9 @@ def request(backbone: Backbone, **changes: Any) -> EditRequest:
 
 
 def session(backbone: Backbone, policy: str, **options: Any) -> Session:
-    pipeline = backbone.stand_in(LoadRequest())
+    models = backbone.random_models
+    assert models is not None
+    pipeline = models.pipeline(LoadRequest())
     return accelerate(pipeline, policy, backbone=backbone, **options)
 
 

@@ -20,7 +20,7 @@ from hetcache_core.testing import FULL_STEPS, scripted
 pytest.importorskip("diffsynth")
 
 from hetcache_backends.tiny_vace.config import TinyVaceConfig
-from hetcache_backends.wan.case import SMALL, wan_case
+from hetcache_backends.wan.case import SMALL, WanModels
 from hetcache_backends.wan.wan_vace import WanVace
 
 LARGE_CONTROL = (0, 5, 10, 15, 20, 25, 30, 35)
@@ -30,8 +30,8 @@ LARGE = TinyVaceConfig(
 """Sizes of the 14B model but for the width, and the feed-forward's 2.7 times that."""
 
 F, R = Mode.FULL, Mode.REUSE
-LARGE_CASE = wan_case(WanVace(), LARGE)
-SMALL_CASE = wan_case(WanVace(), SMALL)
+LARGE_CASE = WanModels(WanVace(), LARGE).case()
+SMALL_CASE = WanModels(WanVace(), SMALL).case()
 REGISTRY = discover()
 STEPS = 16
 

@@ -44,7 +44,8 @@ POLICIES = [name for name in REGISTRY.names("policy") if not REGISTRY.policy(nam
 @cache
 def case_of(backbone: str) -> BackboneCase:
     try:
-        case = REGISTRY.backbone(backbone)().contract_case()
+        models = REGISTRY.backbone(backbone)().random_models
+        case = None if models is None else models.case()
         if case is not None:
             case.make_pipeline(0)  # its library may be missing
     except (UnsupportedBackboneError, PluginLoadError, ModuleNotFoundError) as error:
@@ -53,7 +54,7 @@ def case_of(backbone: str) -> BackboneCase:
             raise
         pytest.skip(str(error))
     if case is None:
-        pytest.skip(f"{backbone} has no contract case")
+        pytest.skip(f"{backbone} has no random models")
     return case
 
 

@@ -63,7 +63,11 @@ def pipeline(backbone: str, device: str, dtype: str) -> Any:
     """The pipeline that ``edit --backbone NAME --model NAME=random --device DEVICE`` runs."""
     adapter: Backbone = REGISTRY.backbone(backbone)()
     request = LoadRequest(device=device, dtype=dtype)
-    return adapter.load(request) if backbone == "tiny-vace" else adapter.stand_in(request)
+    if backbone == "tiny-vace":
+        return adapter.load(request)
+    models = adapter.random_models
+    assert models is not None
+    return models.pipeline(request)
 
 
 def edit(

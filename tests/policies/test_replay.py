@@ -180,13 +180,14 @@ def test_steps_that_guards_ran_in_full_are_replayed_without_the_guards(
 def case_of(backbone: str) -> BackboneCase:
     """Skip where the backbone's library is missing."""
     try:
-        case = REGISTRY.backbone(backbone)().contract_case()
+        models = REGISTRY.backbone(backbone)().random_models
+        case = None if models is None else models.case()
         if case is not None:
             case.make_pipeline(0)
     except (UnsupportedBackboneError, PluginLoadError, ModuleNotFoundError) as error:
         pytest.skip(str(error))
     if case is None:
-        pytest.skip(f"{backbone} has no contract case")
+        pytest.skip(f"{backbone} has no random models")
     return case
 
 

@@ -286,13 +286,13 @@ def _check_backbone(name: str, registry: Registry) -> list[CheckRow]:
 
     row = CheckRow(kind="backbone", name=name, check="loads", result="ok")
     try:
-        adapter = registry.backbone(name)()
-        case = adapter.contract_case()
+        models = registry.backbone(name)().random_models
+        case = None if models is None else models.case()
     except Exception as error:  # noqa: BLE001 - a stranger's code may raise anything
         return [_failed(row, error)]
     if case is None:
-        reason = "it has no contract case, so that nothing else can be checked"
-        remedy = "Return a BackboneCase with a small pipeline from contract_case."
+        reason = "it has no random models, so that nothing else can be checked"
+        remedy = "Return a BackboneCase with a small pipeline from the case of its random_models."
         missing = evolve(row, check="has_a_case", result="failed", reason=reason, remedy=remedy)
         return [row, missing]
     return [row, *_run(bind(BACKBONE_CHECKS, case, name), row)]
@@ -321,13 +321,15 @@ def _check_piece(kind: Kind, name: str, registry: Registry) -> list[CheckRow]:
 def _case_of(backbone: str, registry: Registry) -> BackboneCase | str:
     """Return a backbone's case, or why there is none."""
     try:
-        case = registry.backbone(backbone)().contract_case()
-        if case is not None:
-            case.make_pipeline(0)  # its library may be missing
+        models = registry.backbone(backbone)().random_models
+        if models is None:
+            return f"the backbone {backbone} has no random models"
+        case = models.case()
+        case.make_pipeline(0)  # its library may be missing
     except (HetCacheError, ModuleNotFoundError) as error:
         library = isinstance(error, UnsupportedBackboneError | ModuleNotFoundError)
         return f"the backbone cannot be used here: {_line(str(error))}" if library else str(error)
-    return f"the backbone {backbone} has no contract case" if case is None else case
+    return case
 
 
 # What is shown

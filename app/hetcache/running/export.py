@@ -15,7 +15,7 @@ from hetcache_core import ConfigError, PluginError, UnsupportedBackboneError, se
 from hetcache_core.settings.declare import group
 
 if TYPE_CHECKING:
-    from hetcache_core import Backbone, Registry
+    from hetcache_core import Registry
 
 __all__ = ["ExportConfig", "Exported", "export", "print_export"]
 
@@ -79,7 +79,8 @@ def export(config: ExportConfig, registry: Registry) -> Exported:
 
     output = Path(config.output).expanduser()
     backbone = config.model.find(registry)
-    if not _exports(type(backbone)):
+    exporter = backbone.exporter
+    if exporter is None:
         others = ", ".join(_exporting(registry)) or "none"
         raise UnsupportedBackboneError(
             f"{backbone.name} cannot be exported to ONNX", remedy=f"These can: {others}."
@@ -98,7 +99,7 @@ def export(config: ExportConfig, registry: Registry) -> Exported:
         )
     model = config.model.spec.model or None
     runner = load(backbone, config.model.request("cpu", "float32"), registry)
-    manifest = runner.backbone.export(runner.pipeline, output, model=model)
+    manifest = exporter.export(runner.pipeline, output, model=model)
     files = [path for path in output.rglob("*") if path.is_file()]
     return Exported(
         output=str(output),
@@ -129,18 +130,12 @@ def print_export(made: Exported) -> None:
     )
 
 
-def _exports(kind: type[Backbone]) -> bool:
-    from hetcache_core import Backbone
-
-    return kind.export is not Backbone.export
-
-
 def _exporting(registry: Registry) -> list[str]:
     """Names of the backbones that can be exported; those that cannot be loaded are left out."""
     names = []
     for name in registry.names("backbone"):
         try:
-            if _exports(registry.backbone(name)):
+            if registry.backbone(name)().exporter is not None:
                 names.append(name)
         except PluginError:
             continue

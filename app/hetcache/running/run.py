@@ -182,17 +182,18 @@ def load(
         ConfigError: A random model is asked for, and the backbone has none.
     """
     begun = time.perf_counter()
-    with redirect_stdout(sys.stderr):
-        if request.model == RANDOM:
-            pipeline = backbone.stand_in(evolve(request, model=None))
-        else:
-            pipeline = backbone.load(request)
-    if pipeline is None:
+    models = backbone.random_models
+    if request.model == RANDOM and models is None:
         raise ConfigError(
             f"the backbone {backbone.name} has no random model",
             where="--backbone",
             remedy=f"Name a checkpoint: {backbone.name}=FOLDER_OR_HUB_ID.",
         )
+    with redirect_stdout(sys.stderr):
+        if request.model == RANDOM and models is not None:
+            pipeline = models.pipeline(evolve(request, model=None))
+        else:
+            pipeline = backbone.load(request)
     return Runner(
         backbone=backbone,
         pipeline=pipeline,

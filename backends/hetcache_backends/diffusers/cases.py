@@ -11,7 +11,6 @@ from hetcache_backends.diffusers.common import missing_library
 from hetcache_core.testing import BackboneCase
 
 if TYPE_CHECKING:
-    from hetcache_backends.diffusers.wan_vace import WanVaceDiffusers
     from hetcache_core import Backbone
 
 TEXT_TOKENS: Final = 7
@@ -182,7 +181,7 @@ def ltx_case(backbone: Backbone) -> BackboneCase:
     )
 
 
-def wan_vace_case(backbone: WanVaceDiffusers) -> BackboneCase:
+def wan_vace_case(backbone: Backbone) -> BackboneCase:
     """Make the contract kit's case of Wan-VACE."""
 
     def run(pipeline: Any, steps: int, guidance: str, seed: int) -> Tensor:

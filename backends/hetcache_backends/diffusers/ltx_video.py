@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
 from attrs import define, frozen
@@ -22,11 +21,13 @@ from hetcache_core import (
     Backbone,
     BranchRows,
     EditRequest,
+    Exporter,
     Features,
     Geometry,
     Grid,
     LoadRequest,
     ModelInfo,
+    RandomModels,
     StandIn,
     UnsupportedBackboneError,
     attached,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hetcache_core import Engine, RunTrunk, TrunkCall
-    from hetcache_core.testing import BackboneCase
 
 MODEL: Final = "LTXVideoTransformer3DModel"
 
@@ -151,25 +151,19 @@ class LtxVideo(Backbone):
         arguments = {"source_video": frames, "edit_mask": request.mask, "num_frames": len(frames)}
         return run_edit(pipeline, arguments, request)
 
-    def export(
-        self, pipeline: Any, folder: Path, *, model: str | None = None
-    ) -> Mapping[str, object]:
-        """Write the transformer as ONNX graphs, for the backbone ``onnx-runtime``."""
-        from hetcache_backends.onnx.ltx import export_ltx
+    @property
+    def exporter(self) -> Exporter:
+        """What writes the transformer as ONNX graphs."""
+        from hetcache_backends.onnx.exporters import LtxExporter
 
-        return export_ltx(pipeline, folder, backbone=self.name, model=model)
+        return LtxExporter(self.name)
 
-    def stand_in(self, request: LoadRequest) -> Any:
-        """Make a small random ``MaskedLTXPipeline`` that reads prompts."""
-        from hetcache_backends.diffusers.stand_ins import ltx_stand_in
+    @property
+    def random_models(self) -> RandomModels:
+        """What makes a small ``MaskedLTXPipeline``."""
+        from hetcache_backends.diffusers.random_models import LtxModels
 
-        return ltx_stand_in(self.name, request)
-
-    def contract_case(self) -> BackboneCase:
-        """Return a small seeded pipeline for the contract kit."""
-        from hetcache_backends.diffusers.cases import ltx_case
-
-        return ltx_case(self)
+        return LtxModels(self)
 
 
 @final

@@ -30,6 +30,7 @@ from hetcache_core import (
     Grid,
     LoadRequest,
     ModelInfo,
+    RandomModels,
     StandIn,
     UnsupportedBackboneError,
     attached,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hetcache_core import BlockCompiler, Engine, RunTrunk
-    from hetcache_core.testing import BackboneCase
 
 MODEL: Final = "WanVACETransformer3DModel"
 
@@ -136,17 +136,12 @@ class WanVaceDiffusers(Backbone):
         }
         return run_edit(pipeline, arguments, request)
 
-    def stand_in(self, request: LoadRequest) -> Any:
-        """Make a small random ``WanVACEPipeline`` that reads prompts."""
-        from hetcache_backends.diffusers.stand_ins import wan_vace_stand_in
+    @property
+    def random_models(self) -> RandomModels:
+        """What makes a small ``WanVACEPipeline``."""
+        from hetcache_backends.diffusers.random_models import WanVaceModels
 
-        return wan_vace_stand_in(self.name, request)
-
-    def contract_case(self) -> BackboneCase:
-        """Return a small seeded pipeline for the contract kit."""
-        from hetcache_backends.diffusers.cases import wan_vace_case
-
-        return wan_vace_case(self)
+        return WanVaceModels(self)
 
 
 @final

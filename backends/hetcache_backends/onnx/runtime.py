@@ -30,6 +30,7 @@ from hetcache_core import (
     Features,
     Geometry,
     LoadRequest,
+    RandomModels,
     UnsupportedBackboneError,
 )
 
@@ -106,30 +107,10 @@ class OnnxWan(Backbone):
             request = evolve(request, options={"tiled": False, **request.options})
         return wan_vace.edit(pipeline, request)
 
-    def stand_in(self, request: LoadRequest) -> Any:
-        """Export the small random Wan-VACE that stands for ``wan-vace``, and load that."""
-        need_float32(request)
-        import_diffsynth()
-        need_runtime()
-        from hetcache_backends.wan.case import STAND_IN_NOTICE, STAND_IN_SEED
-
-        pipeline = assemble(_exported(STAND_IN_SEED, request.device))
-        pipeline.hetcache_notice = STAND_IN_NOTICE.format(name=self.name)
-        return pipeline
-
-    def contract_case(self) -> BackboneCase:
-        """Return a small Wan-VACE with seeded weights, exported into a temporary folder."""
-        import_diffsynth()
-        from hetcache_backends.wan.case import SMALL, wan_case
-
-        need_onnx(exports=True)
-        need_runtime()
-        return wan_case(self, SMALL).with_values(
-            make_pipeline=lambda seed: assemble(_exported(seed, "cpu")),
-            main_blocks=lambda pipeline: _feed_forwards(pipeline.dit.blocks),
-            control_blocks=lambda pipeline: _feed_forwards(pipeline.vace.vace_blocks),
-            counts_flops=False,
-        )
+    @property
+    def random_models(self) -> RandomModels:
+        """What exports small Wan-VACEs and loads the graphs."""
+        return _WanGraphs(self)
 
 
 @final
@@ -151,6 +132,35 @@ class OnnxTinyVace(OnnxWan):
 
     geometry: ClassVar[Geometry] = TinyVace.geometry
     guidance_scale: ClassVar[float] = TinyVace.guidance_scale
+
+
+@final
+@frozen
+class _WanGraphs(RandomModels):
+    backbone: Backbone
+
+    def pipeline(self, request: LoadRequest) -> Any:
+        need_float32(request)
+        import_diffsynth()
+        need_runtime()
+        from hetcache_backends.wan.case import RANDOM_NOTICE, RANDOM_SEED
+
+        pipeline = assemble(_exported(RANDOM_SEED, request.device))
+        pipeline.hetcache_notice = RANDOM_NOTICE.format(name=self.backbone.name)
+        return pipeline
+
+    def case(self) -> BackboneCase:
+        from hetcache_backends.wan.case import SMALL, WanModels
+
+        case = WanModels(self.backbone, SMALL).case()
+        need_onnx(exports=True)
+        need_runtime()
+        return case.with_values(
+            make_pipeline=lambda seed: assemble(_exported(seed, "cpu")),
+            main_blocks=lambda pipeline: _feed_forwards(pipeline.dit.blocks),
+            control_blocks=lambda pipeline: _feed_forwards(pipeline.vace.vace_blocks),
+            counts_flops=False,
+        )
 
 
 def _adapter_of(folder: Path) -> Backbone:

@@ -21,6 +21,7 @@ from hetcache_core import (
     Geometry,
     LoadRequest,
     ModelInfo,
+    RandomModels,
     UnsupportedBackboneError,
     attached,
 )
@@ -91,21 +92,31 @@ class OnnxLtx(Backbone):
         """Run one masked edit as ``ltx-video`` does."""
         return LtxVideo().edit(pipeline, request)
 
-    def stand_in(self, request: LoadRequest) -> Any:
-        """Export the small random pipeline that stands for ``ltx-video``, and load that."""
-        from hetcache_backends.diffusers.stand_ins import ltx_stand_in
+    @property
+    def random_models(self) -> RandomModels:
+        """What exports small LTX-Videos and loads the graphs."""
+        return _LtxGraphs(self)
+
+
+@final
+@frozen
+class _LtxGraphs(RandomModels):
+    backbone: OnnxLtx
+
+    def pipeline(self, request: LoadRequest) -> Any:
+        from hetcache_backends.diffusers.random_models import LtxModels
 
         need_float32(request)
         need_runtime()
-        return assemble_ltx(exported(lambda: ltx_stand_in(self.name, request), request.device))
+        models = LtxModels(self.backbone)
+        return assemble_ltx(exported(lambda: models.pipeline(request), request.device))
 
-    def contract_case(self) -> BackboneCase:
-        """Return a small seeded LTX-Video, exported into a temporary folder."""
+    def case(self) -> BackboneCase:
         from hetcache_backends.diffusers.cases import ltx_case
 
         need_onnx(exports=True)
         need_runtime()
-        return ltx_case(self).with_values(
+        return ltx_case(self.backbone).with_values(
             make_pipeline=lambda seed: assemble_ltx(_small(seed)),
             main_blocks=lambda p: [b.feed_forward for b in p.transformer.transformer_blocks],
             counts_flops=False,

@@ -14,9 +14,11 @@ from hetcache_backends.wan.loading import import_diffsynth
 from hetcache_core import (
     Backbone,
     EditRequest,
+    Exporter,
     Features,
     Geometry,
     LoadRequest,
+    RandomModels,
     UnsupportedBackboneError,
 )
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hetcache_core import Engine, ModelInfo
-    from hetcache_core.testing import BackboneCase
 
 RANDOM_WEIGHTS_NOTICE = (
     "tiny-vace runs on random weights: speed and traces mean something, the picture does not."
@@ -98,29 +99,20 @@ class TinyVace(Backbone):
         untiled = evolve(request, options={"tiled": False, **request.options})
         return wan_vace.edit(pipeline, untiled)
 
-    def export(
-        self, pipeline: Any, folder: Path, *, model: str | None = None
-    ) -> Mapping[str, object]:
-        """Write the DiT and the control branch as ONNX graphs; see ``onnx.parts``."""
-        from hetcache_backends.onnx.wan import export_wan
+    @property
+    def exporter(self) -> Exporter:
+        """What writes the DiT and the control branch as ONNX graphs."""
+        from hetcache_backends.onnx.exporters import WanExporter
 
-        return export_wan(pipeline, folder, backbone=self.name, model=model)
+        return WanExporter(self.name)
 
-    def stand_in(self, request: LoadRequest) -> Any:
-        """Make the embedded model's shape with random weights."""
-        import_diffsynth()
+    @property
+    def random_models(self) -> RandomModels:
+        """What makes the embedded model's shape."""
         from hetcache_backends.tiny_vace.config import TINY_VACE
-        from hetcache_backends.wan.case import wan_stand_in
+        from hetcache_backends.wan.case import WanModels
 
-        return wan_stand_in(self.name, TINY_VACE, request)
-
-    def contract_case(self) -> BackboneCase:
-        """Return the embedded model's shape with seeded weights."""
-        import_diffsynth()
-        from hetcache_backends.tiny_vace.config import TINY_VACE
-        from hetcache_backends.wan.case import wan_case
-
-        return wan_case(self, TINY_VACE)
+        return WanModels(self, TINY_VACE)
 
     def sample(self) -> EditRequest:
         """Return the embedded demonstration clip."""

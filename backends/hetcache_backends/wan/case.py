@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
+from attrs import frozen
 from PIL import Image
 
 from hetcache_backends.tiny_vace.config import TinyVaceConfig
-from hetcache_core import Backbone, LoadRequest
+from hetcache_backends.wan.loading import import_diffsynth
+from hetcache_core import Backbone, LoadRequest, RandomModels
 from hetcache_core.testing import BackboneCase
 
 if TYPE_CHECKING:
@@ -19,11 +21,11 @@ SMALL: Final = TinyVaceConfig(
 )
 """Dimensions of a model that stands for Wan-VACE."""
 
-STAND_IN_NOTICE: Final = (
-    "{name} runs on a small random stand-in: traces and FLOPs mean something, the picture and the "
+RANDOM_NOTICE: Final = (
+    "{name} runs on a small random model: traces and FLOPs mean something, the picture and the "
     "clock do not."
 )
-STAND_IN_SEED: Final = 0
+RANDOM_SEED: Final = 0
 
 FRAMES: Final = 5
 HEIGHT: Final = 64
@@ -35,51 +37,55 @@ GUIDANCE: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def wan_stand_in(name: str, config: TinyVaceConfig, request: LoadRequest) -> Any:
-    """Make a pipeline with random weights that takes any edit.
+@final
+@frozen
+class WanModels(RandomModels):
+    """Small models of DiffSynth's Wan classes, with the codec and the words of ``tiny-vace``.
 
-    Args:
-        name: of the backbone.
-        config: dimensions of the model.
-        request: device and dtype.
-    """
-    import torch
-
-    from hetcache_backends.tiny_vace.pipeline import build_pipeline
-
-    pipeline: Any = build_pipeline(
-        device=request.device,
-        dtype=getattr(torch, request.dtype),
-        seed=STAND_IN_SEED,
-        config=config,
-    )
-    pipeline.hetcache_backbone = name
-    pipeline.hetcache_notice = STAND_IN_NOTICE.format(name=name)
-    return pipeline
-
-
-def wan_case(backbone: Backbone, config: TinyVaceConfig) -> BackboneCase:
-    """Make a case of a Wan backbone: 48 tokens, seeded weights, the embedded codec.
-
-    Args:
+    Attributes:
         backbone: the adapter.
         config: dimensions of the model.
     """
-    from hetcache_backends.tiny_vace.pipeline import build_pipeline
 
-    def make_pipeline(seed: int) -> Any:
-        pipeline = build_pipeline(seed=seed, config=config)
-        pipeline.hetcache_backbone = backbone.name
+    backbone: Backbone
+    config: TinyVaceConfig
+
+    def pipeline(self, request: LoadRequest) -> Any:
+        """Make a pipeline that takes any edit."""
+        import torch
+
+        import_diffsynth()
+        from hetcache_backends.tiny_vace.pipeline import build_pipeline
+
+        pipeline: Any = build_pipeline(
+            device=request.device,
+            dtype=getattr(torch, request.dtype),
+            seed=RANDOM_SEED,
+            config=self.config,
+        )
+        pipeline.hetcache_backbone = self.backbone.name
+        pipeline.hetcache_notice = RANDOM_NOTICE.format(name=self.backbone.name)
         return pipeline
 
-    return BackboneCase(
-        name=backbone.name,
-        backbone=backbone,
-        make_pipeline=make_pipeline,
-        run=_run,
-        main_blocks=lambda pipeline: _feed_forwards(pipeline.dit.blocks),
-        control_blocks=lambda pipeline: _feed_forwards(pipeline.vace.vace_blocks),
-    )
+    def case(self) -> BackboneCase:
+        """Return a case of 48 tokens, with seeded weights and the embedded codec."""
+        import_diffsynth()
+
+        return BackboneCase(
+            name=self.backbone.name,
+            backbone=self.backbone,
+            make_pipeline=self._seeded,
+            run=_run,
+            main_blocks=lambda pipeline: _feed_forwards(pipeline.dit.blocks),
+            control_blocks=lambda pipeline: _feed_forwards(pipeline.vace.vace_blocks),
+        )
+
+    def _seeded(self, seed: int) -> Any:
+        from hetcache_backends.tiny_vace.pipeline import build_pipeline
+
+        pipeline: Any = build_pipeline(seed=seed, config=self.config)
+        pipeline.hetcache_backbone = self.backbone.name
+        return pipeline
 
 
 def _feed_forwards(blocks: Any) -> list[nn.Module]:

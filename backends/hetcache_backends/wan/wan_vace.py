@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
 from attrs import define, frozen
@@ -20,12 +19,14 @@ from hetcache_core import (
     Backbone,
     BranchRows,
     EditRequest,
+    Exporter,
     Features,
     Geometry,
     Grid,
     LoadRequest,
     ModelCalls,
     ModelInfo,
+    RandomModels,
     StandIn,
     UnsupportedBackboneError,
     attached,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hetcache_core import BlockCompiler, Engine, RunTrunk, TrunkCall
-    from hetcache_core.testing import BackboneCase
 
 TEMPORAL_STRIDE: Final = 4
 """Pixel frames a latent frame covers, the first frame alone. Source: Wan2.1's VAE."""
@@ -112,27 +112,19 @@ class WanVace(Backbone):
         """Run one masked edit through ``WanVideoPipeline.__call__``."""
         return edit(pipeline, request)
 
-    def export(
-        self, pipeline: Any, folder: Path, *, model: str | None = None
-    ) -> Mapping[str, object]:
-        """Write the DiT and the control branch as ONNX graphs; see ``onnx.parts``."""
-        from hetcache_backends.onnx.wan import export_wan
+    @property
+    def exporter(self) -> Exporter:
+        """What writes the DiT and the control branch as ONNX graphs."""
+        from hetcache_backends.onnx.exporters import WanExporter
 
-        return export_wan(pipeline, folder, backbone=self.name, model=model)
+        return WanExporter(self.name)
 
-    def stand_in(self, request: LoadRequest) -> Any:
-        """Make a small random Wan-VACE, with the codec and the words of ``tiny-vace``."""
-        import_diffsynth()
-        from hetcache_backends.wan.case import SMALL, wan_stand_in
+    @property
+    def random_models(self) -> RandomModels:
+        """What makes a small Wan-VACE."""
+        from hetcache_backends.wan.case import SMALL, WanModels
 
-        return wan_stand_in(self.name, SMALL, request)
-
-    def contract_case(self) -> BackboneCase:
-        """Return a small Wan-VACE with seeded weights."""
-        import_diffsynth()
-        from hetcache_backends.wan.case import SMALL, wan_case
-
-        return wan_case(self, SMALL)
+        return WanModels(self, SMALL)
 
 
 def is_wan_pipeline(pipeline: object) -> bool:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 from torch import Tensor
 
 from hetcache_core.backbone.adapter import (
@@ -23,6 +23,7 @@ from hetcache_core.backbone.adapter import (
     Geometry,
     LoadRequest,
     ModelCall,
+    RandomModels,
     RunInfo,
 )
 from hetcache_core.backbone.trunk import RunTrunk
@@ -249,12 +250,21 @@ class TinyBackbone(Backbone):
         """Say that the weights are random."""
         return "The weights are random: this shows how a policy runs, not how good its videos are."
 
-    def stand_in(self, request: LoadRequest) -> TinyPipeline:
-        """Make the pipeline that ``load`` makes: its weights are random anyway."""
-        return self.load(evolve(request, model=None))
+    @property
+    def random_models(self) -> RandomModels:
+        """What ``load`` makes: its weights are random anyway."""
+        return _TinyModels(self)
 
-    def contract_case(self) -> BackboneCase:
-        """Return the pipeline that the contract kit tests policies with."""
+
+@final
+@frozen
+class _TinyModels(RandomModels):
+    backbone: TinyBackbone
+
+    def pipeline(self, request: LoadRequest) -> TinyPipeline:
+        return self.backbone.load(evolve(request, model=None))
+
+    def case(self) -> BackboneCase:
         from hetcache_core.testing.tiny.case import tiny_case
 
         return tiny_case()

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTransformer3DModel
 from torch import Tensor
 
-from hetcache_cogvideox.case import contract_case
+from hetcache_cogvideox.case import SmallModels
 from hetcache_cogvideox.pipeline import MaskedCogVideoX, token_grid
 from hetcache_core import (
     Backbone,
@@ -43,7 +43,11 @@ class CogVideoX(Backbone):
     geometry = Geometry(
         size_multiple=16, frame_stride=4, default_size=(480, 720), default_frames=49
     )
-    contract_case = contract_case
+
+    @property
+    def random_models(self) -> SmallModels:
+        """What makes a small pipeline."""
+        return SmallModels(self)
 
     def accepts(self, pipeline: object) -> bool:
         """Whether it holds a CogVideoX 1.0; tokens of 1.5 cover two latent frames."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 import diffusers
 import torch
+from attrs import frozen
 from torch import Tensor
 
 from hetcache_cogvideox.pipeline import MaskedCogVideoX
+from hetcache_core import Backbone, LoadRequest, RandomModels
 
 if TYPE_CHECKING:
-    from hetcache_core import Backbone
     from hetcache_core.testing import BackboneCase
 
 WORDS, WORD_WIDTH = 5, 24
@@ -100,6 +101,34 @@ def case(backbone: Backbone, name: str, make: Callable[[int], Any]) -> BackboneC
     )
 
 
-def contract_case(backbone: Backbone) -> BackboneCase:
-    """Return the case that the contract kit runs by default."""
-    return case(backbone, "cogvideox", small_pipeline)
+@final
+@frozen
+class SmallModels(RandomModels):
+    """Small CogVideoX with random weights.
+
+    Attributes:
+        backbone: the adapter.
+    """
+
+    backbone: Backbone
+
+    def pipeline(self, request: LoadRequest) -> Any:
+        """Make one whose text encoder reads the bytes of a prompt, so that it needs no file of words."""
+        from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+        pipeline, tokenizer = small_pipeline(0), ByT5Tokenizer()
+        sizes = {"d_model": WORD_WIDTH, "d_kv": 12, "d_ff": 48, "num_layers": 1, "num_heads": 2}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            encoder = T5EncoderModel(T5Config(vocab_size=len(tokenizer), **sizes)).eval()
+        pipeline.register_modules(text_encoder=encoder, tokenizer=tokenizer)
+        pipeline.to(request.device, getattr(torch, request.dtype))
+        pipeline.hetcache_notice = (
+            f"{self.backbone.name} runs on a small random model: traces and FLOPs mean something, the "
+            "picture and the clock do not."
+        )
+        return pipeline
+
+    def case(self) -> BackboneCase:
+        """Return the case that the contract kit runs by default."""
+        return case(self.backbone, self.backbone.name, small_pipeline)

@@ -234,3 +234,17 @@ def test_the_published_model_costs_what_torch_counts() -> None:
     assert tokens == 226 + 13 * 30 * 45
     said = flops.outside() + 30 * sum(parts)
     assert said == pytest.approx(counter.get_total_flops(), rel=0.001)
+
+
+def test_the_random_model_takes_an_edit_with_prompts() -> None:
+    pytest.importorskip("transformers")
+    backbone = CogVideoX()
+    pipeline = backbone.random_models.pipeline(LoadRequest())
+    assert "small random model" in (backbone.notice(pipeline) or "")
+    video = np.random.default_rng(0).integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+    mask = np.zeros(video.shape[:3], np.bool_)
+    mask[:, 16:32, 16:32] = True
+    asked = EditRequest(video=video, mask=mask, prompt="a red circle", steps=2)
+    frames = backbone.edit(pipeline, asked)
+    assert frames.shape == video.shape
+    assert frames.dtype == np.uint8

@@ -19,6 +19,7 @@ from attrs import evolve
 from hetcache.cli.main import main
 from hetcache.media.video import read_video, write_video
 from hetcache.running import export as app_export
+from hetcache.running import run
 from hetcache_core import LoadRequest, accelerate, discover
 
 STEPS = 6
@@ -54,7 +55,7 @@ def test_what_stands_in_the_way_is_said_before_a_model_is_loaded(
     def unreachable(*_arguments: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(app_export, "load", unreachable)
+    monkeypatch.setattr(run, "load", unreachable)
     (tmp_path / "mine.txt").touch()
     assert "is not empty" in refused(capsys, "--output", str(tmp_path))
     assert "is a file" in refused(capsys, "--output", str(tmp_path / "mine.txt"))

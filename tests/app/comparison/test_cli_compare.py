@@ -247,7 +247,7 @@ def test_all_backbones_in_one_command_and_what_one_cannot_carry_is_a_row(
     policies = "hetcache,fastercache-cfg,pab@2x,fewer-steps@2x"
     output = tmp_path / "results"
     assert compare(output, "--backbones", backbones, "--policies", policies, "--frames", "9") == 0
-    assert capsys.readouterr().err.count("stand-in: traces and FLOPs mean something") == 3
+    assert capsys.readouterr().err.count("random model: traces and FLOPs mean something") == 3
     rows = {(row.key.backbone, row.key.label): row for row in rows_of(output)}
     assert len(rows) == 4 * 5
     refused = {key: row.note for key, row in rows.items() if row.status == "refused"}

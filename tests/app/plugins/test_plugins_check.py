@@ -23,7 +23,7 @@ from hetcache_core.testing.kit import piece_checks
 ROOT = Path(__file__).parents[3]
 DISTRIBUTIONS = ("hetcache-template", "hetcache-bwcache", "hetcache-mixcache", "hetcache-cogvideox")
 BACKBONES = "builtin-backbones"
-"""The plugin of the backbones that come with hetcache, whose stand-ins take minutes."""
+"""The plugin of the backbones that come with hetcache, whose random models take minutes."""
 
 MODULE = "strange_plugin"
 PLUGIN = f"""
@@ -279,8 +279,7 @@ def test_a_backbone_without_a_case_is_a_failed_check(
         "from hetcache_core.testing import TinyBackbone\n"
         "class Strange(TinyBackbone):\n"
         "    name = 'strange'\n"
-        "    def contract_case(self):\n"
-        "        return None\n"
+        "    random_models = None\n"
     )
     add(distribution(tmp_path, plugin=plugin))
     (row,) = failures(check_distribution("strange", toys()))

@@ -12,12 +12,12 @@ pytest.importorskip("diffsynth")
 from torch._dynamo import config
 from torch._dynamo.utils import counters
 
-from hetcache_backends.wan.case import SMALL, wan_case
+from hetcache_backends.wan.case import SMALL, WanModels
 from hetcache_backends.wan.wan_vace import WanVace
 from hetcache_core import StoreSettings, UnsupportedBackboneError, accelerate, discover
 from hetcache_core.testing import TinyBackbone, TinyPipeline
 
-CASE = wan_case(WanVace(), SMALL)
+CASE = WanModels(WanVace(), SMALL).case()
 STEPS = 6
 DYNAMO = "eager"
 """Dynamo's own backend: graphs are made and guarded as always, and run without generated code."""
@@ -75,7 +75,9 @@ def test_diffusers_blocks_that_nothing_looks_into_are_compiled(name: str) -> Non
     pytest.importorskip("diffusers")
     torch.compiler.reset()
     counters.clear()
-    case = discover().backbone(name)().contract_case()
+    models = discover().backbone(name)().random_models
+    assert models is not None
+    case = models.case()
     layout = "none"
     results = []
     for compiled in (False, DYNAMO):
