@@ -179,7 +179,7 @@ def test_the_modules_are_imported_without_the_libraries() -> None:
         "import sys\n"
         "sys.modules.update(dict.fromkeys(['onnx', 'onnxruntime', 'onnxscript'], None))\n"
         "from pathlib import Path\n"
-        "from hetcache_backends import onnx_runtime, onnx_export, onnx_session\n"
+        "from hetcache_backends.onnx import export, runtime, session\n"
         "from hetcache_backends.tiny_vace.backbone import TinyVace\n"
         "from hetcache_core import UnsupportedBackboneError\n"
         "try:\n"

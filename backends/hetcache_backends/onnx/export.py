@@ -20,7 +20,7 @@ from attrs import define, field
 from torch import Tensor, nn
 
 from hetcache_backends.onnx.folder import OPSET, WEIGHTS, first_line, need_onnx
-from hetcache_backends.onnx.port import Part, Port
+from hetcache_backends.onnx.parts import Part, Port
 from hetcache_core import ConfigError, UnsupportedBackboneError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What of DiffSynth's Wan DiT becomes a graph: its parts, as modules that torch can export.
+"""What of a DiT becomes a graph: how graphs are described, and those that all models have.
 
 A partial step and a full one run the same graphs, since the number of rows is left open. Keys and
 values leave one graph and enter another, and every sub-layer is a graph of its own, so whatever a
@@ -11,85 +11,195 @@ Dimensions that are left open: ``batch``, ``rows`` (active tokens), ``keys`` (to
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
-import torch
+from attrs import Factory, field, frozen
 from torch import nn
 
 from hetcache_backends.onnx.modules import (
     Attend,
+    BlockCode,
     BlockPart,
     CrossAttention,
     FeedForward,
-    Head,
     Modulation,
     Queries,
 )
-from hetcache_backends.onnx.port import Part, Port
 from hetcache_core import UnsupportedBackboneError
 
-GRID: Final = ("grid_frames", "grid_height", "grid_width")
+
+@final
+@frozen(kw_only=True)
+class Port:
+    """An input or output of a graph.
+
+    Attributes:
+        name: its name.
+        shape: its dimensions; names and multiples ("2*grid_height") are open ones.
+        meaning: what it is.
+        dtype: of torch.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    meaning: str
+    dtype: str = "float32"
 
 
-def wan_parts(dit: Any, vace: Any) -> tuple[Part, ...]:
-    """List the graphs of a model.
+@final
+@frozen(eq=False, kw_only=True)
+class Part:
+    """Graphs of one kind, which differ in their weights alone.
+
+    Attributes:
+        kind: what they are called together.
+        like: kinds with the same name here have the same structure; by default their own.
+        meaning: what they compute.
+        inputs: of each graph.
+        outputs: of each graph.
+        modules: by the names of the graphs.
+    """
+
+    kind: str
+    meaning: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    modules: Mapping[str, nn.Module]
+    like: str = field(default=Factory(lambda part: part.kind, takes_self=True))
+
+
+@final
+@frozen(eq=False, kw_only=True)
+class BlockPorts:
+    """What the graphs of a model's blocks take.
+
+    Attributes:
+        width: trunk width ``D``.
+        start: what all blocks start from, which a block's table is added to.
+        modulation: dimensions of a block's modulation, six rows among them.
+        angles: dimensions of the rotary angles' cosines and of their sines.
+        angle_dtype: of those.
+        text: what cross-attention reads beside the embedded prompt.
+    """
+
+    width: int
+    start: Port
+    modulation: tuple[int | str, ...]
+    angles: tuple[int | str, ...]
+    angle_dtype: str = "float32"
+    text: tuple[Port, ...] = ()
+
+
+def block_parts(
+    blocks: Sequence[Any], code: BlockCode, ports: BlockPorts, stack: str = "main"
+) -> list[Part]:
+    """List the five graphs of every block.
 
     Args:
-        dit: a ``WanModel`` in float32.
-        vace: its ``VaceWanModel``, or None.
-
-    Raises:
-        UnsupportedBackboneError: the model is of a kind whose parts are not listed here.
+        blocks: the library's.
+        code: how they compute.
+        ports: what they take.
+        stack: "main" or "control".
     """
-    _check(dit)
-    parts = [*_around(dit), *_blocks(dit, list(dit.blocks), "main")]
-    if vace is not None:
-        parts += _control(dit, vace)
-    return tuple(parts)
+    width = ports.width
+    hidden = row_port("hidden", width, "state at the active rows")
+    queries = row_port("queries", width, "normalized, rotated; heads joined")
+    gated = "before the gate, to be multiplied by it and added to hidden"
+    six = Port(
+        name="modulation",
+        shape=ports.modulation,
+        meaning="output of the block's own modulation graph: shift, scale, gate of self-attention, "
+        "then of the feed-forward",
+    )
+    total = Port(name="total", shape=ports.start.shape, meaning="modulation of this block")
+    cosines, sines = (
+        Port(
+            name=name,
+            shape=ports.angles,
+            meaning="of the rotary angles of the rows",
+            dtype=ports.angle_dtype,
+        )
+        for name in ("cosines", "sines")
+    )
 
+    def stored(count: str) -> tuple[Port, Port]:
+        keys, values = (
+            Port(name=name, shape=("batch", count, width), meaning="kept from step to step")
+            for name in ("keys", "values")
+        )
+        return keys, values
 
-def _check(dit: Any) -> None:
-    first = next(dit.parameters())
-    reasons = {
-        "image tokens (image-to-video)": dit.has_image_input,
-        "one timestep for each token (Wan2.2-TI2V-5B)": dit.seperated_timestep,
-        "a camera adapter": dit.control_adapter is not None,
-        "a reference convolution": dit.has_ref_conv,
-        f"{str(first.dtype).removeprefix('torch.')} weights": first.dtype != torch.float32,
-    }
-    found = [reason for reason, holds in reasons.items() if holds]
-    if found:
-        raise UnsupportedBackboneError(
-            f"A Wan model with {' and '.join(found)} cannot be exported",
-            remedy="Wan2.1-VACE can, loaded in float32.",
+    def part(
+        name: str, kind: type[BlockPart], meaning: str, takes: Sequence[Port], gives: Sequence[Port]
+    ) -> Part:
+        return Part(
+            kind=f"{stack}.{name}",
+            meaning=meaning,
+            inputs=tuple(takes),
+            outputs=tuple(gives),
+            modules={f"{stack}{i:02d}.{name}": kind(b, code) for i, b in enumerate(blocks)},
+            like=name,
         )
 
+    return [
+        part("modulation", Modulation, "adds the block's own table", [ports.start], [total]),
+        part(
+            "queries",
+            Queries,
+            "queries, keys and values of self-attention",
+            [hidden, six, cosines, sines],
+            [queries, *stored("rows")],
+        ),
+        part(
+            "attend",
+            Attend,
+            "self-attention over keys of any step, and its output projection",
+            [queries, *stored("keys")],
+            [row_port("attended", width, gated)],
+        ),
+        part(
+            "cross_attention",
+            CrossAttention,
+            "attention to the prompt",
+            [hidden, _context(width), *ports.text],
+            [row_port("attended", width, "to be added to hidden")],
+        ),
+        part(
+            "feed_forward",
+            FeedForward,
+            "feed-forward",
+            [hidden, six],
+            [row_port("fed", width, gated)],
+        ),
+    ]
 
-def _around(dit: Any) -> list[Part]:
-    width, patch = int(dit.dim), tuple(dit.patch_size)
-    channels = int(dit.head.head.out_features)
-    hidden = Port(name="hidden", shape=("batch", "rows", width), meaning="output of the blocks")
+
+def embedding_parts(
+    width: int, text: tuple[int, nn.Module], time: tuple[int, nn.Module], projection: nn.Module
+) -> list[Part]:
+    """List the graphs that embed a prompt and timesteps.
+
+    Args:
+        width: trunk width ``D``.
+        text: width of an encoded word, and what embeds them.
+        time: width of a timestep's waves, and what embeds those.
+        projection: of the embedded timesteps.
+    """
     embedding = Port(name="embedding", shape=("times", width), meaning="embedded timesteps")
     return [
-        Part(
-            kind="patch",
-            meaning="latents to tokens",
-            inputs=(_latents(int(dit.in_dim), patch),),
-            outputs=(_tokens(width),),
-            modules={"patch": dit.patch_embedding},
-        ),
         Part(
             kind="text",
             meaning="encoded prompt to the trunk's width",
             inputs=(
                 Port(
                     name="words",
-                    shape=("batch", "words", int(dit.text_embedding[0].in_features)),
+                    shape=("batch", "words", text[0]),
                     meaning="output of the text encoder",
                 ),
             ),
             outputs=(_context(width),),
-            modules={"text": dit.text_embedding},
+            modules={"text": text[1]},
         ),
         Part(
             kind="time",
@@ -97,12 +207,12 @@ def _around(dit: Any) -> list[Part]:
             inputs=(
                 Port(
                     name="waves",
-                    shape=("times", int(dit.freq_dim)),
+                    shape=("times", time[0]),
                     meaning="cosines and sines of the timesteps",
                 ),
             ),
             outputs=(embedding,),
-            modules={"time": dit.time_embedding},
+            modules={"time": time[1]},
         ),
         Part(
             kind="time_projection",
@@ -111,144 +221,32 @@ def _around(dit: Any) -> list[Part]:
             outputs=(
                 Port(name="modulation", shape=("times", 6 * width), meaning="six rows of width D"),
             ),
-            modules={"time_projection": dit.time_projection},
-        ),
-        Part(
-            kind="head",
-            meaning="tokens to the predicted latents of their patch",
-            inputs=(
-                hidden,
-                Port(name="embedding", shape=(1, width), meaning="embedded timestep"),
-            ),
-            outputs=(
-                Port(name="patches", shape=("batch", "rows", channels), meaning="flat patches"),
-            ),
-            modules={"head": Head(dit.head)},
+            modules={"time_projection": projection},
         ),
     ]
 
 
-def _blocks(dit: Any, blocks: list[Any], stack: str) -> list[Part]:
-    width = int(dit.dim)
-    half = width // int(dit.blocks[0].num_heads) // 2
-    names = [f"{stack}{i:02d}" for i in range(len(blocks))]
-    rows = ("batch", "rows", width)
-    hidden = Port(name="hidden", shape=rows, meaning="state at the active rows")
-    six = Port(
-        name="modulation",
-        shape=(1, 6, width),
-        meaning="output of the block's own modulation graph: shift, scale, gate of self-attention, "
-        "then of the feed-forward",
-    )
-    queries = Port(name="queries", shape=rows, meaning="normalized, rotated; heads joined")
-    attended = "before the gate, to be multiplied by it and added to hidden"
+def require_described(what: str, reasons: Mapping[str, bool], remedy: str) -> None:
+    """Refuse a model with something that the parts do not describe.
 
-    def made(kind: type[BlockPart], what: str) -> dict[str, nn.Module]:
-        return {f"{name}.{what}": kind(block) for name, block in zip(names, blocks, strict=True)}
+    Args:
+        what: the kind of model.
+        reasons: whether it has each of these.
+        remedy: which models can be exported.
 
-    def rotary(name: str) -> Port:
-        return Port(
-            name=name,
-            shape=("rows", 1, half),
-            meaning="of the rotary angles of the rows",
-            dtype="float64",
+    Raises:
+        UnsupportedBackboneError: it has one.
+    """
+    found = [reason for reason, holds in reasons.items() if holds]
+    if found:
+        raise UnsupportedBackboneError(
+            f"{what} with {' and '.join(found)} cannot be exported", remedy=remedy
         )
 
-    def stored(name: str, count: str) -> Port:
-        return Port(name=name, shape=("batch", count, width), meaning="kept from step to step")
 
-    return [
-        Part(
-            kind=f"{stack}.modulation",
-            meaning="adds the block's own table",
-            inputs=(
-                Port(
-                    name="modulation",
-                    shape=("times", 6, width),
-                    meaning="output of time_projection, in six rows",
-                ),
-            ),
-            outputs=(
-                Port(name="total", shape=("times", 6, width), meaning="modulation of this block"),
-            ),
-            modules=made(Modulation, "modulation"),
-            like="modulation",
-        ),
-        Part(
-            kind=f"{stack}.queries",
-            meaning="queries, keys and values of self-attention",
-            inputs=(hidden, six, rotary("cosines"), rotary("sines")),
-            outputs=(queries, stored("keys", "rows"), stored("values", "rows")),
-            modules=made(Queries, "queries"),
-            like="queries",
-        ),
-        Part(
-            kind=f"{stack}.attend",
-            meaning="self-attention over keys of any step, and its output projection",
-            inputs=(queries, stored("keys", "keys"), stored("values", "keys")),
-            outputs=(Port(name="attended", shape=rows, meaning=attended),),
-            modules=made(Attend, "attend"),
-            like="attend",
-        ),
-        Part(
-            kind=f"{stack}.cross_attention",
-            meaning="attention to the prompt",
-            inputs=(hidden, _context(width)),
-            outputs=(Port(name="attended", shape=rows, meaning="to be added to hidden"),),
-            modules=made(CrossAttention, "cross_attention"),
-            like="cross_attention",
-        ),
-        Part(
-            kind=f"{stack}.feed_forward",
-            meaning="feed-forward",
-            inputs=(hidden, six),
-            outputs=(Port(name="fed", shape=rows, meaning=attended),),
-            modules=made(FeedForward, "feed_forward"),
-            like="feed_forward",
-        ),
-    ]
-
-
-def _control(dit: Any, vace: Any) -> list[Part]:
-    width, blocks = int(dit.dim), list(vace.vace_blocks)
-    rows = ("batch", "rows", width)
-    return [
-        Part(
-            kind="control_patch",
-            meaning="control latents to tokens",
-            inputs=(_latents(int(vace.vace_in_dim), tuple(dit.patch_size)),),
-            outputs=(_tokens(width),),
-            modules={"control_patch": vace.vace_patch_embedding},
-        ),
-        Part(
-            kind="control_before",
-            meaning="control tokens before the trunk's input is added to them",
-            inputs=(
-                Port(name="control", shape=rows, meaning="tokens of control_patch at the rows"),
-            ),
-            outputs=(Port(name="projected", shape=rows, meaning="add the trunk's input to it"),),
-            modules={"control_before": blocks[0].before_proj},
-        ),
-        *_blocks(dit, blocks, "control"),
-        Part(
-            kind="control.hint",
-            meaning="state of a control block to its hint",
-            inputs=(Port(name="hidden", shape=rows, meaning="output of the control block"),),
-            outputs=(Port(name="hint", shape=rows, meaning="to be added after its main block"),),
-            modules={f"control{i:02d}.hint": block.after_proj for i, block in enumerate(blocks)},
-        ),
-    ]
-
-
-def _latents(channels: int, patch: tuple[int, ...]) -> Port:
-    sides = tuple(f"{size}*{name}" for size, name in zip(patch, GRID, strict=True))
-    return Port(
-        name="latents", shape=("batch", channels, *sides), meaning="noisy or control latents"
-    )
-
-
-def _tokens(width: int) -> Port:
-    return Port(name="tokens", shape=("batch", width, *GRID), meaning="one vector a token")
+def row_port(name: str, width: int, meaning: str) -> Port:
+    """Describe (B, n, width) of the rows."""
+    return Port(name=name, shape=("batch", "rows", width), meaning=meaning)
 
 
 def _context(width: int) -> Port:

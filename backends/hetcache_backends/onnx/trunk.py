@@ -129,7 +129,7 @@ def onnx_wan_trunk(
     control_branch: WanControl | None,
 ) -> DitTrunk:
     """Make a call of the trunk of an ``OnnxWanModel``; arguments as of ``wan_trunk``."""
-    from hetcache_backends.onnx.model import rotary
+    from hetcache_backends.onnx.wan_model import rotary
 
     sizes: WanSizes = dit.sizes
     volume, branches = (

@@ -42,7 +42,7 @@ def export_wan(
     """
     need_onnx(exports=True)
     from hetcache_backends.onnx.export import new_folder, write_graphs
-    from hetcache_backends.onnx.parts import wan_parts
+    from hetcache_backends.onnx.wan_parts import wan_parts
 
     words = _words(pipeline)
     if getattr(pipeline, "dit2", None) is not None:
@@ -121,8 +121,8 @@ def assemble(opened: OpenedFolder) -> Any:
     Args:
         opened: the folder.
     """
-    from hetcache_backends.onnx.model import OnnxControl, OnnxWanModel
     from hetcache_backends.onnx.session import Graph
+    from hetcache_backends.onnx.wan_model import OnnxControl, OnnxWanModel
 
     pipeline, manifest = _around(opened), opened.manifest
     graphs = {name: Graph(name, session) for name, session in opened.sessions.items()}
