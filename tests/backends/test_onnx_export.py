@@ -22,8 +22,8 @@ from attrs import evolve
 from hetcache_backends.onnx import export as onnx_export
 from hetcache_backends.onnx import wan as onnx_wan
 from hetcache_backends.onnx.folder import MANIFEST, OPSET, WEIGHTS, read_manifest
-from hetcache_backends.onnx.wan_parts import wan_parts
 from hetcache_backends.onnx.session import Graph
+from hetcache_backends.onnx.wan_parts import wan_parts
 from hetcache_backends.tiny_vace.pipeline import build_pipeline
 from hetcache_backends.wan.case import SMALL
 from hetcache_backends.wan.wan_vace import WanVace

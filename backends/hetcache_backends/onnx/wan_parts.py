@@ -117,7 +117,8 @@ def _control(dit: Any, vace: Any, code: BlockCode, ports: BlockPorts) -> list[Pa
 
 def _patch(name: str, meaning: str, channels: int, dit: Any, module: Any) -> Part:
     sides = tuple(f"{size}*{side}" for size, side in zip(dit.patch_size, GRID, strict=True))
-    shape, width = ("batch", channels, *sides), int(dit.dim)
+    shape: tuple[int | str, ...] = ("batch", channels, *sides)
+    width = int(dit.dim)
     return Part(
         kind=name,
         meaning=meaning,
