@@ -25,7 +25,7 @@ def test_a_pair_runs_or_is_refused_with_what_is_missing(
 ) -> None:
     case, kind = case_of(backbone), REGISTRY.policy(policy)
     pipeline, recipe = case.make_pipeline(0), kind(**kind.anywhere)
-    composed = recipe.compose(case.backbone.describe(pipeline))
+    composed = recipe.composed(case.backbone.describe(pipeline))
     features = case.backbone.features
     lacks = list(features.missing(composed.needs()))
     if composed.guidance is not None and "separate" not in features.guidance:
