@@ -20,11 +20,11 @@ pytest.importorskip("diffsynth")
 import onnx
 import onnxruntime
 
-from hetcache_backends.onnx import runtime as onnx_runtime
-from hetcache_backends.onnx.folder import MANIFEST, WEIGHTS
+from hetcache_backends.onnx import wan as onnx_wan
+from hetcache_backends.onnx.folder import MANIFEST, WEIGHTS, WanSizes
 from hetcache_backends.onnx.runtime import OnnxRuntime
-from hetcache_backends.onnx.session import open_sessions
-from hetcache_backends.onnx.wan import OpenedFolder, assemble
+from hetcache_backends.onnx.session import OpenedFolder, open_sessions
+from hetcache_backends.onnx.wan import assemble
 from hetcache_backends.wan.wan_vace import WanVace
 from hetcache_core import LoadRequest, UnsupportedBackboneError, accelerate, discover
 from hetcache_core.records.trace import Trace
@@ -46,7 +46,7 @@ def run(case: BackboneCase, policy: str, layout: str = "separate") -> tuple[torc
     return latents, session.trace
 
 
-def compare(opened: OpenedFolder, policy: str, layout: str) -> None:
+def compare(opened: OpenedFolder[WanSizes], policy: str, layout: str) -> None:
     case = OnnxRuntime().random_models.case().with_values(make_pipeline=lambda _: assemble(opened))
     result, trace = run(case, policy, layout)
     expected, theirs = run(WanVace().random_models.case(), policy, layout)
@@ -59,16 +59,20 @@ def compare(opened: OpenedFolder, policy: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_result_and_the_trace_are_those_of_torch(opened: OpenedFolder, policy: str) -> None:
+def test_the_result_and_the_trace_are_those_of_torch(
+    opened: OpenedFolder[WanSizes], policy: str
+) -> None:
     compare(opened, policy, "separate")
 
 
 @pytest.mark.parametrize("layout", ["merged", "none"])
-def test_they_are_in_every_layout_of_guidance(opened: OpenedFolder, layout: str) -> None:
+def test_they_are_in_every_layout_of_guidance(opened: OpenedFolder[WanSizes], layout: str) -> None:
     compare(opened, "hetcache", layout)
 
 
-def test_there_is_no_parameter_of_the_transformer_in_the_pipeline(opened: OpenedFolder) -> None:
+def test_there_is_no_parameter_of_the_transformer_in_the_pipeline(
+    opened: OpenedFolder[WanSizes],
+) -> None:
     pipeline = assemble(opened)
     assert not list(pipeline.dit.parameters())
     assert not list(pipeline.vace.parameters())
@@ -77,10 +81,10 @@ def test_there_is_no_parameter_of_the_transformer_in_the_pipeline(opened: Opened
 
 
 def test_the_random_model_is_an_export_too(
-    opened: OpenedFolder, monkeypatch: pytest.MonkeyPatch
+    opened: OpenedFolder[WanSizes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = OnnxRuntime()
-    monkeypatch.setattr(onnx_runtime, "_exported", lambda _seed, _device: opened)
+    monkeypatch.setattr(onnx_wan, "_exported", lambda _seed, _device: opened)
     pipeline = backbone.random_models.pipeline(LoadRequest())
     assert backbone.accepts(pipeline)
     assert "onnx-runtime runs on a small random model" in (backbone.notice(pipeline) or "")
@@ -88,7 +92,7 @@ def test_the_random_model_is_an_export_too(
         backbone.random_models.pipeline(LoadRequest(dtype="bfloat16"))
 
 
-def test_everything_that_wan_vace_carries_is_carried(opened: OpenedFolder) -> None:
+def test_everything_that_wan_vace_carries_is_carried(opened: OpenedFolder[WanSizes]) -> None:
     assert OnnxRuntime().features == WanVace().features.with_values(compiled=False)
     registry = discover()
     pipeline = assemble(opened)
@@ -121,7 +125,9 @@ def refused(folder: Path | None, match: str, **request: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_graph_for_another_number_of_tokens_says_so(opened: OpenedFolder, copied: Path) -> None:
+def test_a_graph_for_another_number_of_tokens_says_so(
+    opened: OpenedFolder[WanSizes], copied: Path
+) -> None:
     path = copied / "main00.queries.onnx"
     model = onnx.load(str(path), load_external_data=False)
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 7

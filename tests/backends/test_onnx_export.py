@@ -212,6 +212,6 @@ def test_a_checkpoint_is_noted_and_its_vae_and_text_encoder_loaded_from_it(
         return pipeline
 
     monkeypatch.setattr(onnx_wan, "load_checkpoint", loaded)
-    made = onnx_wan.assemble(evolve(opened, manifest=manifest, codec=None))
+    made = onnx_wan.assemble(evolve(opened, manifest=manifest, around=None))
     assert asked == [(str(tmp_path), ("models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth"))]
     assert type(made.dit).__name__ == "OnnxWanModel"

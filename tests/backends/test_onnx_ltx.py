@@ -34,11 +34,10 @@ from hetcache_backends.diffusers.cases import (
 )
 from hetcache_backends.diffusers.ltx_video import LtxVideo
 from hetcache_backends.onnx.folder import AROUND, MANIFEST, OPSET, WEIGHTS, LtxSizes, read_manifest
-from hetcache_backends.onnx.ltx import OpenedLtx, assemble_ltx, open_ltx
+from hetcache_backends.onnx.ltx import OnnxLtx, assemble_ltx, open_ltx
 from hetcache_backends.onnx.ltx_parts import ltx_parts
 from hetcache_backends.onnx.runtime import OnnxRuntime
-from hetcache_backends.onnx.runtime_ltx import OnnxLtx
-from hetcache_backends.onnx.session import Graph, open_sessions
+from hetcache_backends.onnx.session import Graph, OpenedFolder, open_sessions
 from hetcache_core import (
     Backbone,
     EditRequest,
@@ -90,12 +89,12 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def opened(graphs: Path) -> OpenedLtx:
+def opened(graphs: Path) -> OpenedFolder[LtxSizes]:
     return open_ltx(graphs, "cpu")
 
 
 @pytest.fixture(scope="module")
-def case(opened: OpenedLtx) -> BackboneCase:
+def case(opened: OpenedFolder[LtxSizes]) -> BackboneCase:
     """The contract kit's case on the exported folder; only seed 1 has other weights."""
     own = OnnxLtx().random_models.case()
     fresh = own.make_pipeline
@@ -139,7 +138,9 @@ def test_every_parameter_is_in_the_one_weights_file_once(graphs: Path, pipeline:
     assert sum(int(length) for _, length in places) == sum(p.numel() * 4 for p in parameters)
 
 
-def test_the_manifest_says_what_every_graph_takes(graphs: Path, opened: OpenedLtx) -> None:
+def test_the_manifest_says_what_every_graph_takes(
+    graphs: Path, opened: OpenedFolder[LtxSizes]
+) -> None:
     content = json.loads((graphs / MANIFEST).read_text(encoding="utf-8"))
     assert (content["backbone"], content["runs_with"]) == ("ltx-video", "onnx-runtime")
     assert (content["model"], content["opset"]) == ("LTXVideoTransformer3DModel", OPSET)
@@ -157,7 +158,7 @@ def test_the_manifest_says_what_every_graph_takes(graphs: Path, opened: OpenedLt
 
 @pytest.mark.parametrize(("batch", "rows", "keys"), [(1, 1, 64), (2, 37, 37), (3, 64, 5)])
 def test_batch_rows_keys_and_words_may_be_as_many_as_they_like(
-    batch: int, rows: int, keys: int, pipeline: Any, opened: OpenedLtx
+    batch: int, rows: int, keys: int, pipeline: Any, opened: OpenedFolder[LtxSizes]
 ) -> None:
     sizes = {"batch": batch, "rows": rows, "keys": keys, "words": 7, "times": batch * rows}
     generator = torch.Generator().manual_seed(rows)
@@ -203,7 +204,7 @@ def require_same(mine: tuple[torch.Tensor, Trace], theirs: tuple[torch.Tensor, T
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_result_and_the_trace_are_those_of_torch(
-    opened: OpenedLtx, pipeline: Any, policy: str, guidance: float
+    opened: OpenedFolder[LtxSizes], pipeline: Any, policy: str, guidance: float
 ) -> None:
     mine = run(assemble_ltx(opened), OnnxRuntime(), policy, guidance_scale=guidance)
     require_same(mine, run(pipeline, LtxVideo(), policy, guidance_scale=guidance))
@@ -213,7 +214,7 @@ def test_the_result_and_the_trace_are_those_of_torch(
 
 @pytest.mark.parametrize("kv_mode", list(KVMode))
 def test_partial_steps_are_those_of_torch(
-    opened: OpenedLtx, pipeline: Any, kv_mode: KVMode
+    opened: OpenedFolder[LtxSizes], pipeline: Any, kv_mode: KVMode
 ) -> None:
     modes = (Mode.FULL, Mode.PARTIAL, Mode.REUSE, Mode.PARTIAL)
     settings = PartialSettings(context_ratio=0.2, pad_to=1, kv_mode=kv_mode)
@@ -225,7 +226,7 @@ def test_partial_steps_are_those_of_torch(
 
 @pytest.mark.parametrize("policy", ["teacache", "pab"])
 def test_one_timestep_for_all_tokens_is_given_to_each(
-    opened: OpenedLtx, pipeline: Any, policy: str
+    opened: OpenedFolder[LtxSizes], pipeline: Any, policy: str
 ) -> None:
     """Text-to-video calls the model with sizes in place of coordinates, and has no mask."""
     out = []
@@ -239,7 +240,7 @@ def test_one_timestep_for_all_tokens_is_given_to_each(
     require_same(*out)
 
 
-def test_there_is_no_transformer_of_torch_in_the_pipeline(opened: OpenedLtx) -> None:
+def test_there_is_no_transformer_of_torch_in_the_pipeline(opened: OpenedFolder[LtxSizes]) -> None:
     made = assemble_ltx(opened)
     assert opened.around.transformer is None
     assert not list(made.transformer.parameters())
@@ -248,7 +249,7 @@ def test_there_is_no_transformer_of_torch_in_the_pipeline(opened: OpenedLtx) -> 
 
 
 def test_adapters_are_chosen_by_the_folder_and_found_by_the_pipeline(
-    graphs: Path, opened: OpenedLtx, tmp_path: Path
+    graphs: Path, opened: OpenedFolder[LtxSizes], tmp_path: Path
 ) -> None:
     backbone = OnnxRuntime()
     fitting = backbone.for_model(str(graphs))
@@ -260,7 +261,7 @@ def test_adapters_are_chosen_by_the_folder_and_found_by_the_pipeline(
     assert session.backbone.name == backbone.name
 
 
-def test_a_policy_that_needs_two_calls_a_step_is_refused(opened: OpenedLtx) -> None:
+def test_a_policy_that_needs_two_calls_a_step_is_refused(opened: OpenedFolder[LtxSizes]) -> None:
     pipeline = assemble_ltx(opened)
     for backbone in (OnnxRuntime(), OnnxLtx()):
         with (
@@ -428,7 +429,7 @@ def test_adapters_are_refused(pipeline: Any, tmp_path: Path) -> None:
     refuse(pipeline, tmp_path / "graphs", r"adapters \(LoRA\).*fused")
 
 
-def test_arguments_for_adapters_are_refused(opened: OpenedLtx) -> None:
+def test_arguments_for_adapters_are_refused(opened: OpenedFolder[LtxSizes]) -> None:
     pipeline = assemble_ltx(opened)
     pipeline.set_progress_bar_config(disable=True)
     with pytest.raises(UnsupportedBackboneError, match=r"no attention_kwargs \(scale\)"):
@@ -436,7 +437,7 @@ def test_arguments_for_adapters_are_refused(opened: OpenedLtx) -> None:
 
 
 def test_a_graph_for_another_number_of_tokens_says_so(
-    graphs: Path, opened: OpenedLtx, tmp_path: Path
+    graphs: Path, opened: OpenedFolder[LtxSizes], tmp_path: Path
 ) -> None:
     copied = shutil.copytree(graphs, tmp_path / "graphs")
     path = copied / "main00.queries.onnx"
@@ -479,7 +480,7 @@ def _softermax(path: Path) -> None:
     onnx.save(model, str(path))
 
 
-def test_sizes_of_the_model_are_read_back(opened: OpenedLtx, pipeline: Any) -> None:
+def test_sizes_of_the_model_are_read_back(opened: OpenedFolder[LtxSizes], pipeline: Any) -> None:
     sizes = opened.manifest.sizes
     assert isinstance(sizes, LtxSizes)
     text, _ = sample_text(0)

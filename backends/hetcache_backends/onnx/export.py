@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, final
@@ -19,7 +19,14 @@ import torch
 from attrs import define, field
 from torch import Tensor, nn
 
-from hetcache_backends.onnx.folder import OPSET, WEIGHTS, first_line, need_onnx
+from hetcache_backends.onnx.folder import (
+    OPSET,
+    WEIGHTS,
+    Manifest,
+    first_line,
+    need_onnx,
+    write_manifest,
+)
 from hetcache_backends.onnx.parts import Part, Port
 from hetcache_core import ConfigError, UnsupportedBackboneError
 
@@ -44,6 +51,30 @@ SIZES: Final = {
 }
 """Sizes that open dimensions are traced with: above 1, which torch would fix, and all different within
 a graph."""
+
+
+def write_folder(
+    folder: Path, parts: Sequence[Part], manifest: Manifest[Any], beside: Callable[[Path], object]
+) -> dict[str, Any]:
+    """Write a whole folder: graphs, weights, what lies beside them, and the manifest.
+
+    Args:
+        folder: what is to be written.
+        parts: the graphs.
+        manifest: what is known of the model.
+        beside: writes what else belongs into the folder.
+
+    Returns:
+        The manifest as it was written.
+
+    Raises:
+        UnsupportedBackboneError: a part cannot be exported.
+        ConfigError: the folder cannot be written.
+    """
+    with new_folder(folder) as part:
+        written = write_graphs(parts, part)
+        beside(part)
+        return write_manifest(part, manifest, written)
 
 
 @contextmanager

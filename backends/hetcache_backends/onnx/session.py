@@ -1,14 +1,17 @@
-"""Running one exported graph on tensors: onnxruntime reads and writes torch's own memory."""
+"""Running exported graphs on tensors: onnxruntime reads and writes torch's own memory."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, Generic, final
 
 import torch
+from attrs import frozen
 from torch import Tensor, nn
 
-from hetcache_backends.onnx.folder import Manifest, first_line, need_runtime
+from hetcache_backends.onnx.folder import RUNS_WITH, Manifest, Sizes, first_line, need_runtime
 from hetcache_core import UnsupportedBackboneError
 
 CUDA: Final = "CUDAExecutionProvider"
@@ -66,6 +69,51 @@ def open_sessions(folder: Path, manifest: Manifest[Any], device: str) -> dict[st
                 remedy="Export the model again, or take a newer onnxruntime.",
             ) from error
     return sessions
+
+
+@final
+@frozen(eq=False, kw_only=True)
+class OpenedFolder(Generic[Sizes]):
+    """A folder of graphs in memory; the folder itself is not needed any more.
+
+    Attributes:
+        manifest: its manifest.
+        sessions: by the names of the graphs; several pipelines may share them.
+        around: what a library's pipeline is made of beside its transformer, or None where it is
+            loaded from the checkpoint for each pipeline.
+        device: where the sessions run.
+    """
+
+    manifest: Manifest[Sizes]
+    sessions: Mapping[str, Any]
+    around: Any
+    device: str
+
+    def graphs(self) -> dict[str, Graph]:
+        """Make modules of the sessions."""
+        return {name: Graph(name, session) for name, session in self.sessions.items()}
+
+    def marked(self, pipeline: Any) -> Any:
+        """Write on a pipeline which backbone it belongs to, and what goes with its outputs."""
+        pipeline.hetcache_backbone = RUNS_WITH
+        if self.manifest.notice:
+            pipeline.hetcache_notice = self.manifest.notice
+        return pipeline
+
+
+def through_folder(
+    write: Callable[[Path], object], read: Callable[[Path], OpenedFolder[Sizes]]
+) -> OpenedFolder[Sizes]:
+    """Write a folder and open it; nothing stays on the disk.
+
+    Args:
+        write: exports into a folder.
+        read: opens it.
+    """
+    # Some systems do not let a file go that is mapped into memory.
+    with tempfile.TemporaryDirectory(prefix="hetcache-", ignore_cleanup_errors=True) as name:
+        write(Path(name))
+        return read(Path(name))
 
 
 @final

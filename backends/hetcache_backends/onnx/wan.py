@@ -1,25 +1,144 @@
-"""Wan pipelines to folders of graphs, and back to pipelines whose DiT runs on onnxruntime."""
+"""Exported Wan-VACE: pipelines to folders of graphs, and back to pipelines that run on them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from hetcache_backends.onnx.folder import (
     CODEC,
     RUNS_WITH,
     Manifest,
     WanSizes,
+    need_float32,
     need_onnx,
+    need_runtime,
     read_manifest,
     whole_path,
-    write_manifest,
 )
+from hetcache_backends.onnx.session import OpenedFolder, open_sessions, through_folder
+from hetcache_backends.tiny_vace.backbone import TinyVace
+from hetcache_backends.wan import wan_vace
 from hetcache_backends.wan.loading import FILES_AROUND, import_diffsynth, load_checkpoint
-from hetcache_core import LoadRequest, UnsupportedBackboneError
+from hetcache_core import (
+    Backbone,
+    EditRequest,
+    Features,
+    Geometry,
+    LoadRequest,
+    ModelInfo,
+    RandomModels,
+    UnsupportedBackboneError,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hetcache_core import Engine
+    from hetcache_core.testing import BackboneCase
+
+
+class OnnxWan(Backbone):
+    """Runs a folder of an exported Wan-VACE, of whichever sizes."""
+
+    name: ClassVar[str] = RUNS_WITH
+    summary: ClassVar[str] = "exported Wan-VACE on ONNX Runtime"
+    library: ClassVar[str] = "onnxruntime"
+    features: ClassVar[Features] = wan_vace.WanVace.features.with_values(compiled=False)
+
+    def accepts(self, pipeline: object) -> bool:
+        """Whether the pipeline's DiT is graphs."""
+        return wan_vace.is_wan_pipeline(pipeline) and wan_vace.owner(pipeline) == self.name
+
+    def describe(self, pipeline: Any) -> ModelInfo:
+        """Describe the exported model."""
+        return wan_vace.describe(pipeline, self.name)
+
+    def attach(self, pipeline: Any, engine: Engine) -> AbstractContextManager[None]:
+        """Attach as ``wan-vace`` does, with a trunk of graphs."""
+        from hetcache_backends.onnx.trunk import onnx_wan_trunk
+
+        return wan_vace.routed(self, pipeline, engine, onnx_wan_trunk)
+
+    def load(self, request: LoadRequest) -> Any:
+        """Load a folder of graphs of Wan-VACE."""
+        need_float32(request)
+        return assemble(open_folder(Path(str(request.model)).expanduser(), request.device))
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse what ``WanVideoPipeline.__call__`` does not take."""
+        wan_vace.check_wan_options(options)
+
+    def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
+        """Run one masked edit, as the backbone does that was exported."""
+        if pipeline.text_encoder is None:  # the codec of tiny-vace, which has no seams to hide
+            request = evolve(request, options={"tiled": False, **request.options})
+        return wan_vace.edit(pipeline, request)
+
+    @property
+    def random_models(self) -> RandomModels:
+        """What exports small Wan-VACEs and loads the graphs."""
+        return WanGraphs(self)
+
+
+@final
+@frozen
+class OnnxWanVace(OnnxWan):
+    """Runs a folder of an exported ``wan-vace``."""
+
+    geometry: ClassVar[Geometry] = wan_vace.WanVace.geometry
+
+
+@final
+@frozen
+class OnnxTinyVace(OnnxWan):
+    """Runs a folder of the exported embedded model, with its sizes and guidance."""
+
+    geometry: ClassVar[Geometry] = TinyVace.geometry
+    guidance_scale: ClassVar[float] = TinyVace.guidance_scale
+
+
+@final
+@frozen
+class WanGraphs(RandomModels):
+    """Exports small Wan-VACEs and loads the graphs.
+
+    Attributes:
+        backbone: runs the graphs.
+    """
+
+    backbone: Backbone
+
+    def pipeline(self, request: LoadRequest) -> Any:
+        """Export the small random Wan-VACE, and load that."""
+        need_float32(request)
+        import_diffsynth()
+        need_runtime()
+        from hetcache_backends.wan.case import RANDOM_NOTICE, RANDOM_SEED
+
+        pipeline = assemble(_exported(RANDOM_SEED, request.device))
+        pipeline.hetcache_notice = RANDOM_NOTICE.format(name=self.backbone.name)
+        return pipeline
+
+    def case(self) -> BackboneCase:
+        """Return a small Wan-VACE with seeded weights, exported into a temporary folder."""
+        from hetcache_backends.wan.case import SMALL, WanModels
+
+        case = WanModels(self.backbone, SMALL).case()
+        need_onnx(exports=True)
+        need_runtime()
+        return case.with_values(
+            make_pipeline=lambda seed: assemble(_exported(seed, "cpu")),
+            main_blocks=lambda pipeline: _feed_forwards(pipeline.dit.blocks),
+            control_blocks=lambda pipeline: _feed_forwards(pipeline.vace.vace_blocks),
+            counts_flops=False,
+        )
 
 
 def export_wan(
@@ -41,7 +160,7 @@ def export_wan(
         ConfigError: the folder cannot be written.
     """
     need_onnx(exports=True)
-    from hetcache_backends.onnx.export import new_folder, write_graphs
+    from hetcache_backends.onnx.export import write_folder
     from hetcache_backends.onnx.wan_parts import wan_parts
 
     words = _words(pipeline)
@@ -55,42 +174,25 @@ def export_wan(
             remedy="Name the checkpoint (--model).",
         )
     parts = wan_parts(pipeline.dit, pipeline.vace)
-    with new_folder(folder) as part:
-        written = write_graphs(parts, part)
+    manifest = Manifest(
+        backbone=backbone,
+        sizes=_sizes(pipeline.dit, pipeline.vace),
+        graphs={},
+        words=words,
+        checkpoint=None if words is not None else whole_path(model),
+        notice=getattr(pipeline, "hetcache_notice", None),
+    )
+
+    def codec(written: Path) -> None:
+        from safetensors.torch import save
+
         if words is not None:
-            from safetensors.torch import save
+            (written / CODEC).write_bytes(save(pipeline.vae.state_dict()))
 
-            (part / CODEC).write_bytes(save(pipeline.vae.state_dict()))
-        manifest = Manifest(
-            backbone=backbone,
-            sizes=_sizes(pipeline.dit, pipeline.vace),
-            graphs={},
-            words=words,
-            checkpoint=None if words is not None else whole_path(model),
-            notice=getattr(pipeline, "hetcache_notice", None),
-        )
-        return write_manifest(part, manifest, written)
+    return write_folder(folder, parts, manifest, codec)
 
 
-@final
-@frozen(eq=False, kw_only=True)
-class OpenedFolder:
-    """A folder of graphs in memory; the folder itself is not needed any more.
-
-    Attributes:
-        manifest: its manifest.
-        sessions: by the names of the graphs; several pipelines may share them.
-        codec: weights of the embedded codec, or None where VAE and text encoder are a checkpoint's.
-        device: where the sessions run.
-    """
-
-    manifest: Manifest[WanSizes]
-    sessions: Mapping[str, Any]
-    codec: Mapping[str, Any] | None
-    device: str
-
-
-def open_folder(folder: Path, device: str) -> OpenedFolder:
+def open_folder(folder: Path, device: str) -> OpenedFolder[WanSizes]:
     """Read a folder of graphs.
 
     Args:
@@ -105,51 +207,43 @@ def open_folder(folder: Path, device: str) -> OpenedFolder:
     import_diffsynth()
     from safetensors.torch import load
 
-    from hetcache_backends.onnx.session import open_sessions
-
     return OpenedFolder(
         manifest=manifest,
         sessions=open_sessions(folder, manifest, device),
-        codec=load((folder / CODEC).read_bytes()) if manifest.words is not None else None,
+        around=load((folder / CODEC).read_bytes()) if manifest.words is not None else None,
         device=device,
     )
 
 
-def assemble(opened: OpenedFolder) -> Any:
+def assemble(opened: OpenedFolder[WanSizes]) -> Any:
     """Put a pipeline together around the sessions of a folder.
 
     Args:
-        opened: the folder.
+        opened: the folder; what is around its transformer are the weights of the embedded codec.
     """
-    from hetcache_backends.onnx.session import Graph
     from hetcache_backends.onnx.wan_model import OnnxControl, OnnxWanModel
 
-    pipeline, manifest = _around(opened), opened.manifest
-    graphs = {name: Graph(name, session) for name, session in opened.sessions.items()}
-    pipeline.dit = OnnxWanModel(graphs, manifest.sizes)
-    pipeline.vace = OnnxControl(graphs, manifest.sizes) if manifest.sizes.control_layers else None
-    pipeline.hetcache_backbone = RUNS_WITH
-    if manifest.notice:
-        pipeline.hetcache_notice = manifest.notice
-    return pipeline
+    pipeline, sizes, graphs = _around(opened), opened.manifest.sizes, opened.graphs()
+    pipeline.dit = OnnxWanModel(graphs, sizes)
+    pipeline.vace = OnnxControl(graphs, sizes) if sizes.control_layers else None
+    return opened.marked(pipeline)
 
 
-def _around(opened: OpenedFolder) -> Any:
+def _around(opened: OpenedFolder[WanSizes]) -> Any:
     """Make everything but the transformer: scheduler, codec or VAE, words or text encoder."""
     import torch
 
     manifest, device = opened.manifest, opened.device
-    if manifest.words is None or opened.codec is None:
+    if manifest.words is None or opened.around is None:
         return load_checkpoint(
             LoadRequest(model=manifest.checkpoint, device=device, dtype="float32"), FILES_AROUND
         )
-    from hetcache_backends.tiny_vace.backbone import TinyVace
     from hetcache_backends.tiny_vace.fill import add_fill
     from hetcache_backends.tiny_vace.pipeline import pipeline_without_models
 
     config = _tiny_config(manifest.sizes, manifest.words)
     pipeline: Any = pipeline_without_models(config, device=device, dtype=torch.float32)
-    pipeline.vae.load_state_dict(opened.codec)
+    pipeline.vae.load_state_dict(opened.around)
     pipeline.vae.to(device=device)
     if manifest.backbone == TinyVace.name:
         add_fill(pipeline)
@@ -195,4 +289,21 @@ def _sizes(dit: Any, vace: Any) -> WanSizes:
         text_width=int(dit.text_embedding[0].in_features),
         freq_dim=int(dit.freq_dim),
         eps=float(block.norm1.eps),
+    )
+
+
+def _feed_forwards(blocks: Any) -> list[Any]:
+    return [block.feed_forward for block in blocks]
+
+
+@lru_cache
+def _exported(seed: int, device: str) -> OpenedFolder[WanSizes]:
+    """Export a small model with the weights of a seed."""
+    from hetcache_backends.tiny_vace.pipeline import build_pipeline
+    from hetcache_backends.wan.case import SMALL
+
+    pipeline = build_pipeline(seed=seed, config=SMALL)
+    return through_folder(
+        lambda folder: export_wan(pipeline, folder, backbone=RUNS_WITH, model=None),
+        lambda folder: open_folder(folder, device),
     )
