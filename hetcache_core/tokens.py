@@ -195,7 +195,7 @@ class Partition:
         # One wait for the device, for the counts, once a run.
         roles = torch.arange(len(Role), device=self.roles.device)
         counts = (self.roles == roles[:, None]).sum(1).tolist()
-        return self.roles.argsort(stable=True).split(counts)
+        return tuple(torch.split(self.roles.argsort(stable=True), counts))
 
     def of(self, role: Role) -> Tensor:
         """Return the sorted token indices (k,) of one role."""

@@ -123,7 +123,7 @@ class Recorder:
         """Bring all rows to the host at once."""
         if not self._rows:
             return ()
-        return torch.cat(self._rows).cpu().split([len(rows) for rows in self._rows])
+        return torch.split(torch.cat(self._rows).cpu(), [len(rows) for rows in self._rows])
 
     def _step(self, step: int) -> PlannedStep:
         decision = self._decisions[step]

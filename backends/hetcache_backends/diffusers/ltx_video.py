@@ -121,13 +121,15 @@ class LtxVideo(Backbone):
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse what ``MaskedLTXPipeline.__call__`` does not take."""
         try:
+            from diffusers import LTXConditionPipeline
+
             from hetcache_backends.diffusers.ltx_pipeline import MaskedLTXPipeline
         except ImportError as error:
             raise missing_library(error) from error
         check_options(
             options,
             MaskedLTXPipeline.__call__,
-            MaskedLTXPipeline.__base__.__call__,
+            LTXConditionPipeline.__call__,
             passed=("source_video", "edit_mask", "num_frames"),
         )
 
