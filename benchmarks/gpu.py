@@ -1,7 +1,8 @@
 """All tables of a GPU in one command, at published sizes and in minutes.
 
-Runs the other benchmarks one after the other and writes a file after each, so that a run that is cut off
-loses nothing; a part that would not fit into what is left of the time is left out and said so:
+Runs the other benchmarks one after the other and writes all tables to one archive after each, so that a run
+that is cut off loses nothing. A part that fails is a row with the reason, one that would not fit into what
+is left of the time is left out and said so, and one that takes longer than that is stopped:
 
     python benchmarks/gpu.py --output benchmarks/results/h200
 
@@ -11,9 +12,12 @@ loses nothing; a part that would not fit into what is left of the time is left o
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
@@ -23,26 +27,34 @@ import overhead
 import step_cost
 import torch
 from attrs import define, evolve, field, frozen
-from harness import Bound, Options, Report, Row, markdown, measure, option, write_csv
+from harness import Bound, Options, Report, Row, markdown, measure, option
 from harness.environment import environment
 from harness.options import count, parse_options
 from harness.report import BAD_INPUT, Benchmark
 from harness.sizes import ClipSize
+from harness.tables import csv_text
 from harness.timing import is_cuda
 
 import policies  # noqa: TID251 - the script beside this one
 from hetcache.running.specs import parse_policies
 from hetcache_core import ConfigError, HetCacheError
 
-LIMIT_S: Final = 520
-"""A run is to be over within 9 minutes."""
+BEGAN: Final = time.monotonic()
+"""Loading the libraries counts."""
+LIMIT_S: Final = 420
+"""A run is over within 7 minutes."""
+ARCHIVE: Final = "tables.zip"
 MANY: Final = "pab,teacache,hetcache,auto,auto@4x"
 """Policies at the first size of a model."""
-FEW: Final = "teacache,hetcache,auto@4x"
+FEW: Final = "hetcache,auto@4x"
 OVERHEAD_REPEATS: Final = 3
 """Of parts that are over in no time."""
 MATRIX: Final = {"published": 8192, "tiny": 256}
 """Side of the square matrices whose product gives the matrix rate."""
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 @frozen(kw_only=True)
@@ -54,9 +66,12 @@ class GpuOptions(Options):
     repeats: int = option(1, doc="samples of everything, in alternation", parse=count)
     preset: str = option("published", doc="sizes: published or tiny")
     output: Path | None = option(  # noqa: RUF009 - declares a field
-        Path("benchmarks/results/gpu"), doc="folder for the results", parse=Path
+        Path("benchmarks/results/gpu"), doc=f"folder for {ARCHIVE}", parse=Path
     )
-    limit: int = option(LIMIT_S, doc="seconds after which nothing more is begun", parse=count)
+    limit: int = option(LIMIT_S, doc="seconds after which it is over", parse=count)
+    parts: tuple[str, ...] = option(
+        (), doc="parts to run, by name or its beginning; none: all", parse=_names
+    )
 
 
 @frozen(kw_only=True)
@@ -110,14 +125,18 @@ def _parts(scale: str, sizes: Mapping[str, Sequence[str]]) -> tuple[Part, ...]:
             Part(
                 name=f"step-cost-{label}",
                 benchmark=step_cost.BENCHMARK,
-                options={**where, "shares": shares, "keys": ("pruned", "cached")},
-                expected_s=50,
+                options={
+                    **where,
+                    "shares": shares,
+                    "keys": ("pruned", "cached") if turn == 0 else ("pruned",),
+                },
+                expected_s=45 if turn == 0 else 30,
             ),
             Part(
                 name=f"policies-{label}",
                 benchmark=policies.BENCHMARK,
                 options={**where, "policies": parse_policies(chosen)},
-                expected_s=60,
+                expected_s=60 if turn == 0 else 30,
             ),
         ]
         if thorough:
@@ -132,10 +151,43 @@ def _parts(scale: str, sizes: Mapping[str, Sequence[str]]) -> tuple[Part, ...]:
                     name=f"memory-{label}",
                     benchmark=memory.BENCHMARK,
                     options=where,
-                    expected_s=40,
+                    expected_s=30,
                 ),
             ]
     return tuple(found)
+
+
+def chosen(todo: Sequence[Part], names: Sequence[str]) -> tuple[Part, ...]:
+    """Take the parts whose names begin with one of these, or all where there are none.
+
+    Raises:
+        ConfigError: a name is that of no part.
+    """
+    for name in names:
+        if not any(part.name.startswith(name) for part in todo):
+            known = ", ".join(part.name for part in todo)
+            raise ConfigError(f"There is no part {name!r}", remedy=f"Known: {known}.")
+    return tuple(p for p in todo if not names or p.name.startswith(tuple(names)))
+
+
+class OutOfTimeError(Exception):
+    """A part has run until the end of the time."""
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raise ``OutOfTimeError`` where the block takes longer."""
+
+    def stop(*_: object) -> None:
+        raise OutOfTimeError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @define(eq=False, kw_only=True)
@@ -144,35 +196,37 @@ class Runner:
 
     Attributes:
         options: of the command.
-        folder: where files go.
+        folder: where the archive goes.
         rate: FLOPs a second of a matrix product.
-        clock: seconds, from anywhere on.
+        clock: seconds since the command began.
     """
 
     options: GpuOptions
     folder: Path
     rate: float
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = lambda: time.monotonic() - BEGAN
     summary: list[Row] = field(factory=list, init=False)
     utilisation: list[Row] = field(factory=list, init=False)
     bounds: list[Bound] = field(factory=list, init=False)
+    _tables: dict[str, Sequence[Row]] = field(factory=dict, init=False)
 
     def run(self, todo: Sequence[Part]) -> None:
         """Run parts until the time is up."""
-        begun = self.clock()
         for part in todo:
-            spent = self.clock() - begun
-            if spent + part.expected_s > self.options.limit:
-                self._note(part, f"left out: {spent:.0f} s spent", 0.0)
-                continue
             started = self.clock()
+            left = self.options.limit - started
+            if part.expected_s > left:
+                self._note(part, f"left out: {started:.0f} s spent", 0.0)
+                continue
             try:
-                self._keep(part, self._measured(part))
+                with at_most(left):
+                    report = self._measured(part)
+                self._keep(part, report)
                 said = "done"
-            except HetCacheError as error:
-                said = str(error)
-            except torch.OutOfMemoryError as error:
-                said = f"out of memory: {str(error).splitlines()[0]}"
+            except OutOfTimeError:
+                said = f"stopped: it was not over after {left:.0f} s"
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other parts can still be run
+                said = _reason(error)
             self._note(part, said, self.clock() - started)
             gc.collect()  # the next model needs the room of this one
             if is_cuda(self.options.device):
@@ -184,9 +238,9 @@ class Runner:
         return part.benchmark.run(options)
 
     def _keep(self, part: Part, report: Report) -> None:
-        self._write(part.name, report.rows)
+        self._tables[part.name] = report.rows
         self.bounds += report.bounds
-        self._write("bounds", [bound.row() for bound in self.bounds])
+        self._tables["bounds"] = [bound.row() for bound in self.bounds]
         self.utilisation += [
             {
                 "backbone": row["backbone"],
@@ -202,16 +256,28 @@ class Runner:
             for row in report.rows
             if row.get("step") == "bare"
         ]
-        if self.utilisation:
-            self._write("utilisation", self.utilisation)
+        self._tables["utilisation"] = self.utilisation
         print(f"\n## {part.name}\n\n{markdown(report.rows)}", flush=True)
 
     def _note(self, part: Part, said: str, seconds: float) -> None:
         self.summary.append({"part": part.name, "result": said, "wall seconds": seconds})
-        self._write("parts", self.summary)
+        self._tables["parts"] = self.summary
+        self._save()
 
-    def _write(self, name: str, rows: Sequence[Row]) -> None:
-        write_csv(self.folder / f"{name}.csv", rows, environment(self.options.device))
+    def _save(self) -> None:
+        """Write all tables so far; the archive is whole at any moment."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        known, fresh = environment(self.options.device), self.folder / f".{ARCHIVE}"
+        with zipfile.ZipFile(fresh, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, rows in self._tables.items():
+                archive.writestr(f"{name}.csv", csv_text(rows, known))
+        fresh.replace(self.folder / ARCHIVE)
+
+
+def _reason(error: Exception) -> str:
+    """First line of what went wrong, with its kind unless this project says it in its own words."""
+    said = (str(error).strip().splitlines() or [""])[0]
+    return said if isinstance(error, HetCacheError) else f"{type(error).__name__}: {said}"
 
 
 def matrix_rate(side: int, device: str, dtype: str) -> float:
@@ -231,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(
                 "This command compares nothing", remedy="Compare with the benchmark of the part."
             )
-        todo = parts(options.preset)
+        todo = chosen(parts(options.preset), options.parts)
         rate = matrix_rate(MATRIX[options.preset], options.device, options.dtype)
         runner = Runner(options=options, folder=options.output, rate=rate)
         print(f"matrix rate: {rate / 1e12:.3g} TFLOP/s in {options.dtype}", flush=True)

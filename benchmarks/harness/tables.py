@@ -46,14 +46,19 @@ def kept(value: Value) -> str:
 
 def write_csv(path: Path, rows: Sequence[Row], environment: Mapping[str, str]) -> None:
     """Write rows, each with the environment behind it; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, csv_text(rows, environment))
+
+
+def csv_text(rows: Sequence[Row], environment: Mapping[str, str]) -> str:
+    """Lay out rows as CSV, each with the environment behind it."""
     text = io.StringIO()
     names = [*rows[0], *environment] if rows else list(environment)
     writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({**{name: kept(value) for name, value in row.items()}, **environment})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.getvalue())
+    return text.getvalue()
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
