@@ -12,9 +12,11 @@ from xml.etree import ElementTree
 
 import pytest
 from attrs import evolve
-from PIL import Image
 
+pytest.importorskip("PIL")
 pytest.importorskip("rich")
+
+from PIL import Image
 
 from hetcache.comparison.page.drawing import FONT_SIZE, Drawing, Shape, Words
 from hetcache.comparison.page.labels import Box, overlap, place
