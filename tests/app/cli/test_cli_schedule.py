@@ -231,3 +231,21 @@ def test_a_policy_may_bring_its_settings_in_its_text() -> None:
 def test_a_text_that_cannot_be_meant_is_refused(given: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         choice(**given)
+
+
+def test_what_was_done_is_counted_and_not_what_was_wanted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With so small a share allowed, every partial step runs in full."""
+    case = tiny_case()
+    pipeline = case.make_pipeline(0)
+    settings = {"pattern": "Fp", "max_active_share": 0.01}
+    with accelerate(pipeline, "hetcache", settings=settings, backbone=case.backbone) as session:
+        case.run(pipeline, 6, "none", 0)
+    assert any(step.wanted is Mode.PARTIAL for step in session.trace.decisions)
+    session.trace.save(tmp_path / "t.json")
+    capsys.readouterr()
+    words = ["compile-schedule", str(tmp_path / "t.json"), "--output", str(tmp_path / "s.json")]
+    assert main([*words, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["steps_full"], made["steps_partial"]) == (6, 0)
