@@ -157,7 +157,10 @@ def at_rows(x: Tensor, rows: Tensor | None) -> Tensor:
 
 def padded_rows(x: Tensor, tokens: int, rows: Tensor | None) -> Tensor:
     """Gather rows (n,) of x (B, m, D), which is zeros from m to the trunk's N tokens."""
-    return at_rows(torch.nn.functional.pad(x, (0, 0, 0, tokens - x.shape[1])), rows)
+    # By concatenation as in the libraries, whose result is contiguous: on other strides, matrix products
+    # in bfloat16 round otherwise.
+    padding = x.new_zeros(x.shape[0], tokens - x.shape[1], x.shape[2])
+    return at_rows(torch.cat([x, padding], dim=1), rows)  # (B, n, D)
 
 
 def apply_fp32(layers: Iterable[nn.Module], x: Tensor) -> Tensor:

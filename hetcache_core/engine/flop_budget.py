@@ -83,7 +83,8 @@ class Budget:
 
     def computed(self, costs: Costs) -> float:
         """Steps that may be computed in full where all others are reused."""
-        return (self.total - self.steps * costs.reuse) / max(1 - costs.reuse, TOLERANCE)
+        reuse = self._cost(Mode.REUSE, costs)  # with what the policy runs to decide
+        return (self.total - self.steps * reuse) / max(1 - reuse, TOLERANCE)
 
     def apply(
         self, step: StepInfo, decision: Decision, costs: Costs, reused_in_row: int

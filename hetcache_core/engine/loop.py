@@ -321,8 +321,7 @@ class Engine:
         costs = None
         if run.budget is not None:
             costs = self._costs(run, trunk, record)
-            if step.index == 0:  # what reused steps cost is known only now
-                run.gate.give_way(run.budget.computed(costs))
+            run.gate.give_way(run.budget.computed(costs))  # what reused steps cost shows in the run
             if step.index == 0 and run.policy.step is not None and run.policy.step.schedule_only:
                 self._solve(run, call, trunk, run.budget, costs)
         signals = self._signals(run, step, call, trunk, probe)

@@ -583,7 +583,7 @@ def test_what_cannot_be_loaded_is_one_clear_error(
     for model, message in (
         (None, "Wan-AI/Wan2.1-VACE-1.3B-diffusers"),
         (str(tmp_path / "whole"), "could not be loaded"),
-        (str(tmp_path / "other"), "could not be loaded"),
+        (str(tmp_path / "other"), "--backbone ltx-video"),
         (str(tmp_path / "nothing"), "could not be loaded"),
         ("nobody/no-such-model", "could not be loaded"),
     ):

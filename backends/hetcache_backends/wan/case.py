@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
 from attrs import frozen
-from PIL import Image
 
 from hetcache_backends.tiny_vace.config import TinyVaceConfig
 from hetcache_backends.wan.loading import import_diffsynth
@@ -101,6 +100,8 @@ def _run(pipeline: Any, steps: int, guidance: str, seed: int) -> Tensor:
         mask[frame, 16:30, left : left + 16] = 255
     caught: list[Tensor] = []
     decode = pipeline.vae.decode
+
+    from PIL import Image
 
     def catch(latents: Tensor, **arguments: Any) -> Tensor:
         caught.append(latents.clone())
