@@ -573,7 +573,7 @@ def test_what_cannot_be_loaded_is_one_clear_error(
     small_wan_vace(0).save_pretrained(tmp_path)
     for model, message in (
         (None, "Lightricks/LTX-Video"),
-        (str(tmp_path), "could not be loaded"),
+        (str(tmp_path), "--backbone wan-vace-diffusers"),
         ("nobody/no-such-model", "could not be loaded"),
     ):
         with pytest.raises(UnsupportedBackboneError, match=message):

@@ -396,6 +396,7 @@ def test_the_columns_of_its_metric_reach_tables_files_plots_page_and_evaluation(
     folder = folders(GMSD)
     add(folder)
     monkeypatch.setenv("PYTHONPATH", str(folder))  # workers are processes of their own
+    monkeypatch.setenv("COLUMNS", "300")  # so that no heading is broken
     output = tmp_path / "results"
     words = ["--policies", "every-nth", "--clips", "builtin:small-still-object-0", "--repeat", "1"]
     words += ["--frames", "5", "--height", "64", "--width", "64", "--steps", "6", "--device", "cpu"]
