@@ -40,6 +40,7 @@ class Gate:
     last: int = field(init=False)
     longest: int | None = field(init=False)
     _listed: frozenset[int] = field(init=False)
+    _target: float | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         """Count the steps of this run."""
@@ -57,8 +58,12 @@ class Gate:
         run, and one step at least. The longest reuse is at least ``SLACK`` times the gap of an even spacing.
 
         Args:
-            computed: steps that the target leaves to be computed.
+            computed: steps that the target leaves to be computed; asked at every step, and looked at again
+                only where it has changed.
         """
+        if computed == self._target:
+            return
+        self._target = computed
         share = min(1.0, max(0.0, computed / self.steps))
         defaults = self.defaults
         if self.asked.first_steps is None and defaults.first_steps:

@@ -89,6 +89,11 @@ class _Picture:
     drawn: bool = False
     labelled: bool = True
 
+    @property
+    def opaque(self) -> NDArray[np.bool_] | None:
+        """Whether each pixel (h, w) is more opaque than not, or None without opacity."""
+        return None if self.alpha is None else np.asarray(self.alpha > THRESHOLD * 255)
+
 
 @define(eq=False)
 class _Reading:
@@ -115,11 +120,11 @@ class _Reading:
                     "or with a palette.",
                 )
             return np.asarray(picture.levels == self.label)
-        if picture.alpha is not None:
-            opaque = picture.alpha > THRESHOLD * np.iinfo(np.uint8).max
+        opaque = picture.opaque
+        if opaque is not None:
             if not opaque.all():
                 self._say("its opacity is the mask, whatever the colours are", picture)
-                return np.asarray(opaque)
+                return opaque
             if alpha_counts and not _black_and_white(picture):
                 self._say("it is opaque everywhere, so all of it is edited", picture)
                 return opaque
@@ -179,10 +184,8 @@ def read_mask(
     else:
         pictures = list(_single(path, frames))
         at = list(range(len(pictures)))
-    alpha_counts = any(
-        each.alpha is not None and 0 < (each.alpha > THRESHOLD * 255).mean() < 1
-        for each in pictures
-    )
+    opacities = [each.opaque for each in pictures]
+    alpha_counts = any(each is not None and 0 < each.mean() < 1 for each in opacities)
     for each in pictures:
         _check_proportions(each, height, width)
     read = {

@@ -64,7 +64,7 @@ MATRICES: Final[dict[int, int]] = {
 WIDE_GAMUT: Final = 9
 """Number of BT.2020 among primaries and among matrices. Source: ITU-T H.273, tables 2 and 4."""
 
-SDR_NAMES: Final = {PQ: "HDR (PQ)", HLG: "HDR (HLG)"}
+HDR_NAMES: Final = {PQ: "HDR (PQ)", HLG: "HDR (HLG)"}
 
 CLOCK: Final = 90_000
 """Ticks a second for frames that do not come evenly. Source: the clock of MPEG's systems."""
@@ -119,6 +119,7 @@ def read_video(path: Path, *, option: str, max_frames: int | None = None) -> Vid
     """
     frames: list[NDArray[np.uint8]] = []
     shown: list[Fraction] = []
+    turned = False
     notes: dict[str, None] = {}
     ended = True
     with _opened(path, option) as (container, stream):
@@ -133,8 +134,7 @@ def read_video(path: Path, *, option: str, max_frames: int | None = None) -> Vid
                 shown.append(frame.pts * frame.time_base)
             notes.update(dict.fromkeys(f"{path.name} {text}" for text in _notes(frame)))
             frames.append(_upright(frame, "rgb24"))
-            if _turn(frame)[0]:
-                aspect = 1 / (stream.sample_aspect_ratio or Fraction(1))
+            turned = _turn(frame)[0]
     if not frames:
         raise ConfigError(f"{path} has a video stream without any frame", where=option)
     if any(frame.shape != frames[0].shape for frame in frames):
@@ -144,7 +144,7 @@ def read_video(path: Path, *, option: str, max_frames: int | None = None) -> Vid
         fps=fps,
         total=len(frames) if ended else declared or None,
         times=_uneven(shown, fps) if len(shown) == len(frames) else (),
-        aspect=aspect,
+        aspect=1 / aspect if turned else aspect,
         sound=(path, shown[0] if shown else Fraction(0)) if has_audio else None,
         notes=tuple(notes),
     )
@@ -159,8 +159,8 @@ def _uneven(shown: Sequence[Fraction], fps: Fraction) -> tuple[Fraction, ...]:
 
 def _notes(frame: av.VideoFrame) -> Iterator[str]:
     """Say what of a frame is not shown as it is."""
-    if frame.color_trc in SDR_NAMES:
-        yield f"is {SDR_NAMES[frame.color_trc]}: it is tone-mapped to SDR, and written as that"
+    if frame.color_trc in HDR_NAMES:
+        yield f"is {HDR_NAMES[frame.color_trc]}: it is tone-mapped to SDR, and written as that"
     elif frame.color_primaries == WIDE_GAMUT:
         yield "has the wide gamut of BT.2020: it is brought to BT.709, and written as that"
     if frame.interlaced_frame:
@@ -230,7 +230,7 @@ def _upright(frame: av.VideoFrame, pixels: str) -> NDArray[np.uint8]:
     untagged, _ = COLORS_709 if frame.height >= HD_HEIGHT else COLORS_601
     matrix = MATRICES.get(frame.colorspace, untagged)
     wide = frame.color_primaries == WIDE_GAMUT
-    deep = pixels == "rgb24" and (wide or frame.color_trc in SDR_NAMES)
+    deep = pixels == "rgb24" and (wide or frame.color_trc in HDR_NAMES)
     # Before PyAV 16, the matrix is looked at only where a range is named as well.
     rgb: Any = frame.reformat(
         format="rgb48le" if deep else pixels,
