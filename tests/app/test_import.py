@@ -35,10 +35,10 @@ def test_importing_it_imports_nothing_heavy() -> None:
 
 def test_without_the_extra_a_clear_error_says_what_to_install() -> None:
     said = run(
-        "import sys; sys.modules['av'] = None\n"
+        "import sys; sys.modules['av'] = sys.modules['PIL'] = None\n"
         "import hetcache\n"
         "assert 'hetcache' in hetcache.discover().names('policy')\n"
         "try: hetcache.edit('a.mp4', 'b.mp4', output='c.mp4')\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
-    assert "av is not installed. Run: pip install 'hetcache[app]'" in said
+    assert "PIL is not installed. Run: pip install 'hetcache[app]'" in said

@@ -180,5 +180,7 @@ def test_a_mask_of_nothing_or_of_everything_is_taken(value: bool) -> None:
 
 def test_a_mask_of_another_size_is_refused() -> None:
     grid = grid_of(2, 3, 3)
-    with pytest.raises(ConfigError, match=r"\(4, 48, 48\).*\(5, 48, 48\)"):
+    with pytest.raises(ConfigError, match=r"\(5, 47, 48\).*\(5, 48, 48\)"):
+        MaskPartitioner().partition(empty_mask(grid)[:, 1:], grid)
+    with pytest.raises(ConfigError, match=r"4 frames were given, and this model takes 4k\+1"):
         MaskPartitioner().partition(empty_mask(grid)[1:], grid)
