@@ -198,7 +198,8 @@ def _our_ratios(subject: Subject) -> dict[str, object]:
 
 def _our_dbcache(predictor: str) -> Callable[[Subject], Mapping[str, object]]:
     def settings(_subject: Subject) -> dict[str, object]:
-        return {"front": 1, "first_steps": WARM_UP, "predictor": predictor}
+        # The peer computes no last step of its own accord; what is set holds under a target.
+        return {"front": 1, "first_steps": WARM_UP, "last_steps": 0, "predictor": predictor}
 
     return settings
 

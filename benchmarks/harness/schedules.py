@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from attrs import asdict, evolve, field, frozen
 
-from hetcache_core import CachePolicy, ConfigError, Mode
+from hetcache_core import CachePolicy, ConfigError, Guards, Mode
 from hetcache_core.records.trace import write_atomically
 from hetcache_core.testing.scripted import Script
 
@@ -88,7 +88,8 @@ class Schedules:
                 remedy=f"There are {', '.join(self.policies)}.",
             )
         modes = tuple(LETTERS[letter] for letter in self.policies[name])
-        return evolve(policy, step=Script(modes, span=policy.spans[0]))
+        # What is recorded went through the guards already.
+        return evolve(policy, step=Script(modes, span=policy.spans[0]), guards=Guards())
 
 
 def letters(modes: list[Mode]) -> str:
