@@ -19,6 +19,9 @@ DEBUG: Final = "HETCACHE_DEBUG"
 USAGE: Final = 2
 """Exit status of every mistake that the user can repair."""
 
+UNREAD: Final = 1
+"""Exit status where the reader of a pipe left before all was written, as typer has it too."""
+
 INTERRUPTED: Final = 130
 """Exit status after Ctrl-C: 128 plus the number of the signal, as shells count."""
 
@@ -30,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows ``hetcache`` on the command line; that of the process by default.
 
     Returns:
-        The exit status: 0, 2 for a mistake that is named on one line of stderr, 130 after Ctrl-C.
+        The exit status: 0, 2 for a mistake that is named on one line of stderr, 130 after Ctrl-C, 1
+        where whoever reads the output has left.
     """
     if not sys.stderr.isatty():
         # Read by tqdm when it is imported: bars of libraries would fill a log with fragments.
@@ -41,11 +45,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with needs_app():
-            return _run(arguments)
+            return _flushed(_run(arguments))
     except HetCacheError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return _interrupted()
+    except BrokenPipeError:
+        # What a buffer still holds would fail once more when the interpreter leaves, on stderr.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
+
+
+def _flushed(status: int) -> int:
+    """Pass a status on once all that was printed has been taken."""
+    sys.stdout.flush()
+    return status
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -220,9 +220,15 @@ def test_a_missing_library_is_named_with_the_extra_that_brings_it(
 
 
 def test_a_reader_that_has_seen_enough_is_not_answered_with_a_traceback() -> None:
+    """Buffered as in a pipe, where a short answer is not written before the interpreter leaves."""
     code = "from hetcache.cli.main import main; main(['plugins', 'list', '--json'])"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=buffered,
     )
     assert process.stdout is not None
     assert process.stderr is not None
