@@ -22,12 +22,12 @@ from attrs import evolve
 from hetcache.comparison.results.folder import Results, Row, RowKey
 from hetcache.running.specs import REFERENCE
 
-METRIC = "psnr_uncached_mask"
+METRIC = "psnr_reference_mask"
 GROUPS = ("all", "small", "medium", "large", "outpainting", "object", "background")
 MEASURES = {
     "mask": METRIC,
-    "margin": "psnr_uncached_margin",
-    "background": "psnr_uncached_background",
+    "margin": "psnr_reference_margin",
+    "background": "psnr_reference_background",
     "mask, to the right answer": "psnr_truth_mask",
 }
 

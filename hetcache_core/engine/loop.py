@@ -322,7 +322,7 @@ class Engine:
         if run.budget is not None:
             costs = self._costs(run, trunk, record)
             run.gate.give_way(run.budget.computed(costs))  # what reused steps cost shows in the run
-            if step.index == 0 and run.policy.step is not None and run.policy.step.schedule_only:
+            if step.index == 0 and run.policy.step is not None and run.policy.step.sigmas_only:
                 self._solve(run, call, trunk, run.budget, costs)
         signals = self._signals(run, step, call, trunk, probe)
         proposed = decision = run.step_decider.decide(step, signals)

@@ -59,7 +59,7 @@ class StepPolicy(ABC):
     """What does this step do: FULL, PARTIAL or REUSE?"""
 
     @property
-    def schedule_only(self) -> bool:
+    def sigmas_only(self) -> bool:
         """Whether decisions depend on the noise levels alone, so that a run can be played ahead."""
         return False
 

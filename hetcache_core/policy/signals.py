@@ -107,7 +107,7 @@ class Signals:
         if self._probe is None:
             raise ContractError(
                 "a policy whose decisions depend on the noise levels alone asks for a probe",
-                remedy="Return False from schedule_only",
+                remedy="Return False from sigmas_only",
             )
         return self._probe(blocks)[self._rows]
 
@@ -188,7 +188,7 @@ class Signal(ABC):
     summary: ClassVar[str]
 
     @property
-    def schedule_only(self) -> bool:
+    def sigmas_only(self) -> bool:
         """Whether it depends on the noise levels alone, so that all of a run is known at its first step."""
         return False
 
@@ -198,5 +198,5 @@ class Signal(ABC):
 
         Args:
             signals: what may be looked at; ask for no number on the host.
-            index: the step; another than the current one only where ``schedule_only``.
+            index: the step; another than the current one only where ``sigmas_only``.
         """

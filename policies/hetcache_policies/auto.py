@@ -105,7 +105,7 @@ class SpacedSteps(StepPolicy):
     partials: float = 0.0
 
     @property
-    def schedule_only(self) -> bool:
+    def sigmas_only(self) -> bool:
         """Nothing of the run is looked at but its noise levels."""
         return True
 

@@ -55,7 +55,7 @@ class UniformSteps(StepPolicy):
     every: int
 
     @property
-    def schedule_only(self) -> bool:
+    def sigmas_only(self) -> bool:
         """Nothing of the run is looked at."""
         return True
 

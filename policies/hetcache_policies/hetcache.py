@@ -291,7 +291,7 @@ class HetCache(PolicyRecipe):
                 )
             return DriftSettings(signal=self.signal, rescale="poly", fit=fit)
         if self.rescale == "auto":
-            normal = self.signal.schedule_only
+            normal = self.signal.sigmas_only
             return DriftSettings(signal=self.signal, rescale="normalized" if normal else "none")
         return DriftSettings(signal=self.signal, rescale=self.rescale)
 

@@ -77,7 +77,7 @@ class MagnitudeSteps(StepPolicy):
     calibration: Calibration | None = None
 
     @property
-    def schedule_only(self) -> bool:
+    def sigmas_only(self) -> bool:
         """Nothing of the run is looked at."""
         return True
 

@@ -82,9 +82,9 @@ class DriftSteps(StepPolicy):
     threshold: float
 
     @property
-    def schedule_only(self) -> bool:
+    def sigmas_only(self) -> bool:
         """Whether the signal depends on the noise levels alone."""
-        return self.drift.schedule_only
+        return self.drift.sigmas_only
 
     def begin(self, run: RunInfo) -> StepDecider:
         """Start with nothing added up."""
@@ -197,7 +197,7 @@ class TeaCache(PolicyRecipe):
         if fit is not None:
             return DriftSettings(signal=self.signal or SIGNALS[fit.signal], rescale="poly", fit=fit)
         signal = self.signal or Modulation()
-        raw = self.coefficients == "none" or (automatic and not signal.schedule_only)
+        raw = self.coefficients == "none" or (automatic and not signal.sigmas_only)
         return DriftSettings(signal=signal, rescale="none" if raw else "normalized")
 
 

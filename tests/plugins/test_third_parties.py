@@ -414,19 +414,19 @@ def test_the_columns_of_its_metric_reach_tables_files_plots_page_and_evaluation(
     with (output / "rows.csv").open(newline="", encoding="utf-8") as file:
         reference, cached = csv.DictReader(file)
     for region in ("", "_mask"):
-        assert json.loads(reference["metrics"])[f"gmsd_uncached{region}"] == 0
-        assert json.loads(cached["metrics"])[f"gmsd_uncached{region}"] > 0
+        assert json.loads(reference["metrics"])[f"gmsd_reference{region}"] == 0
+        assert json.loads(cached["metrics"])[f"gmsd_reference{region}"] > 0
         assert json.loads(cached["metrics"])[f"gmsd_truth{region}"] > 0
     table = (output / "table.md").read_text(encoding="utf-8")
     assert "| GMSD to uncached | GMSD to uncached, mask |" in table
     assert "- GMSD: the deviation of gradient similarity" in table
     assert "gmsd_truth_mask_mean" in (output / "summary.csv").read_text(encoding="utf-8")
-    plot = (output / "metrics" / "gmsd_uncached_mask.svg").read_text(encoding="utf-8")
+    plot = (output / "metrics" / "gmsd_reference_mask.svg").read_text(encoding="utf-8")
     assert "GMSD to uncached, mask (lower is better)" in plot
     assert "every-nth" in plot
     assert main(["report", str(output)]) == 0
     page = (output / "report.html").read_text(encoding="utf-8")
-    assert 'data-name="gmsd_uncached_mask" data-better="lower"' in page
+    assert 'data-name="gmsd_reference_mask" data-better="lower"' in page
     assert "<summary>GMSD to uncached, mask</summary>" in page
 
     files = {name: str(tmp_path / f"{name}.mp4") for name in ("gt", "pred")}

@@ -71,7 +71,7 @@ def test_with_exponent_zero_steps_lie_evenly() -> None:
 
 
 def test_the_schedule_is_the_same_for_every_run() -> None:
-    assert SpacedSteps(every=3.0).schedule_only
+    assert SpacedSteps(every=3.0).sigmas_only
     assert trace_of(Auto(), 20).modes() == trace_of(Auto(), 20).modes()
 
 

@@ -26,7 +26,7 @@ class Flicker(VideoMetric):
     title = "flicker"
     unit = "levels"
     better = "lower"
-    against = ("uncached",)
+    against = ("reference",)
     rank = 40
 
     def measure(

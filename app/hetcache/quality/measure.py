@@ -26,7 +26,7 @@ __all__ = ["check_tools", "cut_to", "describe", "measure_columns", "measure_qual
 NO_TOOLS: Final = QualityTools()
 
 ABSENT: Final[Mapping[Against, str]] = {
-    "uncached": "no uncached output",
+    "reference": "no uncached output",
     "truth": "no ground truth",
     "prompt": "no prompt",
 }
@@ -66,7 +66,7 @@ def measure_quality(
     held: dict[Against, NDArray[np.uint8]] = {}
     if reference is not None:
         _check(result, reference, "the uncached output")
-        held["uncached"] = reference
+        held["reference"] = reference
     if truth is not None:
         held["truth"] = cut_to(truth, result)
     areas = regions(mask, token_pixels) if held else {}

@@ -32,13 +32,13 @@ __all__ = [
 
 Better = Literal["higher", "lower"]
 
-Against = Literal["uncached", "truth", "prompt"]
+Against = Literal["reference", "truth", "prompt"]
 """What a result is held against: the reference, which is the uncached run; the right answer; a text."""
 
 Region = Literal["whole", "mask", "margin", "background"]
 """Where a metric is measured: see ``hetcache.quality.regions``."""
 
-ORDER: Final = ("uncached", "truth", "prompt")
+ORDER: Final = ("reference", "truth", "prompt")
 """Order of the columns by what a result is held against."""
 
 
@@ -133,7 +133,7 @@ class Metric(ABC):
                 against=against,
                 region=region,
                 name="_".join((self.name, *([against] * several), *([region] * _is_part(region)))),
-                title=self.title + (" to uncached" if against == "uncached" else ""),
+                title=self.title + (" to uncached" if against == "reference" else ""),
             )
             for against in self.against
             for region in self.regions
@@ -161,7 +161,7 @@ class VideoMetric(Metric):
         regions: Where it is measured; "mask", "margin" and "background" need a mask.
     """
 
-    against: ClassVar[tuple[Against, ...]] = ("uncached", "truth")
+    against: ClassVar[tuple[Against, ...]] = ("reference", "truth")
 
     def values(
         self,

@@ -271,7 +271,7 @@ class _Watching(StepPolicy, StepDecider):
 
     def decide(self, step: StepInfo, signals: Signals) -> Decision:
         self.seen.append(self._signal.value(signals, step.index).clone())
-        if self._signal.schedule_only and not self.ahead:
+        if self._signal.sigmas_only and not self.ahead:
             self.ahead = [self._signal.value(signals, i).clone() for i in range(step.total)]
         self.reads += signals.reads
         return Decision(Mode.FULL, "watched")
@@ -291,7 +291,7 @@ def check_it_is_a_finite_tensor_of_one_shape(subject: PieceSubject) -> None:
 
 
 def check_a_signal_of_the_schedule_is_known_ahead(subject: PieceSubject) -> None:
-    """With ``schedule_only``, the first step gives it for all steps as they give it themselves."""
+    """With ``sigmas_only``, the first step gives it for all steps as they give it themselves."""
     watching = _watched(subject)
     for ahead, value in zip(watching.ahead, watching.seen, strict=False):
         require_same(ahead, value, "the signal of a step, asked for at the first")

@@ -44,9 +44,9 @@ class DriftSettings:
     calibration: Calibration | None = None
 
     @property
-    def schedule_only(self) -> bool:
+    def sigmas_only(self) -> bool:
         """Whether all changes of a run are known at its first step."""
-        return self.signal.schedule_only
+        return self.signal.sigmas_only
 
     def __attrs_post_init__(self) -> None:
         """Refuse units that the signal cannot be given in.
@@ -54,7 +54,7 @@ class DriftSettings:
         Raises:
             ConfigError: the signal and the unit do not go together.
         """
-        if self.rescale == "normalized" and not self.schedule_only:
+        if self.rescale == "normalized" and not self.sigmas_only:
             raise ConfigError(
                 f"changes of {name_of(self.signal)} cannot be normalized: they are not known before the run",
                 setting="signal",
@@ -85,7 +85,7 @@ class Drift:
         Ask at every step, whatever it does, so that the last step is the one before this. Waits for
         the device once a run, or once a step where the signal depends on the content.
         """
-        if self._settings.schedule_only:
+        if self._settings.sigmas_only:
             return self._look_ahead(signals)[step.index]
         fresh = self._settings.signal.value(signals, step.index)
         previous = signals.kept(PREVIOUS)

@@ -54,7 +54,7 @@ class PatternSteps(StepPolicy):
         check_pattern(self.pattern)
 
     @property
-    def schedule_only(self) -> bool:
+    def sigmas_only(self) -> bool:
         """Nothing of the run is looked at."""
         return True
 

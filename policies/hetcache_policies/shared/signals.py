@@ -29,7 +29,7 @@ class Timestep(Signal):
     summary: ClassVar[str] = "the timestep's embedding"
 
     @property
-    def schedule_only(self) -> bool:
+    def sigmas_only(self) -> bool:
         """Yes."""
         return True
 
@@ -47,7 +47,7 @@ class Modulation(Signal):
     summary: ClassVar[str] = "what the blocks make of the timestep's embedding"
 
     @property
-    def schedule_only(self) -> bool:
+    def sigmas_only(self) -> bool:
         """Yes."""
         return True
 

@@ -35,9 +35,9 @@ class TieredSteps(StepPolicy):
     max_partials: int
 
     @property
-    def schedule_only(self) -> bool:
+    def sigmas_only(self) -> bool:
         """Whether the signal depends on the noise levels alone."""
-        return self.drift.schedule_only
+        return self.drift.sigmas_only
 
     def begin(self, run: RunInfo) -> StepDecider:
         """Start with nothing added up."""

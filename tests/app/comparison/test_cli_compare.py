@@ -190,13 +190,13 @@ def test_rows_come_in_rounds_and_say_what_was_run(
         video = read_video(output / "runs" / row.key.id / "video.mp4", option="")
         assert video.frames.shape == (5, 64, 64, 3)
         if row.key.policy == "none":
-            assert row.metric_notes["psnr_uncached"] == "identical"
+            assert row.metric_notes["psnr_reference"] == "identical"
             assert row.modes == "f" * STEPS
         else:
             assert row.flops < row.flops_full
-            assert row.metrics["psnr_uncached_mask"] is not None
+            assert row.metrics["psnr_reference_mask"] is not None
         assert row.metrics["psnr_truth"] is not None
-        assert row.metric_notes["lpips_uncached"] == "needs --lpips FILE"
+        assert row.metric_notes["lpips_reference"] == "needs --lpips FILE"
 
 
 def test_metrics_are_those_of_the_exact_frames(here: None, tmp_path: Path) -> None:
@@ -221,8 +221,8 @@ def test_metrics_are_those_of_the_exact_frames(here: None, tmp_path: Path) -> No
     )
     frames = {p: runner.run(request, PolicyChoice(name=p)).frames for p in ("none", "pab")}
     found = psnr_of(frames["pab"], frames["none"], clip.mask, kind.geometry.size_multiple)
-    assert cached.metrics["psnr_uncached_mask"] == found["mask"].db
-    assert cached.metrics["psnr_uncached"] == found["whole"].db
+    assert cached.metrics["psnr_reference_mask"] == found["mask"].db
+    assert cached.metrics["psnr_reference"] == found["whole"].db
     results = Results(folder=output)
     stored = frames_from_bytes(results.reference_path(uncached.key).read_bytes())
     assert np.array_equal(stored, frames["none"])
@@ -232,9 +232,9 @@ def test_with_composite_nothing_differs_outside_of_the_mask(here: None, tmp_path
     assert compare(tmp_path / "a", "--policies", "fewer-steps", "--composite") == 0
     assert compare(tmp_path / "b", "--policies", "fewer-steps") == 0
     composited, plain = rows_of(tmp_path / "a")[1], rows_of(tmp_path / "b")[1]
-    assert composited.metric_notes["psnr_uncached_margin"] == "identical"
-    assert composited.metrics["psnr_uncached_mask"] == plain.metrics["psnr_uncached_mask"]
-    assert plain.metrics["psnr_uncached_margin"] is not None
+    assert composited.metric_notes["psnr_reference_margin"] == "identical"
+    assert composited.metrics["psnr_reference_mask"] == plain.metrics["psnr_reference_mask"]
+    assert plain.metrics["psnr_reference_margin"] is not None
 
 
 def test_all_backbones_in_one_command_and_what_one_cannot_carry_is_a_row(

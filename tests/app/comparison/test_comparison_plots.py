@@ -52,8 +52,8 @@ def run(label: str, speed: float, decibels: float | None, **key: object) -> Row:
         flops_full=10**12,
         denoise_seconds=10 / speed,
         total_seconds=11 / speed,
-        metrics={} if decibels is None else {"psnr_uncached_mask": decibels},
-        metric_notes={} if decibels is not None else {"psnr_uncached_mask": "identical"},
+        metrics={} if decibels is None else {"psnr_reference_mask": decibels},
+        metric_notes={} if decibels is not None else {"psnr_reference_mask": "identical"},
     )
 
 
@@ -199,13 +199,15 @@ def test_policies_without_a_figure_are_left_out_of_the_plot_alone(tmp_path: Path
 def test_every_metric_that_was_measured_is_drawn_the_right_way_up(tmp_path: Path) -> None:
     """Of two policies that are equally fast, the better one alone is on the front."""
     rows = [
-        evolve(run(policy, 2, 40.0), metrics={"lpips_uncached": value, "ssim_uncached": 1 - value})
+        evolve(
+            run(policy, 2, 40.0), metrics={"lpips_reference": value, "ssim_reference": 1 - value}
+        )
         for policy, value in (("pab", 0.1), ("toca", 0.3))
     ]
     summary = summary_of(tmp_path, *rows)
     fidelity, *others = drawn_columns(summary)
     assert fidelity == summary.fidelity
-    assert [column.name for column in others] == ["ssim_uncached", "lpips_uncached"]
+    assert [column.name for column in others] == ["ssim_reference", "lpips_reference"]
     (panel,) = panels(summary)
     for column in others:
         drawing = pareto(panel, "flops", column, looks_of(summary))

@@ -28,8 +28,8 @@ ROW = Row(
     denoise_seconds=0.1 + 0.2,
     total_seconds=1.0,
     peak_cache_bytes=7,
-    metrics={"psnr_uncached": 41.25, "ssim_uncached": None},
-    metric_notes={"ssim_uncached": "identical"},
+    metrics={"psnr_reference": 41.25, "ssim_reference": None},
+    metric_notes={"ssim_reference": "identical"},
 )
 
 

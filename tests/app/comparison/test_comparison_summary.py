@@ -28,7 +28,7 @@ KEY = RowKey(
 )  # fmt: skip
 ROW = Row(
     key=KEY, modes="ffrr", flops=50, flops_full=100, denoise_seconds=2.0, total_seconds=3.0,
-    peak_cache_bytes=7, metrics={"psnr_uncached_mask": 40.0, "ssim_uncached": 0.9},
+    peak_cache_bytes=7, metrics={"psnr_reference_mask": 40.0, "ssim_reference": 0.9},
 )  # fmt: skip
 
 
@@ -99,12 +99,12 @@ def test_identical_videos_are_counted_and_left_out_of_the_mean(results: Results)
     same = changed(
         ROW,
         key={"clip": "b"},
-        metrics={"psnr_uncached_mask": None},
-        metric_notes={"psnr_uncached_mask": "identical"},
+        metrics={"psnr_reference_mask": None},
+        metric_notes={"psnr_reference_mask": "identical"},
     )
     summary = summarize(fill(results, ROW, same))
     (line,) = summary.lines
-    found = line.metrics["psnr_uncached_mask"]
+    found = line.metrics["psnr_reference_mask"]
     assert found == MetricSummary(spread=Spread(mean=40.0, std=None, count=1), identical=1)
     assert found.partly
     assert summary.fidelity is not None
@@ -112,20 +112,20 @@ def test_identical_videos_are_counted_and_left_out_of_the_mean(results: Results)
 
 
 def test_a_line_of_identical_videos_is_infinitely_close(results: Results) -> None:
-    row = changed(ROW, metrics={}, metric_notes={"psnr_uncached_mask": "identical"})
+    row = changed(ROW, metrics={}, metric_notes={"psnr_reference_mask": "identical"})
     summary = summarize(fill(results, row))
     (line,) = summary.lines
     assert summary.fidelity is not None
     assert line.value(summary.fidelity) == math.inf
-    assert line.metrics["psnr_uncached_mask"].spread is None
+    assert line.metrics["psnr_reference_mask"].spread is None
 
 
 def test_a_value_that_does_not_exist_keeps_its_reason(results: Results) -> None:
-    row = changed(ROW, metric_notes={"lpips_uncached": "needs --lpips FILE"})
-    nan = changed(ROW, key={"seed": 1}, metrics={"ssim_uncached": math.nan})
+    row = changed(ROW, metric_notes={"lpips_reference": "needs --lpips FILE"})
+    nan = changed(ROW, key={"seed": 1}, metrics={"ssim_reference": math.nan})
     (line,) = summarize(fill(results, row, nan)).lines
-    assert line.metrics["lpips_uncached"].missing == {"needs --lpips FILE": 1, "not measured": 1}
-    assert line.metrics["ssim_uncached"].spread == Spread(mean=0.9, std=None, count=1)
+    assert line.metrics["lpips_reference"].missing == {"needs --lpips FILE": 1, "not measured": 1}
+    assert line.metrics["ssim_reference"].spread == Spread(mean=0.9, std=None, count=1)
     assert line.metrics["vfid"].missing == {"needs --video-features FILE": 2}
     assert tuple(line.metrics) == tuple(column.name for column in columns_of(METRICS))
 
@@ -222,7 +222,7 @@ def test_the_front_holds_what_nothing_else_beats_in_both(results: Results) -> No
             key={"variant": name},
             flops=100 // speed,
             flops_full=100,
-            metrics={"psnr_uncached_mask": db},
+            metrics={"psnr_reference_mask": db},
         )
         for name, (speed, db) in points.items()
     ]

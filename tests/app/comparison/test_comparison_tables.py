@@ -26,7 +26,7 @@ METRICS = find_metrics(discover())
 KEY = RowKey(
     backbone="tiny-vace", clip="a", seed=0, policy="none", steps=4, frames=9, height=64, width=96
 )
-NEEDS = {"lpips_uncached": "needs --lpips FILE", "lpips_truth": "needs --lpips FILE"}
+NEEDS = {"lpips_reference": "needs --lpips FILE", "lpips_truth": "needs --lpips FILE"}
 REFERENCE = Row(
     key=KEY, modes="ffff", flops=4 * 10**12, flops_full=4 * 10**12, denoise_seconds=8.0,
     total_seconds=9.0, metrics={"psnr_truth": 30.0}, metric_notes=NEEDS,
@@ -43,7 +43,7 @@ def run(policy: str, speed: float, seconds: float, **values: object) -> Row:
             "denoise_seconds": seconds,
             "total_seconds": seconds + 1,
             "peak_cache_bytes": 3 * 2**20,
-            "metrics": {"psnr_uncached_mask": 40.0, "psnr_truth": 29.5},
+            "metrics": {"psnr_reference_mask": 40.0, "psnr_truth": 29.5},
             "metric_notes": NEEDS,
             **values,
         }
@@ -91,10 +91,10 @@ def test_a_spread_and_what_is_missing_are_counted_in_the_cell(tmp_path: Path) ->
     rows = [
         run("pab", 2, 4.0, key=evolve(KEY, policy="pab", clip=clip), metrics=metrics, metric_notes=notes)
         for clip, metrics, notes in (
-            ("a", {"psnr_uncached_mask": 40.0}, {"psnr_uncached": "identical"}),
-            ("b", {"psnr_uncached_mask": 44.0}, {"psnr_uncached": "identical"}),
-            ("c", {}, {"psnr_uncached_mask": "identical", "psnr_uncached": "no pixels"}),
-            ("d", {}, {"psnr_uncached_mask": "no pixels", "psnr_uncached": "identical"}),
+            ("a", {"psnr_reference_mask": 40.0}, {"psnr_reference": "identical"}),
+            ("b", {"psnr_reference_mask": 44.0}, {"psnr_reference": "identical"}),
+            ("c", {}, {"psnr_reference_mask": "identical", "psnr_reference": "no pixels"}),
+            ("d", {}, {"psnr_reference_mask": "no pixels", "psnr_reference": "identical"}),
         )
     ]  # fmt: skip
     (row,) = cells(as_markdown(summary_of(tmp_path, *rows)))
@@ -131,9 +131,9 @@ def test_the_csv_has_every_number_in_full(tmp_path: Path) -> None:
     row = run("teacache", 3, 8 / 3)
     (record,) = csv.DictReader(io.StringIO(as_csv(summary_of(tmp_path, row))))
     assert float(record["denoise_seconds_mean"]) == 8 / 3
-    assert record["lpips_uncached_mean"] == ""
-    assert record["lpips_uncached_note"] == "needs --lpips FILE"
-    assert record["psnr_uncached_mask_count"] == "1"
+    assert record["lpips_reference_mean"] == ""
+    assert record["lpips_reference_note"] == "needs --lpips FILE"
+    assert record["psnr_reference_mask_count"] == "1"
     assert as_csv(Summary(lines=(), refused=())) == "\n"
 
 

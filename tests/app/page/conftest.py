@@ -108,8 +108,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Results:
                     denoise_seconds=8.0 / speed,
                     total_seconds=9.0 / speed,
                     peak_cache_bytes=2**20,
-                    metrics={"psnr_uncached_mask": 60.0 / speed} if speed > 1 else {},
-                    metric_notes={"lpips_uncached": "needs --lpips FILE"},
+                    metrics={"psnr_reference_mask": 60.0 / speed} if speed > 1 else {},
+                    metric_notes={"lpips_reference": "needs --lpips FILE"},
                 )
             )
         results.append(

@@ -27,8 +27,8 @@ TOKEN = 4
 SHAPE = (5, 48, 64, 3)
 
 UNCACHED = {
-    "psnr_uncached", "psnr_uncached_mask", "psnr_uncached_margin", "psnr_uncached_background",
-    "ssim_uncached", "lpips_uncached", "flicker",
+    "psnr_reference", "psnr_reference_mask", "psnr_reference_margin", "psnr_reference_background",
+    "ssim_reference", "lpips_reference", "flicker",
 }  # fmt: skip
 TRUTH = {
     "psnr_truth", "psnr_truth_mask", "psnr_truth_margin", "psnr_truth_background",
@@ -79,7 +79,7 @@ def test_metrics_whose_weights_are_absent_name_the_option_that_is_missing() -> N
     )
     missing = {name: value.note for name, value in found.items() if value.value is None}
     assert missing == {
-        "lpips_uncached": "needs --lpips FILE",
+        "lpips_reference": "needs --lpips FILE",
         "lpips_truth": "needs --lpips FILE",
         "clip_score": "needs --clip FOLDER",
     }
@@ -93,7 +93,7 @@ def test_psnr_is_that_of_numpy_in_every_region() -> None:
     for name, region in regions(mask(), TOKEN).items():
         end = "" if name == "whole" else f"_{name}"
         expected = psnr(result[region], reference[region])
-        assert found[f"psnr_uncached{end}"].value == pytest.approx(expected)
+        assert found[f"psnr_reference{end}"].value == pytest.approx(expected)
     assert found["psnr_truth"].value == pytest.approx(psnr(result, truth))
     assert found["psnr_truth_mask"].value == pytest.approx(psnr(result[mask()], truth[mask()]))
 
@@ -101,16 +101,16 @@ def test_psnr_is_that_of_numpy_in_every_region() -> None:
 def test_identical_videos_have_no_psnr_and_the_best_of_everything_else() -> None:
     result = video(0)
     found = measure_quality(result, mask=mask(), token_pixels=TOKEN, reference=result.copy())
-    for name in ("psnr_uncached", "psnr_uncached_mask", "psnr_uncached_background"):
+    for name in ("psnr_reference", "psnr_reference_mask", "psnr_reference_background"):
         assert found[name] == Value(value=None, note="identical")
-    assert found["ssim_uncached"].value == 1
+    assert found["ssim_reference"].value == 1
     assert found["flicker"].value == 0
 
 
 def test_a_region_without_pixels_says_so() -> None:
     everywhere = np.ones(SHAPE[:3], bool)
     found = measure_quality(video(0), mask=everywhere, token_pixels=TOKEN, reference=video(1))
-    assert found["psnr_uncached_background"] == Value(value=None, note="no pixels")
+    assert found["psnr_reference_background"] == Value(value=None, note="no pixels")
 
 
 def test_a_longer_ground_truth_is_cut() -> None:

@@ -70,7 +70,7 @@ def _metric_text(metric: MetricSummary, digits: int) -> str:
 
 def _quality(column: MetricColumn) -> Column:
     def text(line: Line) -> str:
-        if line.is_reference and column.against == "uncached":
+        if line.is_reference and column.against == "reference":
             return "reference"
         return _metric_text(line.metrics[column.name], column.metric.digits)
 

@@ -44,7 +44,7 @@ __all__ = [
 IDENTICAL: Final = "identical"
 """Note of a PSNR that does not exist because no value differs."""
 
-FIDELITY: Final = "psnr_uncached_mask"
+FIDELITY: Final = "psnr_reference_mask"
 """What speed-up is held against: PSNR to the uncached output, inside the mask."""
 
 Speed = Literal["flops", "clock"]
@@ -216,7 +216,7 @@ class Line:
         metric = self.metrics[column.name]
         if metric.spread is not None:
             return metric.spread.mean
-        if metric.identical or (self.is_reference and column.against == "uncached"):
+        if metric.identical or (self.is_reference and column.against == "reference"):
             return math.inf if column.better == "higher" else 0.0
         return None
 
