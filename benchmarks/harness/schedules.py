@@ -14,7 +14,7 @@ from typing import Any, Final
 from attrs import asdict, evolve, field, frozen
 
 from hetcache_core import CachePolicy, ConfigError, Guards, Mode
-from hetcache_core.records.trace import write_atomically
+from hetcache_core.files import write_text
 from hetcache_core.testing.scripted import Script
 
 SCHEMA: Final = 1
@@ -43,7 +43,7 @@ class Schedules:
     def save(self, path: Path) -> None:
         """Write them as JSON; the file appears whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(asdict(self), indent=1) + "\n")
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Schedules:

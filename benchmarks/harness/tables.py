@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from hetcache_core import ConfigError
-from hetcache_core.records.trace import write_atomically
+from hetcache_core.files import write_text
 
 Value = str | int | float | None
 Row = dict[str, Value]
@@ -47,7 +47,7 @@ def kept(value: Value) -> str:
 def write_csv(path: Path, rows: Sequence[Row], environment: Mapping[str, str]) -> None:
     """Write rows, each with the environment behind it; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, csv_text(rows, environment))
+    write_text(path, csv_text(rows, environment))
 
 
 def csv_text(rows: Sequence[Row], environment: Mapping[str, str]) -> str:

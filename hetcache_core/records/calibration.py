@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import asdict, field, frozen
 
 from hetcache_core.errors import ConfigError
+from hetcache_core.files import read_json, write_text
 from hetcache_core.records.plan import SIGMA_TOLERANCE
-from hetcache_core.records.trace import write_atomically
+from hetcache_core.settings.fitting import UnfitError, structure
 from hetcache_core.steps import ModelInfo
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Calibration:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON; the file appears whole or not at all."""
         plain = {"version": CALIBRATION_VERSION, **asdict(self)}
-        write_atomically(Path(path), json.dumps(plain, indent=1) + "\n")
+        write_text(Path(path), json.dumps(plain, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, policy: str, model: ModelInfo) -> Calibration:
@@ -92,33 +93,20 @@ class Calibration:
         """
         where = f"calibration file {path}"
         remedy = f"Make one with hetcache calibrate --backbone {model.backbone} --policy {policy}"
-        try:
-            plain = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"it cannot be read: {error}", where=where, remedy=remedy) from error
+        plain = read_json(Path(path).expanduser(), where=where, remedy=remedy)
         found = plain.get("version") if isinstance(plain, dict) else None
         if not isinstance(plain, dict) or found != CALIBRATION_VERSION:
             reason = f"its version is {found!r}, this release reads {CALIBRATION_VERSION}"
             raise ConfigError(reason, where=where, remedy=remedy)
         try:
-            made = ModelInfo(
-                **{**plain["model"], "control_layers": tuple(plain["model"]["control_layers"])}
-            )
-            calibration = cls(
-                policy=str(plain["policy"]),
-                model=made,
-                sigmas=tuple(float(s) for s in plain["sigmas"]),
-                clips=int(plain["clips"]),
-                data=dict(plain["data"]),
-                made_by=str(plain["made_by"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"it is not whole: {error!r}", where=where, remedy=remedy) from error
+            calibration: Calibration = structure(plain, cls)
+        except UnfitError as error:
+            raise ConfigError(f"it is not whole: {error}", where=where, remedy=remedy) from error
         if calibration.policy != policy:
             reason = f"it was made for policy {calibration.policy}, not for {policy}"
             raise ConfigError(reason, where=where, remedy=remedy)
         for name in ("backbone", "variant", "layers", "width", "heads", "control_layers"):
-            theirs, ours = getattr(made, name), getattr(model, name)
+            theirs, ours = getattr(calibration.model, name), getattr(model, name)
             if theirs != ours:
                 reason = f"it was made for a model with {name} {theirs!r}, this one has {ours!r}"
                 raise ConfigError(reason, where=where, remedy=remedy)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
 import numpy as np
 from attrs import asdict, evolve, frozen
 
@@ -34,6 +35,10 @@ RUN: Final = "run"
 NEVER_ASKED: Final = "-"
 LISTED: Final = "="
 """Marks rows that are written one by one, since they do not ascend."""
+
+MOST_TOKENS: Final = 1 << 26
+MOST_BLOCKS: Final = 1 << 16
+"""Far more than a run has: numbers in a file past these are damage, and are not given memory."""
 
 SIGMA_TOLERANCE: Final = 1e-4
 """Noise levels closer than this are the same; shifts that differ by 1 % differ by more."""
@@ -112,33 +117,8 @@ class Plan:
     kv_dtype: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return plain JSON values, of which ``structure`` makes a plan again; then ``check`` it."""
         return {**asdict(self), "steps": [_step_to_dict(step) for step in self.steps]}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Plan:
-        """Build a plan from the values of ``to_dict``.
-
-        Raises:
-            KeyError, TypeError, ValueError: they are not those of a whole plan.
-        """
-        lists = ("sigmas", "branches", "actions", "rows", "selections")
-        model = {**plain["model"], "control_layers": tuple(plain["model"]["control_layers"])}
-        made = cls(
-            model=ModelInfo(**model),
-            grid=Grid(**plain["grid"]),
-            steps=tuple(_step_from_dict(step) for step in plain["steps"]),
-            calls=tuple(PlannedCall(**call) for call in plain["calls"]),
-            roles=str(plain["roles"]),
-            kv_mode=None if plain["kv_mode"] is None else KVMode(plain["kv_mode"]),
-            control_mode=None
-            if plain["control_mode"] is None
-            else ControlMode(plain["control_mode"]),
-            kv_dtype=plain.get("kv_dtype"),  # plans of earlier versions do not have it
-            **{name: tuple(plain[name]) for name in lists},
-        )
-        made.check()
-        return made
 
     def check(self) -> None:
         """Read everything that is packed.
@@ -146,6 +126,8 @@ class Plan:
         Raises:
             ValueError: something cannot be read, or is not there.
         """
+        if min(*attrs.astuple(self.grid)) < 0 or not 0 < self.grid.tokens <= MOST_TOKENS:
+            raise ValueError(f"there are no {self.grid.tokens} tokens")
         if not self.steps or len(self.steps) != len(self.sigmas):
             raise ValueError(f"{len(self.steps)} steps and {len(self.sigmas)} noise levels")
         for text in self.actions:
@@ -246,16 +228,6 @@ def _step_to_dict(step: PlannedStep) -> dict[str, Any]:
     return plain
 
 
-def _step_from_dict(plain: Mapping[str, Any]) -> PlannedStep:
-    return PlannedStep(
-        mode=Mode(plain["mode"]),
-        span=Span(*plain.get("span", ())),
-        gain=plain.get("gain"),
-        probe=int(plain.get("probe", 0)),
-        predicted=tuple(plain.get("predicted", ())),
-    )
-
-
 # Actions
 
 
@@ -328,6 +300,8 @@ def unpack_places(text: str) -> list[int | None]:
     places: list[int | None] = []
     for run in text.split():
         word, star, count = run.partition("*")
+        if star and int(count) > MOST_BLOCKS:
+            raise ValueError(f"{count} blocks are more than a model has")
         places += [None if word == NEVER_ASKED else int(word)] * (int(count) if star else 1)
     return places
 
@@ -357,7 +331,9 @@ def unpack_rows(text: str, tokens: int) -> NDArray[np.int64]:
         rows = np.array([int(row) for row in text[1:].split(",")], np.int64)
     else:
         try:
-            packed = zlib.decompress(base64.b64decode(text, validate=True))
+            # No more than there should be is unpacked: a few bytes may stand for all of memory.
+            unpacker = zlib.decompressobj()
+            packed = unpacker.decompress(base64.b64decode(text, validate=True), -(-tokens // 8) + 1)
         except zlib.error as error:
             raise ValueError(f"rows cannot be unpacked: {error}") from error
         flags = np.unpackbits(np.frombuffer(packed, np.uint8))

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import field, frozen
 
 from hetcache_core.errors import ConfigError
+from hetcache_core.files import read_json, write_text
 from hetcache_core.records.plan import REMEDY, Plan
-from hetcache_core.records.trace import Trace, write_atomically
+from hetcache_core.records.trace import Trace
+from hetcache_core.settings.fitting import structure
 
 if TYPE_CHECKING:
     from hetcache_core.steps import ModelInfo
@@ -86,7 +88,7 @@ class Schedule:
             "backbone": self.backbone,
             "plan": self.plan.to_dict(),
         }
-        write_atomically(Path(path), json.dumps(plain, indent=1) + "\n")
+        write_text(Path(path), json.dumps(plain, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, model: ModelInfo) -> Schedule:
@@ -101,10 +103,7 @@ class Schedule:
         """
         where = f"schedule {path}"
         remedy = "Make one with hetcache compile-schedule TRACE --output SCHEDULE"
-        try:
-            plain = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"it cannot be read: {error}", where=where, remedy=remedy) from error
+        plain = read_json(Path(path).expanduser(), where=where, remedy=remedy)
         if not isinstance(plain, dict) or plain.get("kind") != KIND:
             raise ConfigError("it is no schedule", where=where, remedy=remedy)
         if plain.get("version") != SCHEDULE_VERSION:
@@ -113,15 +112,10 @@ class Schedule:
             )
             raise ConfigError(reason, where=where, remedy=remedy)
         try:
-            schedule = cls(
-                policy=str(plain["policy"]),
-                settings=dict(plain["settings"]),
-                backbone=str(plain["backbone"]),
-                plan=Plan.from_dict(plain["plan"]),
-                made_by=str(plain["made_by"]),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"it is not whole: {error!r}", where=where, remedy=remedy) from error
+            schedule: Schedule = structure(plain, cls)
+            schedule.plan.check()
+        except ValueError as error:
+            raise ConfigError(f"it is not whole: {error}", where=where, remedy=remedy) from error
         for name in ("layers", "width", "heads", "control_layers"):
             theirs, ours = getattr(schedule.plan.model, name), getattr(model, name)
             if theirs != ours:

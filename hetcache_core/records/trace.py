@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import asdict, define, field, fields, frozen
+from attrs import asdict, define, field, frozen
 
 from hetcache_core.errors import ConfigError
+from hetcache_core.files import read_json, write_text
 from hetcache_core.records.plan import Plan
+from hetcache_core.settings.fitting import structure
 from hetcache_core.steps import Mode
 
 SCHEMA_VERSION: Final = 2
@@ -105,15 +106,6 @@ class StepRecord:
     signal: float | None = None
     changes: list[Change] = field(factory=list)
     done: Mode = Mode.FULL
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> StepRecord:
-        """Build one from the values of ``Trace.to_dict``."""
-        changes = [
-            Change(**{**change, "mode": Mode(change["mode"])}) for change in plain["changes"]
-        ]
-        modes = {"wanted": Mode(plain["wanted"]), "done": Mode(plain["done"])}
-        return cls(**{**plain, **modes, "changes": changes})
 
 
 @frozen(kw_only=True)
@@ -248,7 +240,7 @@ class Trace:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON; the file appears whole or not at all."""
-        write_atomically(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
+        write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
@@ -257,10 +249,7 @@ class Trace:
         Raises:
             ConfigError: the file is no trace, or was written by a newer version.
         """
-        try:
-            plain = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read as a trace: {error}.") from error
+        plain = read_json(Path(path), where="trace", remedy="Record the run again with --trace.")
         return cls.from_dict(plain, where=str(path))
 
     @classmethod
@@ -269,34 +258,21 @@ class Trace:
         version = plain.get("schema_version") if isinstance(plain, Mapping) else None
         if not isinstance(plain, Mapping) or version not in READABLE:
             raise ConfigError(
-                f"{where} has trace schema {version!r}; this version reads {SCHEMA_VERSION} and "
-                "older. Write it again with this version of hetcache."
+                f"it has trace schema {version!r}; this version reads {SCHEMA_VERSION} and older",
+                where=where,
+                remedy="Write it again with this version of hetcache.",
             )
-        names = {f.name for f in fields(cls)}
-        values = {k: v for k, v in plain.items() if k in names}
         try:
-            values["records"] = [
-                CallRecord(**{**r, "mode": Mode(r["mode"])}) for r in plain["records"]
-            ]
-            values["decisions"] = [StepRecord.from_dict(d) for d in plain.get("decisions", ())]
-            plan = values.get("plan")
-            values["plan"] = None if plan is None else Plan.from_dict(plan)
-            return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{where} is not a whole trace: {error}.") from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file through a temporary one in the same folder and a rename."""
-    # Opened by name rather than by mkstemp, whose files nobody else may read.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            made: Trace = structure(plain, cls)
+            if made.plan is not None:
+                made.plan.check()
+        except ValueError as error:
+            raise ConfigError(
+                f"it is not whole: {error}",
+                where=where,
+                remedy="Record the run again with --trace.",
+            ) from error
+        return made
 
 
 def _plain(_instance: object, _attribute: object, value: Any) -> Any:

@@ -7,12 +7,23 @@ import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
+from functools import cache
 from numbers import Integral, Real
-from typing import Any, Final, Literal, Union, get_args, get_origin
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
+import attrs
 from attrs import frozen
 
-__all__ = ["NUMBER", "SHARE", "Limits", "UnfitError", "allowed_texts", "fit", "type_text"]
+__all__ = [
+    "NUMBER",
+    "SHARE",
+    "Limits",
+    "UnfitError",
+    "allowed_texts",
+    "fit",
+    "structure",
+    "type_text",
+]
 
 NUMBER: Final = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 """A number as people write it; JSON and YAML each leave some of these out."""
@@ -44,8 +55,13 @@ class Limits:
     allow_non_finite: bool = False
 
 
+_ANY: Final = Limits(allow_non_finite=True)
+
+
 class UnfitError(ValueError):
     """A value does not fit. Its users turn it into a ``ConfigError``, which says where.
+
+    Its ``place`` is where in the value, such as ``.records[3].step``.
 
     Args:
         must: What it must be, after "must be".
@@ -56,8 +72,13 @@ class UnfitError(ValueError):
     def __init__(self, must: str, *, allowed: Iterable[str] = (), remedy: str = "") -> None:
         super().__init__(must)
         self.must = must
+        self.place = ""
         self.allowed = tuple(allowed)
         self.remedy = remedy
+
+    def __str__(self) -> str:
+        """Say what must be, and where."""
+        return f"{self.place.lstrip('.') or 'it'} must be {self.must}"
 
 
 def fit(value: object, hint: Any, limits: Limits) -> object:
@@ -85,6 +106,64 @@ def fit(value: object, hint: Any, limits: Limits) -> object:
             allowed = allowed_texts(hint, limits)
             raise UnfitError(" and ".join(allowed), allowed=allowed)
     return fitted
+
+
+def structure(plain: object, hint: Any) -> Any:
+    """Make a value of a type out of plain JSON values, as ``asdict`` or ``astuple`` has written them.
+
+    Args:
+        plain: The values. What a class has no field for is left out: a newer release may have written it.
+        hint: The type: an attrs class, a list, tuple or mapping of such, or what ``fit`` takes.
+
+    Raises:
+        UnfitError: Something is missing or of another type; says where.
+    """
+    kind, arguments = get_origin(hint) or hint, get_args(hint)
+    if _is_union(hint):
+        if plain is None and types.NoneType in arguments:
+            return None
+        classes = [arm for arm in arguments if attrs.has(get_origin(arm) or arm)]
+        return structure(plain, classes[0]) if classes else fit(plain, hint, _ANY)
+    if attrs.has(kind):
+        return _structure_class(plain, kind)
+    if kind in {list, tuple} and arguments and isinstance(plain, list):
+        if kind is tuple and arguments[-1] is not Ellipsis:
+            if len(plain) != len(arguments):
+                raise UnfitError(f"a list of {len(arguments)} elements")
+            return tuple(map(structure, plain, arguments))
+        return kind(_inside(f"[{i}]", each, arguments[0]) for i, each in enumerate(plain))
+    if kind in {dict, Mapping} and isinstance(plain, Mapping):
+        inner = arguments[1] if arguments else Any
+        return {str(name): _inside(f".{name}", each, inner) for name, each in plain.items()}
+    return fit(plain, hint, _ANY)
+
+
+def _structure_class(plain: object, cls: type[Any]) -> Any:
+    values, hints = {}, _hints_of(cls)  # type: ignore[arg-type]  # attrs.has made it one of its own types
+    if isinstance(plain, list) and len(plain) <= len(hints):
+        plain = dict(zip(hints, plain, strict=False))
+    if not isinstance(plain, Mapping):
+        raise UnfitError("a mapping")
+    for field in attrs.fields(cls):
+        name = field.alias or field.name
+        if name in plain:
+            values[name] = _inside(f".{name}", plain[name], hints[field.name])
+        elif field.default is attrs.NOTHING:
+            raise UnfitError(f"given: there is no {name}")
+    return cls(**values)
+
+
+def _inside(place: str, plain: object, hint: Any) -> Any:
+    try:
+        return structure(plain, hint)
+    except UnfitError as error:
+        error.place = place + error.place
+        raise
+
+
+@cache
+def _hints_of(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def type_text(hint: Any) -> str:

@@ -26,7 +26,6 @@ from hetcache.comparison.work.desk import Desk, Failure, write_clip
 from hetcache.comparison.work.queue import examine, run_units
 from hetcache.comparison.work.tasks import Found
 from hetcache.comparison.work.workers import Crew
-from hetcache.media.files import check_folder
 from hetcache.quality.metric import find_metrics
 from hetcache.running.console import note, one_line
 from hetcache.running.device import choose_device
@@ -86,7 +85,6 @@ def compare(config: CompareConfig, registry: Registry) -> Compared:
     """
     results = Results(folder=Path(config.output))
     metrics = find_metrics(registry)
-    check_folder(results.folder, option="--output")
     before = comparison_there(results, resume=config.resume)
     settings = _bench_settings(config)
     wanted = plan(config, registry)

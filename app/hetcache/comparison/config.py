@@ -36,7 +36,7 @@ class CompareConfig:
     output: str = setting(
         "results",
         doc="folder for rows, videos, tables and plots",
-        metadata=written("--output", "-o", metavar="FOLDER"),
+        metadata=written("--output", "-o", metavar="FOLDER", writes="folder"),
     )
     backbones: str = setting(
         "tiny-vace",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, evolve, frozen
@@ -12,7 +11,6 @@ from rich.text import Text
 
 from hetcache.editing.config import CalibrateConfig, EditConfig
 from hetcache.editing.job import prepare
-from hetcache.media.files import check_writable
 from hetcache.running.console import note
 from hetcache.running.progress import step_bars
 from hetcache.running.run import PolicyChoice, load
@@ -52,8 +50,6 @@ def calibrate(config: CalibrateConfig, registry: Registry) -> Calibrated:
     Raises:
         HetCacheError: Something is wrong with what was asked for; nothing was written.
     """
-    output = Path(config.output)
-    check_writable(output, option="--output")
     calibrator = _find_calibrator(config.policy, registry)
     backbone = config.model.find(registry)
     device, dtype = config.place.choose()
@@ -83,11 +79,7 @@ def calibrate(config: CalibrateConfig, registry: Registry) -> Calibrated:
         clips=len(requests),
         data=calibrator.result(),
     )
-    try:
-        calibration.save(output)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(f"{output} cannot be written: {reason}", where="--output") from error
+    calibration.save(config.output)
     return Calibrated(calibration=calibration, notice=notice)
 
 

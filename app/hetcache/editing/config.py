@@ -6,7 +6,7 @@ from typing import Final, final
 
 from attrs import frozen
 
-from hetcache.media.options import MaskConfig
+from hetcache.media.options import VIDEO_SUFFIXES, MaskConfig
 from hetcache.running.device import PlaceConfig
 from hetcache.running.groups import FramesConfig, JsonConfig, ModelConfig, PolicyConfig
 from hetcache.running.limits import CacheConfig, LimitsConfig
@@ -34,7 +34,7 @@ class EditConfig:
     )
     output: str = setting(
         doc="the video to write (.mp4, .m4v, .mov or .mkv)",
-        metadata=written("--output", "-o", metavar="FILE"),
+        metadata=written("--output", "-o", metavar="FILE", writes="file", suffixes=VIDEO_SUFFIXES),
     )
     prompt: str = setting("", doc="what to put into the mask")
     negative_prompt: str = setting("", doc="what to keep out of it")
@@ -56,7 +56,9 @@ class EditConfig:
         default=False, doc="also run the reference, without caching, and compare"
     )
     trace: str | None = setting(
-        None, doc="write what every step did to this JSON file", metadata=written(metavar="FILE")
+        None,
+        doc="write what every step did to this JSON file",
+        metadata=written(metavar="FILE", writes="file"),
     )
     answer: JsonConfig = group(JsonConfig())
 
@@ -69,7 +71,7 @@ class DemoConfig:
     output: str = setting(
         "hetcache-demo",
         doc="folder for the videos, the strip and the traces",
-        metadata=written("--output", "-o", metavar="FOLDER"),
+        metadata=written("--output", "-o", metavar="FOLDER", writes="folder"),
     )
     model: ModelConfig = group(ModelConfig())
     policy: PolicyConfig = group(PolicyConfig(policy="hetcache"))
@@ -88,7 +90,8 @@ class CalibrateConfig:
 
     policy: str = setting(doc="the policy to measure for")
     output: str = setting(
-        doc="the calibration file to write", metadata=written("--output", "-o", metavar="FILE")
+        doc="the calibration file to write",
+        metadata=written("--output", "-o", metavar="FILE", writes="file"),
     )
     model: ModelConfig = group(ModelConfig())
     video: tuple[str, ...] = setting(

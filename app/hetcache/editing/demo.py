@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Final
 from attrs import evolve
 
 from hetcache.editing.config import DemoConfig
-from hetcache.editing.edit import comment, held_against, run_both, said_of, save_trace
+from hetcache.editing.edit import comment, held_against, run_both, said_of
 from hetcache.editing.report import Report, measure
 from hetcache.editing.strip import outlined, side_by_side, strip
-from hetcache.media.files import check_folder, replacing, write_text
 from hetcache.media.video import write_video
 from hetcache.running.console import note
 from hetcache.running.progress import step_bars
 from hetcache.running.run import RunResult, check_policy, load
 from hetcache_core import ConfigError
+from hetcache_core.files import replacing, write_text
 
 if TYPE_CHECKING:
     from hetcache_core import EditRequest, Registry
@@ -43,7 +43,6 @@ def demo(config: DemoConfig, registry: Registry) -> Report:
         HetCacheError: Something is wrong with what was asked for, or the backbone has no clip.
     """
     folder = Path(config.output)
-    check_folder(folder, option="--output")
     policy = config.policy.choose(config.limits, config.cache, config.steps)
     check_policy(policy, registry)
     backbone = config.model.find(registry)
@@ -128,6 +127,6 @@ def _write(
         picture.save(part)
     for name, trace in (("trace", result.trace), ("trace-reference", reference.trace)):
         files[name] = folder / f"{name}.json"
-        save_trace(trace, files[name])
+        trace.save(files[name])
     files["summary"] = folder / "summary.json"
     return {name: str(path) for name, path in files.items()}

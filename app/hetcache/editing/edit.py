@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from hetcache.editing.config import EditConfig
-from hetcache.editing.job import Job, check_outputs, prepare
+from hetcache.editing.job import Job, prepare
 from hetcache.editing.report import Comparison, Report, measure, speedup
-from hetcache.media.files import replacing
 from hetcache.media.video import write_video
 from hetcache.quality.regions import compare
 from hetcache.running.console import note
@@ -24,7 +23,7 @@ from hetcache.running.specs import REFERENCE
 if TYPE_CHECKING:
     from hetcache_core import EditRequest, Registry, Trace
 
-__all__ = ["Edited", "comment", "edit", "held_against", "run_both", "said_of", "save_trace"]
+__all__ = ["Edited", "comment", "edit", "held_against", "run_both", "said_of"]
 
 
 @frozen(eq=False, kw_only=True)
@@ -58,7 +57,6 @@ def edit(config: EditConfig, registry: Registry) -> Edited:
     Raises:
         HetCacheError: Something is wrong with what was asked for; nothing was written.
     """
-    check_outputs(config)
     policy = config.policy.choose(config.limits, config.cache, config.steps)
     check_policy(policy, registry)
     backbone = config.model.find(registry)
@@ -147,20 +145,6 @@ def said_of(trace: Trace, notice: str | None) -> tuple[str, ...]:
     return notes
 
 
-def save_trace(trace: Trace, path: Path) -> None:
-    """Write a trace as JSON.
-
-    Args:
-        trace: The trace.
-        path: The file.
-
-    Raises:
-        ConfigError: It cannot be written.
-    """
-    with replacing(path) as part:
-        trace.save(part)
-
-
 def comment(trace: Trace, notice: str | None) -> str:
     """Say in a video's metadata how it was made."""
     made = f"Edited by hetcache {version('hetcache')}: {trace.backbone}, policy {trace.policy}."
@@ -183,6 +167,6 @@ def _write(
     )
     files = {"output": config.output}
     if config.trace is not None:
-        save_trace(result.trace, Path(config.trace))
+        result.trace.save(config.trace)
         files["trace"] = config.trace
     return files

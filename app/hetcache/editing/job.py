@@ -9,10 +9,9 @@ import numpy as np
 from attrs import field, frozen
 
 from hetcache.editing.config import EditConfig
-from hetcache.media.files import check_writable
 from hetcache.media.fit import Fit, plan_frames, plan_size
 from hetcache.media.masks import read_mask
-from hetcache.media.video import VideoClip, check_suffix, is_odd, read_video
+from hetcache.media.video import VideoClip, is_odd, read_video
 from hetcache_core import ConfigError, EditRequest
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
     from hetcache_core import Backbone, Geometry
 
-__all__ = ["Job", "check_outputs", "prepare"]
+__all__ = ["Job", "prepare"]
 
 
 @frozen(eq=False, kw_only=True)
@@ -55,25 +54,6 @@ class Job:
         if composite:
             result = np.where(self.mask[..., None], result, self.clip.frames)
         return result
-
-
-def check_outputs(config: EditConfig) -> None:
-    """Make sure that everything can be written, and that nothing given is overwritten.
-
-    Args:
-        config: What is asked for.
-
-    Raises:
-        ConfigError: An output cannot be written, or is an input as well.
-    """
-    output = Path(config.output)
-    check_suffix(output, option="--output")
-    check_writable(output, option="--output")
-    if config.trace is not None:
-        check_writable(Path(config.trace), option="--trace")
-    for name, given in (("video", config.video), ("mask", config.mask)):
-        if output.exists() and Path(given).exists() and output.samefile(given):
-            raise ConfigError(f"{output} would overwrite the {name}", where="--output")
 
 
 def prepare(config: EditConfig, backbone: Backbone) -> Job:

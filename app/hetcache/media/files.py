@@ -1,16 +1,17 @@
-"""Output files: checked before anything is computed, and written whole or not at all."""
+"""Output files, checked before anything is computed."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
 from pathlib import Path
 
 from hetcache_core import ConfigError
+from hetcache_core.files import resolved
 
-__all__ = ["check_folder", "check_writable", "replacing", "write_text"]
+__all__ = ["check_folder", "check_writable"]
 
 
 def check_writable(path: Path, *, option: str) -> None:
@@ -21,20 +22,34 @@ def check_writable(path: Path, *, option: str) -> None:
         option: The command-line option that named it.
 
     Raises:
-        ConfigError: Its folder does not exist or cannot be written to, or it is a folder.
+        ConfigError: Its folder does not exist or cannot be written to, or it is something other than a
+            file that may be replaced, or the null device.
     """
+    if str(path) == os.devnull:
+        return
+    if str(path) == "-":
+        raise ConfigError("- is no file, and nothing is written to stdout", where=option)
     try:
-        is_folder = path.is_dir()
-    except OSError as error:  # a name that is too long
-        reason = error.strerror or str(error)
+        final = resolved(path)
+        mode = final.stat().st_mode
+    except FileNotFoundError:
+        mode = None
+    except (OSError, ValueError) as error:  # a name that is too long, a circle of links
+        reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{path} cannot be written: {reason}", where=option) from error
-    if is_folder:
+    if mode is not None and stat.S_ISDIR(mode):
         raise ConfigError(f"{path} is a folder; name a file in it", where=option)
-    if not path.parent.is_dir():
+    if mode is not None and not stat.S_ISREG(mode):
         raise ConfigError(
-            f"the folder {path.parent} does not exist", where=option, remedy="Make it first."
+            f"{path} is a device, a pipe or a socket", where=option, remedy="Name a regular file."
         )
-    _probe(path.parent, option)
+    if mode is not None and not os.access(final, os.W_OK):
+        raise ConfigError(f"{path} is write-protected", where=option, remedy="Name another file.")
+    if not final.parent.is_dir():
+        raise ConfigError(
+            f"the folder {final.parent} does not exist", where=option, remedy="Make it first."
+        )
+    _probe(final.parent, option)
 
 
 def check_folder(folder: Path, *, option: str) -> None:
@@ -47,52 +62,21 @@ def check_folder(folder: Path, *, option: str) -> None:
     Raises:
         ConfigError: It cannot.
     """
+    try:
+        folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{folder} cannot be made: {reason}", where=option) from error
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise ConfigError(f"{existing} is a file, not a folder", where=option)
     _probe(existing, option)
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name in the folder of a file, and rename it when the block has ended.
-
-    Args:
-        path: The file to be written.
-
-    Yields:
-        The temporary name, with the same suffix.
-
-    Raises:
-        ConfigError: The file system refuses; nothing is left behind then.
-    """
-    part = _part(path)
-    try:
-        yield part
-        part.replace(path)
-    except OSError as error:
-        raise _refused(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
-
-    Args:
-        path: The file.
-        text: What goes into it.
-
-    Raises:
-        ConfigError: The file system refuses.
-    """
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
 def _probe(folder: Path, option: str) -> None:
-    part = _part(folder / "probe")
+    part = folder / f".{secrets.token_hex(8)}.part"
     try:
         part.touch()
     except OSError as error:
@@ -101,15 +85,3 @@ def _probe(folder: Path, option: str) -> None:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
-
-
-def _part(path: Path) -> Path:
-    """Name a file beside another; not after it, since that name may be as long as a name can be."""
-    return path.with_name(f".{secrets.token_hex(8)}.part{path.suffix}")
-
-
-def _refused(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(
-        f"{path} cannot be written: {error.strerror or error}",
-        remedy="Nothing of it was left behind.",
-    )

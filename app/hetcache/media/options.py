@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, final
+from typing import Final, Literal, final
 
 from attrs import frozen
 
 from hetcache_core import setting
 
-__all__ = ["MaskConfig", "MissingMasks"]
+__all__ = ["VIDEO_SUFFIXES", "MaskConfig", "MissingMasks"]
+
+VIDEO_SUFFIXES: Final = (".mp4", ".m4v", ".mov", ".mkv")
+"""How the names of videos that are written end."""
 
 MissingMasks = Literal["error", "empty", "previous"]
 """What stands in for the frames of a folder that have no picture."""

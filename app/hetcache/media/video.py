@@ -18,8 +18,8 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import ColorRange, Colorspace
 
 from hetcache.media.colour import HLG, PQ, to_sdr
-from hetcache.media.files import replacing
 from hetcache_core import ConfigError
+from hetcache_core.files import replacing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = [
     "CONTAINERS",
     "VideoClip",
-    "check_suffix",
     "is_odd",
     "read_layers",
     "read_video",
@@ -259,25 +258,6 @@ def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     swap = abs(b) > abs(a)
     right, down = (c, b) if swap else (a, d)
     return swap, right < 0, down < 0
-
-
-def check_suffix(path: Path, *, option: str) -> None:
-    """Make sure that a video can be written under a name.
-
-    Args:
-        path: The file to be written.
-        option: The command-line option that named it.
-
-    Raises:
-        ConfigError: Its suffix stands for no container that is written.
-    """
-    if path.suffix.lower() not in CONTAINERS:
-        raise ConfigError(
-            f"cannot write a video called {path.name!r}",
-            where=option,
-            remedy=f"Let its name end in one of {', '.join(CONTAINERS)}.",
-            allowed=CONTAINERS,
-        )
 
 
 def is_odd(height: int, width: int) -> bool:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from attrs import evolve, field, frozen
 
-from hetcache.media.files import check_writable, write_text
 from hetcache.media.options import MaskConfig
 from hetcache.quality.measure import check_tools, describe, measure_columns
 from hetcache.quality.metric import (
@@ -29,6 +28,7 @@ from hetcache.running.device import choose_device
 from hetcache.running.groups import JsonConfig
 from hetcache.running.options import written
 from hetcache_core import ConfigError, setting
+from hetcache_core.files import write_text
 from hetcache_core.settings.declare import group
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class EvaluateConfig:
     output: str | None = setting(
         None,
         doc="write the values of every clip to this CSV file",
-        metadata=written("--output", "-o", metavar="FILE"),
+        metadata=written("--output", "-o", metavar="FILE", writes="file", suffixes=(".csv",)),
     )
     answer: JsonConfig = group(JsonConfig())
 
@@ -163,10 +163,6 @@ def evaluate(config: EvaluateConfig, registry: Registry) -> Evaluation:
     Raises:
         ConfigError: A file cannot be used, or videos do not go together.
     """
-    if config.output is not None:
-        if Path(config.output).suffix.lower() != ".csv":
-            raise ConfigError(f"{config.output} does not end in .csv", where="--output")
-        check_writable(Path(config.output), option="--output")
     tools = evolve(config.weights.tools(), device=choose_device(config.device))
     metrics = find_metrics(registry)
     columns = tuple(column for metric in metrics for column in metric.truth_columns())

@@ -10,7 +10,6 @@ from attrs import asdict, evolve, frozen
 from rich.console import Console
 from rich.text import Text
 
-from hetcache.media.files import check_writable, replacing
 from hetcache_core import CachePolicy, ConfigError, HetCacheError, Mode, Registry, Trace
 from hetcache_core.records.schedule import Schedule
 from hetcache_core.session import resolve_policy
@@ -64,14 +63,10 @@ def compile_schedule(trace_file: Path, output: Path, registry: Registry) -> Comp
     Raises:
         ConfigError: The trace cannot be replayed, or the schedule cannot be written; nothing is.
     """
-    check_writable(output, option="--output")
-    if output.exists() and trace_file.exists() and output.samefile(trace_file):
-        raise ConfigError(f"{output} would overwrite the trace", where="--output")
     trace = Trace.load(trace_file)
     schedule = Schedule.of(trace, where=f"trace {trace_file}")
     schedule = _freed(schedule, _composed(schedule, trace_file, registry), registry)
-    with replacing(output) as part:
-        schedule.save(part)
+    schedule.save(output)
     plan = schedule.plan
     # What was done: a step that had nothing to reuse was planned as another.
     modes = Counter(trace.modes())

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from attrs import asdict, frozen
 
-from hetcache.media.files import check_folder
 from hetcache.running.groups import JsonConfig, ModelConfig
 from hetcache.running.options import written
 from hetcache_core import ConfigError, PluginError, UnsupportedBackboneError, setting
@@ -32,7 +31,7 @@ class ExportConfig:
 
     output: str = setting(
         doc="the folder to write; it must not exist yet, or be empty",
-        metadata=written("--output", "-o", metavar="FOLDER"),
+        metadata=written("--output", "-o", metavar="FOLDER", writes="folder"),
     )
     model: ModelConfig = group(ModelConfig())
     answer: JsonConfig = group(JsonConfig())
@@ -85,7 +84,6 @@ def export(config: ExportConfig, registry: Registry) -> Exported:
         raise UnsupportedBackboneError(
             f"{backbone.name} cannot be exported to ONNX", remedy=f"These can: {others}."
         )
-    check_folder(output, option="--output")
     if output.exists() and any(output.iterdir()):
         raise ConfigError(
             f"{output} is not empty",

@@ -45,6 +45,9 @@ class Written:
         unset: What holds without it, in words, where its default says nothing.
         read: Reads its text; called with the text and the option. By default the text is the value.
         positional: It is no option, but follows the command.
+        writes: "file" or "folder" where it names what the command writes; it is checked before anything
+            is computed.
+        suffixes: How the name of that file may end; empty for no such limit.
     """
 
     flags: tuple[str, ...] = ()
@@ -52,6 +55,8 @@ class Written:
     unset: str = ""
     read: Callable[[str, str], object] | None = None
     positional: bool = False
+    writes: Literal["", "file", "folder"] = ""
+    suffixes: tuple[str, ...] = ()
 
 
 def written(
@@ -60,10 +65,20 @@ def written(
     unset: str = "",
     read: Callable[[str, str], object] | None = None,
     positional: bool = False,
+    writes: Literal["", "file", "folder"] = "",
+    suffixes: tuple[str, ...] = (),
 ) -> dict[str, object]:
     """Say how an option is written, as ``metadata`` of its ``setting``; see ``Written``."""
     return {
-        _KEY: Written(flags=flags, metavar=metavar, unset=unset, read=read, positional=positional)
+        _KEY: Written(
+            flags=flags,
+            metavar=metavar,
+            unset=unset,
+            read=read,
+            positional=positional,
+            writes=writes,
+            suffixes=suffixes,
+        )
     }
 
 
@@ -97,7 +112,8 @@ def make(
         file: A YAML file with any of the same keys; what was given wins, in mappings name by name.
 
     Raises:
-        ConfigError: A key is unknown, missing, of the wrong type or out of range.
+        ConfigError: A key is unknown, missing, of the wrong type or out of range, or what is to be
+            written cannot be, or is read as well.
     """
     settings = declared(config)
     from_file = {} if file is None else _read_yaml(Path(file))
@@ -120,11 +136,15 @@ def make(
         )
     try:
         read = {n: _read(v, settings[n]) if n in settings else v for n, v in values.items()}
-        return build(config, read, where=where)
+        made = build(config, read, where=where)
     except ConfigError as error:
         if error.setting in from_file and error.setting not in given:
             error.where = str(file)
         raise
+    from hetcache.running.outputs import check_outputs
+
+    check_outputs(made, inputs={} if file is None else {"configuration": os.fspath(file)})
+    return made
 
 
 def _read(value: object, info: Declared) -> object:

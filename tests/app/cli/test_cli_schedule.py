@@ -133,7 +133,7 @@ def test_what_is_no_trace_makes_no_schedule(
     out, trace = tmp_path / "s.json", tmp_path / "t.json"
     assert "missing --output" in refused(capsys, "compile-schedule", str(trace))
     words = ["compile-schedule", str(trace), "--output", str(out)]
-    assert "cannot be read as a trace" in refused(capsys, *words)
+    assert "t.json cannot be read" in refused(capsys, *words)
     trace.write_text("{}")
     assert "has trace schema None" in refused(capsys, *words)
     plain = json.loads((recorded / "trace.json").read_text())

@@ -9,7 +9,8 @@ import pytest
 from attrs import evolve
 
 from hetcache_core import CallRecord, ConfigError, Mode, PartialSettings, Trace
-from hetcache_core.records.trace import SCHEMA_VERSION, write_atomically
+from hetcache_core.files import write_text
+from hetcache_core.records.trace import SCHEMA_VERSION
 from hetcache_core.testing import scripted, tiny_case
 from hetcache_core.testing.watch import watched_run
 
@@ -114,14 +115,14 @@ def test_a_file_that_is_no_trace_is_refused_by_its_name(text: str, tmp_path: Pat
 
 
 def test_a_missing_file_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read as a trace"):
+    with pytest.raises(ConfigError, match=r"none\.json cannot be read"):
         Trace.load(tmp_path / "none.json")
 
 
 def test_an_unknown_mode_in_a_record_is_refused(trace: Trace) -> None:
     plain = trace.to_dict()
     plain["records"][0]["mode"] = "sideways"
-    with pytest.raises(ConfigError, match="not a whole trace"):
+    with pytest.raises(ConfigError, match=r"not whole: records\[0\]\.mode must be one of"):
         Trace.from_dict(plain)
 
 
@@ -129,6 +130,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     path = tmp_path / "trace.json"
     path.write_text("old")
     with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "\ud800")
+        write_text(path, "\ud800")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["trace.json"]

@@ -30,7 +30,7 @@ class CompileScheduleConfig:
     )
     output: str = setting(
         doc="the schedule to write, a JSON file",
-        metadata=written("--output", "-o", metavar="FILE"),
+        metadata=written("--output", "-o", metavar="FILE", writes="file"),
     )
     answer: JsonConfig = group(JsonConfig())
 

@@ -33,7 +33,14 @@ class ReportConfig:
     output: str | None = setting(
         None,
         doc="the page",
-        metadata=written("--output", "-o", metavar="FILE", unset="report.html in the folder"),
+        metadata=written(
+            "--output",
+            "-o",
+            metavar="FILE",
+            unset="report.html in the folder",
+            writes="file",
+            suffixes=(".html", ".htm"),
+        ),
     )
     clip: tuple[str, ...] = setting(
         (), doc="show only the videos of this clip", metadata=written(unset="all")

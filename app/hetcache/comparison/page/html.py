@@ -19,11 +19,12 @@ from hetcache.comparison.page.scenes import Scene, choose, find_scenes, only
 from hetcache.comparison.page.section import Reported, ReportSection, check_html
 from hetcache.comparison.results.folder import Results
 from hetcache.comparison.results.summary import Summary, summarize
-from hetcache.media.files import check_writable, write_text
+from hetcache.media.files import check_writable
 from hetcache.quality.metric import find_metrics
 from hetcache.running.console import note, one_line
 from hetcache_core import ConfigError
 from hetcache_core.errors import nearest_name
+from hetcache_core.files import write_text
 
 if TYPE_CHECKING:
     from hetcache_core import Registry

@@ -14,8 +14,8 @@ from hetcache.comparison.page.drawing import Drawing, Line, Point, Shape, Words,
 from hetcache.comparison.page.labels import place
 from hetcache.comparison.results.summary import Line as Summed
 from hetcache.comparison.results.summary import Setting, Speed, Summary, front
-from hetcache.media.files import replacing, write_text
 from hetcache.quality.metric import MetricColumn
+from hetcache_core.files import replacing, write_text
 
 __all__ = [
     "LETTERS",

@@ -15,7 +15,7 @@ from attrs import asdict
 from hetcache.comparison.page.plots import write_plots
 from hetcache.comparison.results.columns import Column, columns_of_table, footnotes, method
 from hetcache.comparison.results.summary import Line, Setting, Speed, Summary
-from hetcache.media.files import write_text
+from hetcache_core.files import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console

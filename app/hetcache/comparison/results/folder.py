@@ -36,9 +36,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from attrs import NOTHING, Attribute, asdict, evolve, field, fields, frozen
 
-from hetcache.media.files import write_text
 from hetcache.running.specs import REFERENCE
 from hetcache_core import ConfigError
+from hetcache_core.files import write_text
 
 if TYPE_CHECKING:
     from hetcache_core import Trace

@@ -15,8 +15,8 @@ from hetcache.comparison.plan.footage import Footage, video_to_bytes
 from hetcache.comparison.plan.grid import Unit
 from hetcache.comparison.results.folder import FRAME_PSNR, Results, Row, RowKey
 from hetcache.comparison.work.tasks import Done
-from hetcache.media.files import replacing, write_text
 from hetcache.running.specs import PolicySpec
+from hetcache_core.files import replacing, write_text
 
 __all__ = ["Desk", "Failure", "write_array", "write_bytes", "write_clip", "write_features"]
 
