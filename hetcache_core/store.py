@@ -30,6 +30,8 @@ class Kind(str, Enum):
     VALUES = "values"
     HINT = "hint"
     """A control hint at the active rows."""
+    INNOVATION = "innovation"
+    """Model outputs that a computed step is compared with, until it ends."""
     SIGNAL = "signal"
     """Something that a decision compares with later on."""
 
@@ -39,7 +41,7 @@ class Slot:
     """Names one stored tensor within a branch.
 
     ``where`` is a ``Span`` for RESIDUAL, a ``BlockKey`` for BLOCK, SUB_LAYER, KEYS and VALUES,
-    the hint's index for HINT, a name for SIGNAL and None for ACTIVE and OUTPUT.
+    the hint's index for HINT, a place for INNOVATION, a name for SIGNAL and None for ACTIVE and OUTPUT.
     """
 
     kind: Kind

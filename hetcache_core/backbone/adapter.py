@@ -72,6 +72,8 @@ class RunInfo:
         device: device of the trunk.
         evaluations: how often the sampler evaluates the model for a step that was asked for (Heun's
             method: twice); each evaluation is a step of the run.
+        sampler: "euler" where a step takes latents ``z`` to ``z + (sigma' - sigma) v`` with the guided
+            output ``v``; otherwise the sampler's name, or "".
     """
 
     model: ModelInfo
@@ -82,6 +84,7 @@ class RunInfo:
     branches: tuple[str, ...]
     device: str
     evaluations: int = 1
+    sampler: str = ""
 
     @property
     def steps(self) -> int:

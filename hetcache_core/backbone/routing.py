@@ -11,6 +11,7 @@ What the calls mean is said by a ``ModelCalls``, and that is the adapter.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import types
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 LISTS: Final = ("timesteps", "sigmas")
 """Arguments of ``set_timesteps`` with which a pipeline brings its own schedule."""
+
+PROBED: Final = 2
+"""Steps that a copy of a scheduler is tried out for."""
 
 # A model's forward is called twice a step, and its signature is made of its code each time it is asked for.
 _signature = functools.cache(inspect.signature)
@@ -189,7 +193,8 @@ class SchedulerStandIn:
         @functools.wraps(target.step)
         def step(*args: Any, **kwargs: Any) -> Any:
             result = target.step(*args, **kwargs)
-            router.sampler_stepped(_sample(result))
+            guided = args[0] if args else kwargs.get("model_output")
+            router.sampler_stepped(_sample(result), guided)
             return result
 
         self.__dict__.update(_target=target, set_timesteps=set_timesteps, step=step)
@@ -281,10 +286,10 @@ class Router:
             self.engine.abort_run()
         self._sampling = False
 
-    def sampler_stepped(self, latents: Tensor | None) -> None:
-        """The scheduler has taken a step and made these latents."""
+    def sampler_stepped(self, latents: Tensor | None, guided: Tensor | None) -> None:
+        """The scheduler has taken a step and made these latents of the model's guided output."""
         if self.engine.running:
-            self.engine.end_step(latents)
+            self.engine.end_step(latents, guided)
             self._sampling = self.engine.running
         self._step += 1
         self._calls = 0
@@ -336,6 +341,7 @@ class Router:
             branches=self.calls.run_branches(arguments),
             device=str(device),
             evaluations=self._evaluations,
+            sampler=_sampler(self.scheduler, offset, sigmas),
         )
 
     def _is_the_loops(self, given: Tensor, offset: int) -> bool:
@@ -423,6 +429,31 @@ def _steps(scheduler: Any, offset: int, count: int) -> tuple[tuple[float, ...], 
             s * whole if abs(s * whole - t) <= 1 else t for s, t in zip(sigmas, times, strict=True)
         )
     return times, sigmas
+
+
+def _sampler(scheduler: Any, offset: int, sigmas: Sequence[float]) -> str:
+    """Tell how a scheduler steps: "euler", or the name of its class.
+
+    It is found out rather than told by the name: a copy takes two steps with numbers made up, the second
+    of which shows whether it remembers the first.
+    """
+    import torch
+
+    if len(sigmas) <= PROBED:
+        return type(scheduler).__name__
+    trial = copy.deepcopy(scheduler)
+    latents = torch.linspace(-1, 1, 4).view(1, 1, 1, 2, 2)
+    for index in range(PROBED):
+        velocity = torch.linspace(1 + index, -1, 4).view_as(latents)
+        expected = latents + (sigmas[index + 1] - sigmas[index]) * velocity
+        try:
+            stepped = _sample(trial.step(velocity, scheduler.timesteps[offset + index], latents))
+        except Exception:  # noqa: BLE001 - a sampler that cannot be tried out is none that is known
+            return type(scheduler).__name__
+        if stepped is None or not torch.allclose(stepped, expected, rtol=0, atol=1e-5):
+            return type(scheduler).__name__
+        latents = expected
+    return "euler"
 
 
 @contextmanager

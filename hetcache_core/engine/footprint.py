@@ -2,7 +2,8 @@
 
 A step policy keeps the residual of each of its spans (the model's output where whole calls are reused),
 as often as its predictor looks back. Steps that run some of the tokens need the keys and values of all
-blocks, and the control hints of these tokens. What block policies keep is asked of them, block by block.
+blocks, and the control hints of these tokens. Whoever compares computed steps with what was expected of them
+keeps a few outputs. What block policies keep is asked of them, block by block.
 What a decision keeps to compare with is left out: it is a few thousand tokens at most.
 """
 
@@ -68,6 +69,10 @@ def footprint(policy: CachePolicy, run: RunInfo, *, latents: int) -> Footprint:
         words += [_times(len(policy.spans), _times(history, "residual"))]
         elements += len(policy.spans) * history * tensor
         levels.append("steps")
+    if policy.measures:
+        outputs = 3 if policy.predictor.measured is not None else 2
+        words.append(_times(outputs, "output"))
+        fixed_bytes += outputs * latents * torch.float32.itemsize
     if policy.guidance is not None:
         levels.append("branches")
     active = make_active(policy, run, _no_trace(run))
@@ -86,7 +91,7 @@ def footprint(policy: CachePolicy, run: RunInfo, *, latents: int) -> Footprint:
                 elements += numbers
             else:
                 dtype: torch.dtype = getattr(torch, keys.dtype)
-                fixed_bytes = numbers * dtype.itemsize
+                fixed_bytes += numbers * dtype.itemsize
         if history > 1:
             words.append(_times(history, "residual of active tokens"))
             elements += history * active.count * run.model.width

@@ -116,12 +116,14 @@ class Engine:
         self._run.budget = self._budget(self._run)
         _log.info("%d steps with %s on %s", info.steps, self.policy.name, info.model.backbone)
 
-    def end_step(self, latents: Tensor | None = None) -> None:
+    def end_step(self, latents: Tensor | None = None, guided: Tensor | None = None) -> None:
         """Close the step; the run ends with its last one.
 
         Args:
             latents: what the sampler made of the step, in the library's layout; looked at once, when
                 the run ends.
+            guided: what the sampler made it of: the model's output after guidance, in the layout of one
+                branch. Without it, the first branch stands for all where a policy measures.
 
         Raises:
             NonFiniteError: the run ended, and the latents hold NaN or infinity.
@@ -129,7 +131,7 @@ class Engine:
         run = self._need_run()
         if latents is not None:
             run.finite.append(latents.isfinite().all())
-        records = run.leave()
+        records = run.leave(guided)
         step = run.step_info(run.index)
         if self.on_step is not None:
             self.on_step(step, records)
@@ -196,8 +198,9 @@ class Engine:
             step,
             call,
             record,
-            lambda: forward(functools.partial(self._trunk, run, step, call, record)),
+            forward,
         )
+        output = run.innovation.correct(call, output)
         run.clock.stop()
         if run.guidance is not None:
             run.step.outputs[call.key] = output
@@ -232,8 +235,11 @@ class Engine:
         step: StepInfo,
         call: ModelCall,
         record: CallRecord,
-        forward: Callable[[], Tensor],
+        library: Callable[[RunTrunk], Tensor],
     ) -> Tensor:
+        forward = functools.partial(
+            library, functools.partial(self._trunk, run, step, call, record, library)
+        )
         if run.guidance is not None and run.step.signals is None:
             run.step.signals = self._signals(run, step, call, None, None)
         if run.guidance is not None and run.step.outputs and not step.computed:
@@ -247,10 +253,17 @@ class Engine:
             return forward()
         predictor, slot = run.policy.predictor, Slot(Kind.OUTPUT)
         decision = self._decide(run, step, call, record, None)
-        if decision.mode is Mode.REUSE and run.store.has(call.key, slot):
-            self._settle(run, record, decision)
+
+        def reused(gain: float | Tensor | None) -> Tensor:
             values = run.store.get(call.key, slot, like=call.latents)
-            return call.latents + predictor.predict(values, step=step.index, gain=decision.gain)
+            return call.latents + predictor.predict(values, step=step.index, gain=gain)
+
+        if run.store.has(call.key, slot):
+            if decision.mode is Mode.REUSE:
+                self._settle(run, record, decision)
+                return reused(run.innovation.gain if decision.gain is None else decision.gain)
+            if run.innovation.due(step.index):
+                run.innovation.ask(call, reused)
         output = forward()
         if not step.is_last:
             run.store.put_difference(
@@ -259,7 +272,13 @@ class Engine:
         return output
 
     def _trunk(
-        self, run: RunState, step: StepInfo, call: ModelCall, record: CallRecord, trunk: TrunkCall
+        self,
+        run: RunState,
+        step: StepInfo,
+        call: ModelCall,
+        record: CallRecord,
+        library: Callable[[RunTrunk], Tensor],
+        trunk: TrunkCall,
     ) -> Tensor:
         """Answer the trunk inside a call, its input (B, N, D), with (B, N, D)."""
         if trunk.x.shape[1] != run.info.grid.tokens:
@@ -294,6 +313,13 @@ class Engine:
         elif decision.mode is Mode.PARTIAL:
             output = execution.partial()
         else:
+            if run.innovation.due(step.index) and run.store.has(
+                call.key, Slot(Kind.RESIDUAL, WHOLE_TRUNK)
+            ):
+                asked = run.innovation.ask(
+                    call, lambda gain: library(lambda entered: entered.x + execution.expected(gain))
+                )
+                record.flops += asked * trunk.flops.outside()
             output = execution.full()
         execution.close()
         return output

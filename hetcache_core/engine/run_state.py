@@ -11,6 +11,7 @@ from attrs import define, field
 from hetcache_core.engine.active_rows import ActiveRows
 from hetcache_core.engine.flop_budget import Budget, outcome
 from hetcache_core.engine.gate import Gate
+from hetcache_core.engine.innovation import Innovation
 from hetcache_core.errors import CacheStateError, ConfigError
 from hetcache_core.policy.pieces import BlockDecider, GuidanceDecider, StepDecider
 from hetcache_core.policy.recipe import CachePolicy
@@ -131,6 +132,7 @@ class RunState:
         finite: bool scalars, whether the latents after each step hold finite values alone.
         broken_at: first step after which they do not, known when the run has finished.
         recorder: notes for the trace's plan.
+        innovation: what computed steps find out about those that were not.
     """
 
     info: RunInfo
@@ -154,10 +156,15 @@ class RunState:
     finite: list[Tensor] = field(factory=list, init=False)
     broken_at: int | None = field(default=None, init=False)
     recorder: Recorder = field(factory=Recorder, init=False)
+    innovation: Innovation = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         """Begin the pieces."""
         self._begin()
+        self.innovation = Innovation(self.policy, self.info, self.store)
+        refused = self.innovation.refused()
+        if refused is not None:
+            self.trace.notes.append(refused)
 
     def _begin(self) -> None:
         """Begin each piece once, so that one object may answer several questions with one state."""
@@ -176,6 +183,7 @@ class RunState:
         """Before the first step: keep less, as the policy and the settings now say."""
         self.trace.notes.append(note)
         self.policy, self.store = policy, CacheStore(settings)
+        self.innovation = Innovation(self.policy, self.info, self.store)
         self.active = make_active(policy, self.info, self.trace)
         self.trace.notes = list(dict.fromkeys(self.trace.notes))
 
@@ -218,6 +226,7 @@ class RunState:
             # was counted or kept begins anew, its first steps too.
             self.store.clear()
             self.ahead = ScheduleSignals()
+            self.innovation.forget()
             self.reused_in_row, self.chosen_at = 0, -1
             self.gate.starts.append(call.step)
             if self.active is not None:
@@ -227,11 +236,13 @@ class RunState:
         self.expert = call.expert
         return self.step_info(call.step)
 
-    def leave(self) -> list[CallRecord]:
-        """Close the step under way and return its records."""
-        info, step = self.step_info(self.index), self.step
+    def leave(self, guided: Tensor | None = None) -> list[CallRecord]:
+        """Close the step under way, whose guided output this is, and return its records."""
+        info, step, decided = self.step_info(self.index), self.step, None
         if self.trace.decisions and self.trace.decisions[-1].step == self.index:
-            self.trace.decisions[-1].done = step.mode or Mode.FULL
+            decided = self.trace.decisions[-1]
+            decided.done = step.mode or Mode.FULL
+        self.innovation.close(self.index, guided, decided, reused=step.mode is Mode.REUSE)
         if self.step_decider is not None and step.mode is not None:
             self.step_decider.settle(info, step.mode)
         if self.guidance is not None and step.signals is not None and not step.predicted:
@@ -267,6 +278,7 @@ class RunState:
             # One wait for the device, after the last step.
             finite = torch.stack(self.finite).tolist()
             self.broken_at = finite.index(False) if False in finite else None
+        trace.notes.extend(self.innovation.read())
         trace.notes.extend(self._findings())
         self.store.clear()
         return trace

@@ -110,7 +110,7 @@ class TrunkExecution:
             stored_hints=partial.control_mode is ControlMode.REUSE,
         )
         computed = part.advance(trunk.layers)  # (B, n, D)
-        stale = self._predicted(WHOLE_TRUNK, None)
+        stale = self.expected(run.innovation.gain)
         output = trunk.x + stale
         output.index_copy_(1, rows, computed)
         change = computed - part.view.x
@@ -140,7 +140,8 @@ class TrunkExecution:
             hidden = front.advance(span.front)
             # A probe may have gone further than the reused span begins.
             hidden = front.marks.get(span.front, hidden)
-        output = hidden + self._predicted(span, decision.gain)
+        gain = self.run.innovation.gain if decision.gain is None else decision.gain
+        output = hidden + self.expected(gain, span)
         if span.back:
             tail = self._all_rows()
             tail.hidden, tail.next = output, trunk.layers - span.back
@@ -149,7 +150,7 @@ class TrunkExecution:
             self.record.active = trunk.x.shape[1]
         return output
 
-    def _predicted(self, span: Span, gain: float | None) -> Tensor:
+    def expected(self, gain: float | Tensor | None, span: Span = WHOLE_TRUNK) -> Tensor:
         """Predict a span's residual, each token's from its own last computed values; (B, N, D).
 
         Active rows were computed in partial steps too. What the others had there was predicted, and a

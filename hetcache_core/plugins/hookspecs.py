@@ -45,6 +45,7 @@ __all__ = [
     "hetcache_register_backbones",
     "hetcache_register_clip_sets",
     "hetcache_register_commands",
+    "hetcache_register_correctors",
     "hetcache_register_metrics",
     "hetcache_register_partitioners",
     "hetcache_register_policies",
@@ -231,6 +232,27 @@ def hetcache_register_predictors() -> Iterable[Registration]:
         The predictors, each with a name that no other plugin provides. The targets are subclasses
         of ``hetcache_core.policy.pieces.Predictor``,
         whose fields are their settings (``--set predictor.NAME=VALUE``).
+
+    Raises:
+        Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides
+            nothing, and the others are not affected.
+
+    .. versionadded:: 0.1
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def hetcache_register_correctors() -> Iterable[Registration]:
+    """Provide correctors, which say what a computed step pays back for those before it that were not.
+
+    Called once by each ``discover()``, before any pipeline exists. Import nothing heavy here: name
+    the classes as text.
+
+    Returns:
+        The correctors, each with a name that no other plugin provides. The targets are subclasses
+        of ``hetcache_core.policy.pieces.Corrector``,
+        whose fields are their settings (``--set corrector.NAME=VALUE``).
 
     Raises:
         Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides

@@ -97,6 +97,12 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
                 "hetcache_core.testing.checks.pieces:PREDICTOR_CHECKS",
             ),
             (
+                "corrector",
+                "correctors",
+                "hetcache_core.policy.pieces:Corrector",
+                "hetcache_core.testing.checks.pieces:CORRECTOR_CHECKS",
+            ),
+            (
                 "signal",
                 "signals",
                 "hetcache_core.policy.signals:Signal",

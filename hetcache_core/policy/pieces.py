@@ -219,22 +219,51 @@ class GuidancePolicy(ABC):
         """Make the decider of one run."""
 
 
+@frozen(kw_only=True)
+class Measured:
+    """A predictor's gain, where the run finds it out.
+
+    After every gap the engine compares what the model answers with what the gains 0 and 1 would have
+    made it answer, after guidance, and takes the gain between them that is nearest to it.
+
+    Attributes:
+        first: the gain before anything was measured.
+        low: the least that it may be.
+        high: the most.
+    """
+
+    first: float = 0.5
+    low: float = 0.0
+    high: float = 1.0
+
+
 class Predictor(ABC):
     """What stands in for a feature that was not computed?"""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
 
     @property
     @abstractmethod
     def history(self) -> int:
         """How many computed values ``predict`` looks at; at least 1."""
 
+    @property
+    def measured(self) -> Measured | None:
+        """Says that the run measures its gain where no decision gives one; by default it does not."""
+        return None
+
     @abstractmethod
-    def predict(self, values: Sequence[Stored], *, step: int, gain: float | None) -> Tensor:
+    def predict(
+        self, values: Sequence[Stored], *, step: int, gain: float | Tensor | None
+    ) -> Tensor:
         """Return the feature's value at a step.
 
         Args:
             values: one to ``history`` computed values, oldest first; must not be written to.
             step: the step to predict for.
-            gain: the factor of the step's ``Decision``, or None.
+            gain: the factor of the step's ``Decision``, the one that was measured (an fp32 scalar), or
+                None.
         """
 
 
@@ -251,6 +280,84 @@ class Hold(Predictor):
         """One value."""
         return 1
 
-    def predict(self, values: Sequence[Stored], *, step: int, gain: float | None) -> Tensor:
+    def predict(
+        self, values: Sequence[Stored], *, step: int, gain: float | Tensor | None
+    ) -> Tensor:
         """Return the newest value; step and gain do not matter."""
         return values[-1].value
+
+
+@frozen(kw_only=True)
+class Gap:
+    """A computed step, and the steps before it that were not computed.
+
+    Attributes:
+        step: index of the computed step.
+        last: index of the last one before it.
+        sigmas: noise levels of all steps, and the one that the last step leads to.
+    """
+
+    step: int
+    last: int
+    sigmas: tuple[float, ...]
+
+    @property
+    def drift(self) -> float:
+        """How far the latents are off by the end of the gap, for an error of 1 found there.
+
+        The error of the model's output is taken to grow in proportion to the noise removed since
+        ``last``: ``sum_k (sigma_k+1 - sigma_k) (sigma_k - sigma_last) / (sigma_step - sigma_last)``.
+        """
+        begun, way = self.sigmas[self.last], self.sigmas[self.step] - self.sigmas[self.last]
+        if way == 0:
+            return 0.0
+        between = range(self.last + 1, self.step)
+        moved = ((self.sigmas[k + 1] - self.sigmas[k]) * (self.sigmas[k] - begun) for k in between)
+        return sum(moved) / way
+
+
+class Corrector(ABC):
+    """What does a computed step pay back for the steps before it that were not computed?
+
+    Subclasses are final ``attrs.frozen`` classes whose fields are the settings of the corrector.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def samplers(self) -> frozenset[str]:
+        """Values of ``RunInfo.sampler`` for whose steps it is exact; others pay nothing back."""
+
+    @abstractmethod
+    def correct(self, output: Tensor, expected: Tensor, gap: Gap) -> Tensor:
+        """Change what the model answered in a computed step that follows on reused ones.
+
+        It is called for every branch by itself and has to be linear in both outputs together, so that
+        the guided output is corrected likewise. Where they are equal, or the gap is empty, nothing may
+        change.
+
+        Args:
+            output: what the model answered, in the library's layout; must not be written to.
+            expected: what a reused step would have made it answer.
+            gap: the steps in question.
+        """
+
+
+@final
+@frozen
+class KeepOutput(Corrector):
+    """Nothing is paid back."""
+
+    name: ClassVar[str] = "none"
+    summary: ClassVar[str] = "nothing: outputs stay as the model made them"
+
+    @property
+    def samplers(self) -> frozenset[str]:
+        """None: it is never asked."""
+        return frozenset()
+
+    def correct(self, output: Tensor, expected: Tensor, gap: Gap) -> Tensor:
+        """Return the output."""
+        return output

@@ -12,7 +12,15 @@ from attrs import NOTHING, evolve, field, fields, frozen
 from hetcache_core.errors import ConfigError, nearest_name
 from hetcache_core.policy.guards import Guards, GuardSettings
 from hetcache_core.policy.partial import KVMode, PartialSettings
-from hetcache_core.policy.pieces import BlockPolicy, GuidancePolicy, Hold, Predictor, StepPolicy
+from hetcache_core.policy.pieces import (
+    BlockPolicy,
+    Corrector,
+    GuidancePolicy,
+    Hold,
+    KeepOutput,
+    Predictor,
+    StepPolicy,
+)
 from hetcache_core.steps import WHOLE_TRUNK, ModelInfo, Span
 
 if TYPE_CHECKING:
@@ -41,6 +49,7 @@ class CachePolicy:
         blocks: what happens inside computed steps.
         guidance: which branches are predicted.
         predictor: what stands in for what is not computed.
+        corrector: what a computed step pays back for those before it that were not.
         partitioner: roles of tokens; needed for PARTIAL.
         selector: which context tokens stay active; needed for PARTIAL with ``context_ratio > 0``.
         partial: how PARTIAL steps run; None where the step policy never asks for one.
@@ -58,6 +67,7 @@ class CachePolicy:
     blocks: BlockPolicy | None = None
     guidance: GuidancePolicy | None = None
     predictor: Predictor = field(factory=Hold)
+    corrector: Corrector = field(factory=KeepOutput)
     partitioner: TokenPartitioner | None = None
     selector: ContextSelector | None = None
     partial: PartialSettings | None = None
@@ -86,11 +96,22 @@ class CachePolicy:
                 f"Policy {self.name!r} keeps {self.partial.context_ratio:.0%} of the context but has "
                 "no ContextSelector to choose it."
             )
+        if self.measures and self.spans not in ((), (WHOLE_TRUNK,)):
+            raise ConfigError(
+                f"Policy {self.name!r} reuses parts of the trunk, and its corrector or its measured "
+                "predictor compares whole ones. Use a predictor such as linear, and no corrector."
+            )
         if self.partial is not None and self.blocks is not None:
             raise ConfigError(
                 f"Policy {self.name!r} mixes partial steps with block-level reuse: blocks store all "
                 "tokens, partial steps run some. Use one of the two."
             )
+
+    @property
+    def measures(self) -> bool:
+        """Whether its computed steps are compared with what reused ones would have answered."""
+        paid = not isinstance(self.corrector, KeepOutput) or self.predictor.measured is not None
+        return self.step is not None and paid
 
     def needs(self) -> frozenset[str]:
         """Names of the ``Features`` that a backbone must have to carry this policy."""
@@ -110,7 +131,16 @@ class CachePolicy:
         return frozenset(needed)
 
 
-_PIECES = ("step", "blocks", "guidance", "predictor", "partitioner", "selector", "partial")
+_PIECES = (
+    "step",
+    "blocks",
+    "guidance",
+    "predictor",
+    "corrector",
+    "partitioner",
+    "selector",
+    "partial",
+)
 
 
 def combine(first: CachePolicy, second: CachePolicy) -> CachePolicy:

@@ -98,6 +98,10 @@ class StepRecord:
         signal: the value that it compared, or None.
         changes: what was made of it, in order; empty where it was done as wanted.
         done: what the deciding call did.
+        gain: after reused steps, how far the predictor should have gone (``Measured``), or None.
+        innovation: root mean square of what the guided output differs from the expected one by, inside
+            the mask and in the numbers of the model's output, or None where nothing was compared.
+        error: the same for the latents, which it had taken off their way by then.
     """
 
     step: int
@@ -106,6 +110,9 @@ class StepRecord:
     signal: float | None = None
     changes: list[Change] = field(factory=list)
     done: Mode = Mode.FULL
+    gain: float | None = None
+    innovation: float | None = None
+    error: float | None = None
 
 
 @frozen(kw_only=True)

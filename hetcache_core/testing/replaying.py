@@ -84,7 +84,7 @@ class ReplayEngine(Engine):
         """Keep what is known of the run."""
         self._info, self._steps_left = info, info.steps
 
-    def end_step(self, latents: Tensor | None = None) -> None:
+    def end_step(self, latents: Tensor | None = None, guided: Tensor | None = None) -> None:
         """Count the steps; every call has a run of its own."""
         self._steps_left -= 1
         if not self._steps_left:

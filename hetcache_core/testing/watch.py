@@ -56,6 +56,7 @@ class WatchedEngine(Engine):
             two runs see the same latents.
         reverse: the engine sees the two calls of a step in reverse order; needs ``pinned``.
         count_flops: let torch count the FLOPs of each call.
+        tells_guided: the engine sees the guided output; without it, a measurement is of the first branch.
         infos: the runs that began.
         seen: what passed, in order.
         steps_ended: how often a step was closed.
@@ -66,6 +67,7 @@ class WatchedEngine(Engine):
     pinned: Mapping[CallKey, Tensor] = field(factory=dict)
     reverse: bool = False
     count_flops: bool = False
+    tells_guided: bool = True
     infos: list[RunInfo] = field(factory=list, init=False)
     seen: list[Seen] = field(factory=list, init=False)
     steps_ended: int = field(default=0, init=False)
@@ -95,10 +97,10 @@ class WatchedEngine(Engine):
         self.infos.append(info)
         super().begin_run(info)
 
-    def end_step(self, latents: Tensor | None = None) -> None:
+    def end_step(self, latents: Tensor | None = None, guided: Tensor | None = None) -> None:
         """Close the step and count it."""
         self.steps_ended += 1
-        super().end_step(latents)
+        super().end_step(latents, guided if self.tells_guided else None)
 
     def model_call(self, call: ModelCall, forward: Forward) -> Tensor:
         """Answer a call and keep it."""

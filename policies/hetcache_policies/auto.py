@@ -1,18 +1,22 @@
-"""The default: computed steps where the sampler moves most, and straight lines between them.
+"""The default: steps where the sampler moves most, lines as far as they hold, and errors paid back.
 
-Nothing is looked at but the noise levels, so the schedule and its cost are known before the run, and it
-runs on every backbone, masked or not. Two things make it better than uniform skipping at the same cost:
+Where steps are computed follows from the noise levels alone, so the schedule and its cost are known before
+the run, and it runs on every backbone, masked or not. Three things make it better than uniform skipping at
+the same cost:
 
 - *Where steps are computed.* A wrong answer at step ``i`` moves the result by the distance that the sampler
   goes with it, ``|sigma_i - sigma_i+1|``. With a shift of 5 it goes a fifth of an average step at the
   beginning and nearly five at the end. With ``n`` steps from one computed step to the next, the error of a
   straight line is about ``n**2`` times the curvature, so the sum of errors is smallest where computed steps
   lie as ``|sigma_i - sigma_i+1|**(1/3)``.
-- *What stands in for a step that is not computed*: the straight line through the last two computed residuals
-  instead of the last one.
+- *What stands in for a step that is not computed*: a point between the last computed residual and the
+  straight line through the last two, as far along as the last gap has shown to be right (``Blend``).
+- *What a computed step pays back*: it shows by how much the steps before it were wrong, and takes what
+  that did to the latents off them (``Payback``). Where the sampler takes other steps than Euler's, nothing is
+  paid back, and the run says so.
 
 With a small mask and memory to spare, ``partials`` adds steps that run the tokens of the edit only, in the
-middle of the widest gaps. These see the keys and values of all tokens, predicted by the same line.
+middle of the widest gaps. These see the keys and values of all tokens, predicted by a line.
 
 Source: our design. The line is TaylorSeer's first order (arXiv:2503.06923) on the residual of the trunk.
 """
@@ -29,6 +33,7 @@ from attrs import define, field, frozen
 from hetcache_core import (
     CachePolicy,
     ControlMode,
+    Corrector,
     Decision,
     Guards,
     KeySettings,
@@ -46,8 +51,9 @@ from hetcache_core import (
     setting,
 )
 from hetcache_policies.hetcache import MARGIN
+from hetcache_policies.shared.correctors import Payback
 from hetcache_policies.shared.partition import MaskPartitioner
-from hetcache_policies.shared.predictors import Linear
+from hetcache_policies.shared.predictors import Blend, Linear
 
 __all__ = ["Auto", "SpacedSteps", "positions"]
 
@@ -98,11 +104,13 @@ class SpacedSteps(StepPolicy):
         every: distance of computed steps, in average steps; an asked speed-up stretches it.
         exponent: see ``positions``.
         partials: partial steps for each gap between computed ones.
+        first_gap: most steps from the first computed one to the second, or None.
     """
 
     every: float
     exponent: float = EXPONENT
     partials: float = 0.0
+    first_gap: int | None = None
 
     @property
     def sigmas_only(self) -> bool:
@@ -124,7 +132,8 @@ class _Decider(StepDecider):
     """Partial steps, by the step from which distances are counted and the number of gaps."""
 
     def decide(self, step: StepInfo, signals: Signals) -> Decision:
-        if self._begun is None or step.computed:
+        ends = self._begun == 0 and step.index == self._policy.first_gap
+        if self._begun is None or step.computed or ends:
             self._begun = step.index
             return Decision(Mode.FULL, "distances count from here")
         begun, way = self._begun, self._positions[-1] - self._positions[self._begun]
@@ -168,7 +177,9 @@ class Auto(PolicyRecipe):
     """Settings of the default policy."""
 
     name: ClassVar[str] = "auto"
-    summary: ClassVar[str] = "the default: steps where the sampler moves most, lines between them"
+    summary: ClassVar[str] = (
+        "the default: steps where the sampler moves most, lines between them, errors paid back"
+    )
     source: ClassVar[str] = "hetcache; the line is TaylorSeer's first order, arXiv:2503.06923"
     decides_on: ClassVar[str] = "the noise levels"
     default_guards: ClassVar[Guards] = Guards(first_steps=FIRST_STEPS, last_steps=1)
@@ -190,8 +201,18 @@ class Auto(PolicyRecipe):
         doc="steps on the tokens of the edit only, for each gap between computed ones: better where the "
         "mask is small, for the memory of all keys and values, twice",
     )
+    first_gap: int | None = setting(
+        None,
+        ge=1,
+        doc="most steps from the first computed one to the second; null lets the way decide",
+    )
     predictor: Predictor = piece(
-        "predictor", Linear(), doc="what stands in for what a reused step leaves out"
+        "predictor", Blend(), doc="what stands in for what a reused step leaves out"
+    )
+    corrector: Corrector = piece(
+        "corrector",
+        Payback(),
+        doc="what a computed step pays back for those before it that were not",
     )
 
     def compose(self, model: ModelInfo) -> CachePolicy:
@@ -202,8 +223,10 @@ class Auto(PolicyRecipe):
                 every=self.every,
                 exponent=self.exponent,
                 partials=self.partials,
+                first_gap=self.first_gap,
             ),
             predictor=self.predictor,
+            corrector=self.corrector,
             partitioner=MaskPartitioner(margin=MARGIN) if self.partials else None,
             partial=PARTIAL if self.partials else None,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hetcache_core import Registration, hookimpl
 
 __all__ = [
+    "hetcache_register_correctors",
     "hetcache_register_partitioners",
     "hetcache_register_policies",
     "hetcache_register_predictors",
@@ -169,6 +170,11 @@ def hetcache_register_predictors() -> list[Registration]:
             summary="the last computed value",
         ),
         Registration(
+            name="blend",
+            target="hetcache_policies.shared.predictors:Blend",
+            summary="as much of a straight line as the run has shown to be right",
+        ),
+        Registration(
             name="linear",
             target="hetcache_policies.shared.predictors:Linear",
             summary="the straight line through the last two computed values",
@@ -177,6 +183,23 @@ def hetcache_register_predictors() -> list[Registration]:
             name="taylor",
             target="hetcache_policies.shared.predictors:Taylor",
             summary="a Taylor series of backward differences",
+        ),
+    ]
+
+
+@hookimpl
+def hetcache_register_correctors() -> list[Registration]:
+    """Name the built-in correctors."""
+    return [
+        Registration(
+            name="none",
+            target="hetcache_core:KeepOutput",
+            summary="nothing: outputs stay as the model made them",
+        ),
+        Registration(
+            name="payback",
+            target="hetcache_policies.shared.correctors:Payback",
+            summary="the error found at the end of a gap, taken off the latents",
         ),
     ]
 

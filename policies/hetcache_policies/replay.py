@@ -86,6 +86,7 @@ class Replay(PolicyRecipe):
             else None,
             guidance=None if guidance is None else ReplayedGuidance(plan, guidance),
             predictor=recorded.predictor,
+            corrector=recorded.corrector,
             partitioner=recorded.partitioner,
             selector=None if recorded.selector is None else ReplayedRows(plan),
             partial=_partial(plan, recorded),

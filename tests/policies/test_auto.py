@@ -11,10 +11,11 @@ import torch
 
 from hetcache_core.records.trace import Trace
 from hetcache_core.session import accelerate
-from hetcache_core.steps import ModelInfo
+from hetcache_core.steps import Mode, ModelInfo
 from hetcache_core.testing import tiny_case
 from hetcache_policies.auto import PRESETS, Auto, SpacedSteps, positions
-from hetcache_policies.shared.predictors import Linear
+from hetcache_policies.shared.correctors import Payback
+from hetcache_policies.shared.predictors import Blend
 
 MODEL = ModelInfo(backbone="tiny", variant="", layers=4, width=32, heads=2)
 SHIFT = 5.0
@@ -121,8 +122,13 @@ def test_a_preset_computes_the_share_it_declares(preset: str) -> None:
     assert share == pytest.approx(Auto.preset_shares[preset], abs=0.04)
 
 
-def test_what_is_not_computed_lies_on_a_line() -> None:
-    assert Auto().compose(MODEL).predictor == Linear()
+def test_lines_are_measured_and_errors_paid_back() -> None:
+    composed = Auto().compose(MODEL)
+    assert (composed.predictor, composed.corrector) == (Blend(), Payback())
+    decisions = trace_of(Auto(every=4.0), 20).decisions
+    after = [b for a, b in pairwise(decisions) if (a.done, b.done) == (Mode.REUSE, Mode.FULL)]
+    assert [d for d in decisions if d.gain is not None] == after
+    assert all(0 <= (d.gain or 0) <= 1 and (d.innovation or 0) > (d.error or 0) > 0 for d in after)
 
 
 def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -166,7 +172,33 @@ def test_on_a_trained_model_it_beats_uniform_skipping_at_no_more_cost(every: int
     assert psnr(ours, reference) > psnr(uniform, reference) + 3
 
 
-@pytest.mark.parametrize("speedup", [3.0, 6.0])
+def test_the_first_gap_can_be_limited() -> None:
+    found = trace_of(Auto(every=5.0, first_gap=2), 20).letters()
+    assert found.startswith("FsFss")
+    assert found.count("F") <= trace_of(Auto(every=5.0), 20).letters().count("F") + 1
+    met = trace_of(Auto(first_gap=2), 20, speedup=4.0)
+    assert met.letters().startswith("FsFs")
+    assert met.totals().flops_speedup == pytest.approx(4.0, rel=0.15)
+
+
+@pytest.mark.parametrize("layout", ["separate", "merged", "none"])
+def test_what_is_paid_back_is_nearer_to_the_reference(layout: str) -> None:
+    case = tiny_case()
+
+    def result(policy: str, **settings: object) -> torch.Tensor:
+        pipeline = case.make_pipeline(0)
+        with accelerate(pipeline, policy, settings=settings, backbone=case.backbone):
+            return case.run(pipeline, 20, layout, 0)
+
+    reference = result("none")
+
+    def error(corrector: str) -> float:
+        return float((result("auto", corrector=corrector) - reference).square().mean())
+
+    assert error("payback") < error("none") / 2
+
+
+@pytest.mark.parametrize("speedup", [6.0])
 def test_on_a_small_mask_partial_steps_bring_more_at_no_more_cost(speedup: float) -> None:
     edited = editing("small-still-object-0", size=192)
     reference, _ = edited("none")

@@ -153,7 +153,13 @@ def _lasting(policy: CachePolicy) -> tuple[object, ...]:
     """Return what of a policy is composed once more for a replay."""
     blocks = None if policy.blocks is None else policy.blocks.needs_sub_layers
     deciding = (policy.step is None, blocks, policy.selector is None)
-    named = (policy.guidance, policy.predictor, policy.partitioner, policy.partial)
+    named = (
+        policy.guidance,
+        policy.predictor,
+        policy.corrector,
+        policy.partitioner,
+        policy.partial,
+    )
     return (
         *deciding, *named, policy.reuse_point, policy.spans, policy.sampler_share, policy.features,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Checks of the pieces that settings take by name: selectors, partitioners, predictors and signals."""
+"""Checks of the pieces that settings take by name: selectors, partitioners, predictors and so on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hetcache_core.backbone.adapter import RunInfo
-from hetcache_core.policy.pieces import Predictor, StepDecider, StepPolicy
+from hetcache_core.policy.pieces import Corrector, Gap, Predictor, StepDecider, StepPolicy
 from hetcache_core.policy.recipe import CachePolicy
 from hetcache_core.policy.signals import Signal, Signals
 from hetcache_core.settings.declare import describe
@@ -34,6 +34,7 @@ from hetcache_core.tokens import (
 )
 
 __all__ = [
+    "CORRECTOR_CHECKS",
     "PARTITIONER_CHECKS",
     "PREDICTOR_CHECKS",
     "SELECTOR_CHECKS",
@@ -253,6 +254,65 @@ def _values(count: int, dtype: torch.dtype) -> list[Stored]:
     ]
 
 
+# Correctors --------------------------------------------------------------------------------------
+
+SIGMAS: Final = (1.0, 0.9, 0.75, 0.5, 0.2, 0.0)
+GAP: Final = Gap(step=3, last=0, sigmas=SIGMAS)
+
+
+def check_it_pays_nothing_where_nothing_was_missed(subject: PieceSubject) -> None:
+    """Not a bit changes after an empty gap, and where the output is the one that was expected."""
+    corrector: Corrector = subject.make()
+    for dtype in (torch.float32, torch.bfloat16):
+        output, expected = (stored.value for stored in _values(2, dtype))
+        require_same(
+            corrector.correct(output, expected, evolve(GAP, last=GAP.step - 1)),
+            output,
+            "the output after no skipped step",
+        )
+        require_same(
+            corrector.correct(output, output.clone(), GAP), output, "the output that was expected"
+        )
+
+
+def check_it_corrects_guidance_with_its_branches(subject: PieceSubject) -> None:
+    """Corrected branches make the corrected guided output; outputs keep shape and dtype, unwritten."""
+    corrector: Corrector = subject.make()
+    cond, uncond, expected_cond, expected_uncond = (
+        stored.value for stored in _values(4, torch.float32)
+    )
+    before = cond.clone()
+
+    def guided(one: Tensor, other: Tensor) -> Tensor:
+        return other + 5.0 * (one - other)
+
+    apart = guided(
+        corrector.correct(cond, expected_cond, GAP), corrector.correct(uncond, expected_uncond, GAP)
+    )
+    whole = corrector.correct(guided(cond, uncond), guided(expected_cond, expected_uncond), GAP)
+    require_same(cond, before, "an output after its correction")
+    require(bool(whole.isfinite().all()), "what it makes is not finite")
+    require(
+        bool(torch.allclose(apart, whole, rtol=1e-4, atol=1e-4)),
+        "corrected branches do not make the corrected guided output",
+        "Be linear in both outputs together.",
+    )
+
+
+def check_every_step_can_be_corrected(subject: PieceSubject) -> None:
+    """The last step, and steps between equal noise levels, come out finite."""
+    corrector: Corrector = subject.make()
+    output, expected = (stored.value for stored in _values(2, torch.bfloat16))
+    still = (1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
+    for sigmas in (SIGMAS, still):
+        for step in range(2, 5):
+            made = corrector.correct(output, expected, Gap(step=step, last=0, sigmas=sigmas))
+            require(
+                made.dtype == output.dtype and bool(made.isfinite().all()),
+                f"step {step} comes out as {made.dtype}, or not finite",
+            )
+
+
 # Signals -----------------------------------------------------------------------------------------
 
 
@@ -320,6 +380,12 @@ PREDICTOR_CHECKS: Final = (
     check_it_predicts_from_any_number_of_values,
     check_it_writes_to_no_value,
     check_what_does_not_change_is_predicted_to_stay,
+)
+CORRECTOR_CHECKS: Final = (
+    *_VALUE,
+    check_it_pays_nothing_where_nothing_was_missed,
+    check_it_corrects_guidance_with_its_branches,
+    check_every_step_can_be_corrected,
 )
 SIGNAL_CHECKS: Final = (
     *_VALUE,

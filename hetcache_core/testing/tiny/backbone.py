@@ -75,7 +75,7 @@ class _Link:
 
     def scheduler_step(self, velocity: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
         following: Tensor = self.scheduler.step(velocity, timestep, latents)
-        self.engine.end_step(following)
+        self.engine.end_step(following, velocity)
         self.step += 1
         return following
 
@@ -127,6 +127,7 @@ class _Link:
             mask=mask.to(latents.device) if mask is not None else None,
             branches=branches[::-1] if positive is False else branches,
             device=str(latents.device),
+            sampler="euler",
         )
 
     def _expert(self, model: TinyDiT) -> str:

@@ -1,4 +1,4 @@
-"""What stands in for a feature that was not computed: linear and Taylor."""
+"""What stands in for a feature that was not computed: lines and series."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import ClassVar, final
 from attrs import frozen
 from torch import Tensor
 
-from hetcache_core import Predictor, Stored, setting
+from hetcache_core import Measured, Predictor, Stored, setting
 
-__all__ = ["Linear", "Taylor"]
+__all__ = ["Blend", "Linear", "Taylor"]
 
 
 @final
@@ -34,7 +34,9 @@ class Linear(Predictor):
         """Two values."""
         return 2
 
-    def predict(self, values: Sequence[Stored], *, step: int, gain: float | None) -> Tensor:
+    def predict(
+        self, values: Sequence[Stored], *, step: int, gain: float | Tensor | None
+    ) -> Tensor:
         """Return a point on the line; with one value so far, that value."""
         newest = values[-1]
         if len(values) == 1:
@@ -43,6 +45,51 @@ class Linear(Predictor):
         if gain is None:
             gain = 1 + (step - newest.step) / (newest.step - older.step)
         line = older.value.float().lerp(newest.value.float(), gain)  # fp32: differences are small
+        return line.to(newest.value.dtype)
+
+
+@final
+@frozen
+class Blend(Predictor):
+    """A point between the last computed value and the straight line through the last two.
+
+    How far along it lies (0: the value, 1: the line) is measured in the run, after guidance. In the residual
+    of one branch it cannot be seen that a line fails: guidance multiplies the difference of the branches,
+    in which it does.
+
+    Source: our design.
+
+    Attributes:
+        first: the share of the line before anything was measured.
+        most: the largest share.
+    """
+
+    name: ClassVar[str] = "blend"
+    summary: ClassVar[str] = "as much of a straight line as the run has shown to be right"
+
+    first: float = setting(0.5, ge=0, le=1, doc="share of the line before anything was measured")
+    most: float = setting(1.0, ge=0, le=2, doc="the largest share of the line; 0 holds")
+
+    @property
+    def history(self) -> int:
+        """Two values."""
+        return 2
+
+    @property
+    def measured(self) -> Measured:
+        """The share of the line."""
+        return Measured(first=min(self.first, self.most), high=self.most)
+
+    def predict(
+        self, values: Sequence[Stored], *, step: int, gain: float | Tensor | None
+    ) -> Tensor:
+        """Return the point; with one value so far, that value."""
+        newest = values[-1]
+        if len(values) == 1:
+            return newest.value
+        older, share = values[-2], self.measured.first if gain is None else gain
+        reach = share * ((step - newest.step) / (newest.step - older.step))
+        line = older.value.float().lerp(newest.value.float(), 1 + reach)
         return line.to(newest.value.dtype)
 
 
@@ -71,7 +118,9 @@ class Taylor(Predictor):
         """One value more than the order."""
         return self.order + 1
 
-    def predict(self, values: Sequence[Stored], *, step: int, gain: float | None) -> Tensor:
+    def predict(
+        self, values: Sequence[Stored], *, step: int, gain: float | Tensor | None
+    ) -> Tensor:
         """Return the series' value, of a lower order while values are few; the gain is not used."""
         newest = values[-1]
         distance = step - newest.step

@@ -40,7 +40,7 @@ def test_the_count_is_what_a_run_holds(
     held, runs = [0], list[RunInfo]()
     leave = RunState.leave
 
-    def measured(state: RunState) -> list[CallRecord]:
+    def measured(state: RunState, *given: Any) -> list[CallRecord]:
         values: Any = state.store._values
         held.append(
             sum(
@@ -51,7 +51,7 @@ def test_the_count_is_what_a_run_holds(
             )
         )
         runs.append(state.info)
-        return leave(state)
+        return leave(state, *given)
 
     monkeypatch.setattr(RunState, "leave", measured)
     case = tiny_case()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hetcache_core.errors import ConfigError
 from hetcache_core.policy.pieces import Hold, Predictor
 from hetcache_core.store import Stored
-from hetcache_policies.shared.predictors import Linear, Taylor
+from hetcache_policies.shared.predictors import Blend, Linear, Taylor
 
 ALL = [Hold(), Linear(), Taylor(), Taylor(2), Taylor(4)]
 
@@ -56,6 +56,13 @@ def test_linear_goes_as_far_along_the_line_as_the_gain_says() -> None:
     values = [Stored(torch.tensor([1.0]), 3), Stored(torch.tensor([3.0]), 5)]
     for gain, expected in ((0.0, 1.0), (1.0, 3.0), (1.5, 4.0), (2.0, 5.0)):
         assert float(Linear().predict(values, step=9, gain=gain)) == pytest.approx(expected)
+
+
+def test_a_blend_goes_as_far_beyond_the_last_value_as_the_gain_says() -> None:
+    values = [Stored(torch.tensor([1.0]), 3), Stored(torch.tensor([3.0]), 5)]
+    for gain, expected in ((0.0, 3.0), (1.0, 7.0), (0.25, 4.0), (None, 5.0)):
+        assert float(Blend().predict(values, step=9, gain=gain)) == pytest.approx(expected)
+    assert Blend(most=0.3).measured.first == pytest.approx(0.3)
 
 
 def test_the_second_order_of_a_square_by_hand() -> None:
