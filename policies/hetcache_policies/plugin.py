@@ -26,7 +26,7 @@ def hetcache_register_policies() -> list[Registration]:
         Registration(
             name="auto",
             target="hetcache_policies.auto:Auto",
-            summary="the default: steps where the sampler moves most, lines between them",
+            summary="the default: steps where the sampler moves most, lines between them, errors paid back",
         ),
         Registration(
             name="teacache",
