@@ -104,7 +104,11 @@ def policies_as_json(registry: Registry) -> list[dict[str, Any]]:
         entry: dict[str, Any] = {"name": name, "summary": summary, "source": None}
         try:
             kind = registry.policy(name)
-            settings = [_setting(info) for info in describe(kind, registry)]
+            own = kind.default_guards.named
+            settings = [
+                _setting(info) | {"default": own[info.name]} if info.name in own else _setting(info)
+                for info in describe(kind, registry)
+            ]
             entry |= {"source": kind.source, "settings": settings, "presets": _presets(kind)}
             entry |= {"preset_shares": dict(kind.preset_shares), "error": None}
         except HetCacheError as error:

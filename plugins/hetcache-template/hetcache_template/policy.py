@@ -9,6 +9,7 @@ from attrs import frozen
 from hetcache_core import (
     CachePolicy,
     Decision,
+    Guards,
     Mode,
     ModelInfo,
     PolicyRecipe,
@@ -34,14 +35,12 @@ class LatentSteps(StepPolicy, StepDecider):
 
     def decide(self, step: StepInfo, signals: Signals) -> Decision:
         """Called once a step, before anything of it has run."""
-        latent, computed = signals.latent(), signals.kept("latent")
+        latent, last = signals.latent(), signals.kept("latent")
         change, limit = None, self.threshold * signals.threshold_factor
-        if computed is not None:
-            change = signals.read(relative_l1(latent, computed))
-            if change < limit and not step.is_last:
-                return Decision(Mode.REUSE, f"change under {limit:.3f}", change)
+        if last is not None and (change := signals.read(relative_l1(latent, last))) < limit:
+            return Decision(Mode.REUSE, f"change under {limit:.3f}", change)
         signals.keep("latent", latent.clone())
-        return Decision(Mode.FULL, f"first, last, or change over {limit:.3f}", change)
+        return Decision(Mode.FULL, f"first, or change over {limit:.3f}", change)
 
 
 @frozen(kw_only=True)
@@ -56,4 +55,5 @@ class LatentChange(PolicyRecipe):
 
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Called once a session, with what is known of the model."""
-        return CachePolicy(name=self.name, step=LatentSteps(self.threshold))
+        step, guards = LatentSteps(self.threshold), Guards(last_steps=1)
+        return CachePolicy(name=self.name, step=step, guards=guards)

@@ -132,6 +132,8 @@ def test_policies_are_listed_with_every_setting_and_preset(
             assert given["doc"]
             assert given["required"] == (given["name"] in registry.policy(name).needs_settings())
             assert f"{given['name']}=" in shown
+    guards = {each["name"]: each["default"] for each in policies["every-nth"]["settings"]}
+    assert (guards["first_steps"], guards["last_steps"], guards["longest_reuse"]) == (1, 1, None)
     assert set(policies["hetcache"]["presets"]) == {"quality", "balanced", "fast"}
     assert set(policies["hetcache"]["preset_shares"]) == {"quality", "balanced", "fast"}
     assert "% of the FLOPs)" in shown
