@@ -337,19 +337,20 @@ def _plain_settings(recipe: PolicyRecipe) -> dict[str, Any]:
 def _find_backbone(pipeline: Any, wanted: str | Backbone | None, registry: Registry) -> Backbone:
     asked: Backbone | None = registry.backbone(wanted)() if isinstance(wanted, str) else wanted
     if asked is not None and asked.accepts(pipeline):
-        return asked
+        return asked.for_pipeline(pipeline)
     kind = f"{type(pipeline).__module__}.{type(pipeline).__qualname__}"
     unusable = []
     known = registry.names("backbone")
+    candidates: list[Backbone] = []
     for name in known:
         try:
-            candidate: Backbone = registry.backbone(name)()
+            candidates.append(registry.backbone(name)())
         except (PluginError, UnsupportedBackboneError) as error:
             unusable.append(f"{name} ({error})")  # one broken adapter must not hide the others
-            continue
+    for candidate in sorted(candidates, key=lambda adapter: adapter.general):
         if candidate.accepts(pipeline):
             if asked is None:
-                return candidate
+                return candidate.for_pipeline(pipeline)
             raise UnsupportedBackboneError(
                 f"it does not take a {kind}",
                 backbone=asked.name,

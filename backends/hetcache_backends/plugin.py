@@ -25,6 +25,11 @@ def hetcache_register_backbones() -> list[Registration]:
             summary="Wan2.1-VACE video editing (diffusers)",
         ),
         Registration(
+            name="diffusers",
+            target="hetcache_backends.diffusers.adapter:DiffusersModels",
+            summary="any described diffusion transformer, whole steps and blocks (diffusers)",
+        ),
+        Registration(
             name="ltx-video",
             target="hetcache_backends.diffusers.ltx_video:LtxVideo",
             summary="LTX-Video, masked video-to-video (diffusers)",
@@ -45,5 +50,17 @@ def hetcache_register_clip_sets() -> list[Registration]:
             name="builtin",
             target="hetcache_backends.tiny_vace.clip_set:BuiltinClips",
             summary="28 generated clips: masks of 5, 15 and 40 %, still, moving, outpainting",
+        ),
+    ]
+
+
+@hookimpl
+def hetcache_register_model_sets() -> list[Registration]:
+    """Name the model set."""
+    return [
+        Registration(
+            name="builtin",
+            target="hetcache_backends.diffusers.described:DiffusersModelSet",
+            summary="transformers of diffusers 0.42",
         ),
     ]

@@ -125,6 +125,17 @@ class FlopModel(ABC):
     def sub_layer(self, stack: Stack, part: SubLayer, *, rows: int, keys: int) -> int:
         """One sub-layer on ``rows`` tokens; self-attention sees ``keys`` tokens."""
 
+    def block(self, stack: Stack, index: int, *, rows: int, keys: int) -> int:
+        """One whole block; by default the sum of its sub-layers, where all blocks are alike.
+
+        Args:
+            stack: which blocks are meant.
+            index: the block.
+            rows: tokens that it runs on.
+            keys: tokens that self-attention sees.
+        """
+        return sum(self.sub_layer(stack, part, rows=rows, keys=keys) for part in SubLayer)
+
     @abstractmethod
     def control_extra(self, index: int, *, rows: int) -> int:
         """What control block ``index`` costs beside its sub-layers (projections, embedding)."""
@@ -265,6 +276,8 @@ class Backbone(ABC):
     library: ClassVar[str]
     features: ClassVar[Features]
     geometry: ClassVar[Geometry]
+    general: ClassVar[bool] = False
+    """Whether it takes pipelines of any model, so that it is asked after those that know theirs."""
     guidance_scale: ClassVar[float] = 5.0
     """What an edit runs with when nobody asks for a strength of guidance."""
 
@@ -277,6 +290,10 @@ class Backbone(ABC):
         Args:
             model: what ``LoadRequest.model`` will be.
         """
+        return self
+
+    def for_pipeline(self, pipeline: Any) -> Backbone:
+        """Return the adapter for a pipeline that ``accepts`` takes; likewise, by default this one."""
         return self
 
     @abstractmethod

@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast, final
 
 from attrs import define, field
 
@@ -113,9 +113,30 @@ class ModelCalls(ABC):
             function that calls ``run``, and the arguments that change.
         """
 
-    def run_branches(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
-        """Name all branches of a run in the order of their first call; those of that call."""
-        return tuple(branch.name for branch in self.branches(arguments, None, 0))
+    def run_branches(self, arguments: Mapping[str, Any], context: str | None) -> tuple[str, ...]:
+        """Name all branches of a run in the order of their first call; by default those of that call."""
+        return tuple(branch.name for branch in self.branches(arguments, context, 0))
+
+    def latents_of(self, arguments: Mapping[str, Any]) -> Tensor:
+        """Take the noisy latents out of a call's arguments, in the library's layout."""
+        latents: Tensor = arguments[self.latents]
+        return latents
+
+    def timestep_of(self, arguments: Mapping[str, Any]) -> Tensor:
+        """Take the timestep out of a call's arguments: one or (B,), or (B, N)."""
+        timestep: Tensor = arguments[self.timestep]
+        return timestep
+
+    def is_at(self, given: Tensor, timestep: float) -> bool:
+        """Whether a model's timestep is the scheduler's, rounded to the dtype of the former.
+
+        Args:
+            given: one or (B,), or (B, N) where each token has its own.
+            timestep: of the step that the scheduler is at.
+        """
+        top = float(given.max())
+        # Conditioned tokens have lower timesteps of their own.
+        return top == timestep or (top < timestep and given.dim() > 1 and given.shape[1] > 1)
 
     def mask(self, model: Any, arguments: Mapping[str, Any]) -> Tensor | None:
         """Return the (F, H, W) bool edit mask of the pipeline call that is under way, or None.
@@ -152,6 +173,12 @@ class ModelCalls(ABC):
         Raises:
             UnsupportedBackboneError: names the argument.
         """
+
+    def sample(self, result: Any) -> Tensor:
+        """Take the output of the trunk's kind, shaped like the latents, out of what ``forward`` returns."""
+        if hasattr(result, "dim"):
+            return cast("Tensor", result)
+        return cast("Tensor", result[0])
 
     def result(self, output: Tensor) -> Any:
         """Wrap a model's output as ``forward`` does where it is not asked for a tuple."""
@@ -306,7 +333,7 @@ class Router:
         """
         total = len(self.scheduler.timesteps)
         count = getattr(self.calls.pipeline, "num_timesteps", total)
-        if not self._is_the_loops(arguments[self.calls.timestep], total - count):
+        if not self._is_the_loops(self.calls.timestep_of(arguments), total - count):
             return library(model, **arguments)
         if not self.engine.running:
             self.calls.refuse(model, self.engine)
@@ -316,7 +343,7 @@ class Router:
         call = ModelCall(
             step=self._step,
             branches=self.calls.branches(arguments, self.context, self._calls),
-            latents=arguments[self.calls.latents],
+            latents=self.calls.latents_of(arguments),
             expert=self.calls.expert(model),
         )
         self._calls += 1
@@ -331,14 +358,14 @@ class Router:
         self, model: Any, arguments: Mapping[str, Any], offset: int, count: int
     ) -> RunInfo:
         timesteps, sigmas = _steps(self.scheduler, offset, count)
-        device, mask = arguments[self.calls.latents].device, self.calls.mask(model, arguments)
+        device, mask = self.calls.latents_of(arguments).device, self.calls.mask(model, arguments)
         return RunInfo(
             model=self.backbone.describe(self.calls.pipeline),
             timesteps=timesteps,
             sigmas=sigmas,
             grid=self.calls.grid(model, arguments),
             mask=None if mask is None else mask.to(device),
-            branches=self.calls.run_branches(arguments),
+            branches=self.calls.run_branches(arguments, self.context),
             device=str(device),
             evaluations=self._evaluations,
             sampler=_sampler(self.scheduler, offset, sigmas),
@@ -363,14 +390,11 @@ class Router:
         if self._times is None or self._times[0] != given.dtype:
             # The pipeline may round them to its own dtype.
             self._times = given.dtype, timesteps.to(given.dtype).tolist()
-        top, times = float(given.max()), self._times[1]
+        times = self._times[1]
         own = times[place] if place < len(times) else None
-        # Conditioned tokens have lower timesteps of their own.
-        if own is None or not (
-            top == own or (top < own and given.dim() > 1 and given.shape[1] > 1)
-        ):
+        if own is None or not self.calls.is_at(given, own):
             raise CacheStateError(
-                f"The model is called with timestep {top} while the scheduler is at step "
+                f"The model is called with timestep {float(given.max())} while the scheduler is at step "
                 f"{self._step} of {len(times) - offset}. A session needs the pipeline's own loop."
             )
         return True
@@ -551,20 +575,25 @@ def _routed_model(model: Any, router: Router) -> Iterator[None]:
 
     library = type(model).forward
 
-    def plain(stand_in: Any, **given: Any) -> Tensor:
-        output: Tensor = library(stand_in, **given, return_dict=False)[0]
-        return output
-
     @functools.wraps(library)
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not router.sampling:
             return library(model, *args, **kwargs)
         arguments = dict(_signature(library).bind(model, *args, **kwargs).arguments)
         del arguments["self"]
-        wrapped = arguments.pop("return_dict", True)
+        form = {k: arguments.pop(k) for k in ("return_dict",) if k in arguments}
         router.calls.refuse_arguments(arguments)
+        made: list[Any] = []
+
+        def plain(stand_in: Any, **given: Any) -> Tensor:
+            made[:] = [library(stand_in, **given, **form)]
+            made.append(router.calls.sample(made[0]))
+            return cast("Tensor", made[1])
+
         output = router.answer(model, arguments, plain)
-        return router.calls.result(output) if wrapped else (output,)
+        if made and output is made[1]:
+            return made[0]  # the library's own, with whatever else it holds
+        return router.calls.result(output) if form.get("return_dict", True) else (output,)
 
     @contextmanager
     def cache_context(name: str, **kwargs: Any) -> Iterator[None]:

@@ -133,6 +133,14 @@ class TrunkCall(ABC):
         """Attention heads of the main blocks."""
 
     @property
+    def leading(self) -> int | None:
+        """Tokens before the video's in this call, or None where they are always the grid's ``prefix``.
+
+        Texts of two branches may differ in length. All of these tokens are among the rows of each step.
+        """
+        return None
+
+    @property
     @abstractmethod
     def flops(self) -> FlopModel:
         """Cost of the pieces of this call."""

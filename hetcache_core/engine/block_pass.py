@@ -206,8 +206,13 @@ class Pass:
         unasked = key.stack is Stack.CONTROL and self.keep_hints
         keyed = self.keys is not KeysUse.OWN and self._kept.has(key) and not unasked
         attends = keyed or scored
-        for part in ALL_SUB_LAYERS - parts:
-            self._count(key, part)
+        if parts:
+            for part in ALL_SUB_LAYERS - parts:
+                self._count(key, part)
+        else:
+            self.flops += self.trunk.flops.block(
+                key.stack, key.index, rows=self.row_count, keys=self._keys_seen(key)
+            )
         if not parts and not attends:
             return None
         return _Hooks(
@@ -220,13 +225,16 @@ class Pass:
             scored=scored,
         )
 
-    def _count(self, key: BlockKey, part: SubLayer, rows: int | None = None) -> None:
+    def _keys_seen(self, key: BlockKey) -> int:
         every = self.keys is KeysUse.CACHED and self._kept.has(key)
+        return self.trunk.x.shape[1] if every else self.row_count
+
+    def _count(self, key: BlockKey, part: SubLayer, rows: int | None = None) -> None:
         self.flops += self.trunk.flops.sub_layer(
             key.stack,
             part,
             rows=self.row_count if rows is None else rows,
-            keys=self.trunk.x.shape[1] if every else self.row_count,
+            keys=self._keys_seen(key),
         )
 
     def _predict(self, slot: Slot) -> Tensor:
@@ -330,25 +338,26 @@ def partial_flops(trunk: TrunkCall, rows: int, partial: PartialSettings) -> int:
     cached = partial.kv_mode is KVMode.CACHED
     kept = partial.keys.kept_layers(trunk.layers) if cached else frozenset[int]()
 
-    def block(stack: Stack, layer: int) -> int:
-        return _block_flops(trunk, stack, rows, trunk.x.shape[1] if layer in kept else rows)
+    def block(stack: Stack, index: int, layer: int) -> int:
+        keys = trunk.x.shape[1] if layer in kept else rows
+        return trunk.flops.block(stack, index, rows=rows, keys=keys)
 
-    flops = sum(block(Stack.MAIN, layer) for layer in range(trunk.layers))
+    flops = sum(block(Stack.MAIN, layer, layer) for layer in range(trunk.layers))
     if partial.control_mode is ControlMode.RECOMPUTE:
         for index, layer in enumerate(trunk.control_layers):
-            flops += block(Stack.CONTROL, layer) + trunk.flops.control_extra(index, rows=rows)
+            flops += block(Stack.CONTROL, index, layer) + trunk.flops.control_extra(
+                index, rows=rows
+            )
     return flops
 
 
 def full_flops(trunk: TrunkCall) -> int:
     """FLOPs of the trunk when nothing is left out; counts, runs nothing."""
-    tokens = trunk.x.shape[1]
-    flops = trunk.layers * _block_flops(trunk, Stack.MAIN, tokens, tokens)
+    tokens, costs = trunk.x.shape[1], trunk.flops
+    flops = sum(
+        costs.block(Stack.MAIN, index, rows=tokens, keys=tokens) for index in range(trunk.layers)
+    )
     for index in range(len(trunk.control_layers)):
-        flops += _block_flops(trunk, Stack.CONTROL, tokens, tokens)
+        flops += costs.block(Stack.CONTROL, index, rows=tokens, keys=tokens)
         flops += trunk.flops.control_extra(index, rows=tokens)
     return flops
-
-
-def _block_flops(trunk: TrunkCall, stack: Stack, rows: int, keys: int) -> int:
-    return sum(trunk.flops.sub_layer(stack, part, rows=rows, keys=keys) for part in SubLayer)

@@ -281,9 +281,11 @@ class Engine:
         trunk: TrunkCall,
     ) -> Tensor:
         """Answer the trunk inside a call, its input (B, N, D), with (B, N, D)."""
-        if trunk.x.shape[1] != run.info.grid.tokens:
+        grid, leading = run.info.grid, trunk.leading
+        tokens = grid.tokens if leading is None else grid.tokens - grid.prefix + leading
+        if trunk.x.shape[1] != tokens:
             raise ContractError(
-                f"the trunk has {trunk.x.shape[1]} tokens, the announced grid {run.info.grid.tokens}",
+                f"the trunk has {trunk.x.shape[1]} tokens, the announced grid {tokens}",
                 where=f"backbone {run.info.model.backbone}",
             )
         execution = TrunkExecution(

@@ -52,6 +52,18 @@ class TrunkExecution:
         return self.run.policy.predictor
 
     @property
+    def _rows(self) -> Tensor:
+        """Active rows (n,) of this call, which may have other tokens before the video's than the run."""
+        if self.run.active is None:
+            raise ContractError("there are no active rows without a mask")
+        rows, prefix = self.run.active.current(), self.run.info.grid.prefix
+        leading = self.trunk.leading
+        if leading is None or leading == prefix:
+            return rows
+        first = torch.arange(leading, device=rows.device)
+        return torch.cat([first, rows[prefix:] - prefix + leading])
+
+    @property
     def _prepares(self) -> bool:
         """Whether a full step keeps what partial steps after it need."""
         active = self.run.active
@@ -97,7 +109,7 @@ class TrunkExecution:
                 "asks for a partial step but has no PartialSettings",
                 where=f"policy {run.policy.name}",
             )
-        rows = active.current()
+        rows = self._rows
         part = Pass(
             trunk=trunk,
             rows=rows,
@@ -166,7 +178,7 @@ class TrunkExecution:
         own, active = Slot(Kind.ACTIVE), self.run.active
         if span != WHOLE_TRUNK or active is None or not store.has(key, own):
             return whole
-        return whole.index_copy(1, active.current(), predict(own))
+        return whole.index_copy(1, self._rows, predict(own))
 
     def close(self) -> None:
         """Add what the pass over all rows did, a probe's blocks included, to the record."""
@@ -240,11 +252,11 @@ class TrunkExecution:
             run.store.put(
                 self.call.key,
                 Slot(Kind.HINT, index),
-                hint.index_select(1, active.current()),
+                hint.index_select(1, self._rows),
                 step=self.step.index,
             )
         full.hints.clear()
-        self._keep_active(active.current())
+        self._keep_active(self._rows)
 
     def _keep_active(self, rows: Tensor) -> None:
         """Keep the residual of the active rows by itself where partial steps will add to its history."""

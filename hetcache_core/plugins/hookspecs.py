@@ -47,6 +47,7 @@ __all__ = [
     "hetcache_register_commands",
     "hetcache_register_correctors",
     "hetcache_register_metrics",
+    "hetcache_register_model_sets",
     "hetcache_register_partitioners",
     "hetcache_register_policies",
     "hetcache_register_predictors",
@@ -274,6 +275,26 @@ def hetcache_register_signals() -> Iterable[Registration]:
         The signals, each with a name that no other plugin provides. The targets are subclasses
         of ``hetcache_core.policy.signals.Signal``,
         whose fields are their settings.
+
+    Raises:
+        Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides
+            nothing, and the others are not affected.
+
+    .. versionadded:: 0.1
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def hetcache_register_model_sets() -> Iterable[Registration]:
+    """Provide descriptions of diffusers' transformers, which the backbone ``diffusers`` goes by.
+
+    Called once by each ``discover()``, before any pipeline exists. Import nothing heavy here: name
+    the classes as text.
+
+    Returns:
+        The model sets, each with a name that no other plugin provides. The targets are subclasses
+        of ``hetcache_backends.diffusers.description.ModelSet``.
 
     Raises:
         Exception: Whatever is raised is recorded with the plugin's name; the plugin then provides

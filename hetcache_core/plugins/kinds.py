@@ -109,6 +109,12 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
                 "hetcache_core.testing.checks.pieces:SIGNAL_CHECKS",
             ),
             (
+                "model set",
+                "model sets",
+                "hetcache_backends.diffusers.description:ModelSet",
+                "hetcache_backends.diffusers.checks:MODEL_SET_CHECKS",
+            ),
+            (
                 "metric",
                 "metrics",
                 "hetcache.quality.metric:Metric",

@@ -19,15 +19,20 @@ COND: Final = "cond"
 UNCOND: Final = "uncond"
 
 
+def is_diffusers_pipeline(pipeline: object) -> bool:
+    """Whether this is a diffusers pipeline, without importing diffusers."""
+    return _has_base(pipeline, "DiffusionPipeline")
+
+
 def is_pipeline(pipeline: object, model_kind: str) -> bool:
     """Whether this is a diffusers pipeline around a kind of model, without importing diffusers."""
-    if not _has_base(pipeline, "DiffusionPipeline"):
+    if not is_diffusers_pipeline(pipeline):
         return False
     models = (getattr(pipeline, "transformer", None), getattr(pipeline, "transformer_2", None))
-    return any(_has_base(_unwrapped(model), model_kind) for model in models)
+    return any(_has_base(unwrapped(model), model_kind) for model in models)
 
 
-def _unwrapped(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
     """Return the model inside what ``torch.compile`` makes of it."""
     return getattr(model, "_orig_mod", model)
 
@@ -49,13 +54,13 @@ def refuse_options(model: Any, blocks: Sequence[Any]) -> None:
         (
             "enable_cache",
             "diffusers' own cache",
-            model.is_cache_enabled,
+            getattr(model, "is_cache_enabled", False),
             "Call disable_cache() on the model; a session does the caching.",
         ),
         (
             "enable_gradient_checkpointing",
             "gradient checkpointing",
-            model.gradient_checkpointing,
+            getattr(model, "gradient_checkpointing", False),
             "Call disable_gradient_checkpointing() on the model.",
         ),
         (
@@ -67,7 +72,7 @@ def refuse_options(model: Any, blocks: Sequence[Any]) -> None:
         (
             "torch.compile",
             "a model that is compiled as a whole",
-            model._compiled_call_impl is not None or _unwrapped(model) is not model,  # noqa: SLF001 - torch offers no other sign
+            model._compiled_call_impl is not None or unwrapped(model) is not model,  # noqa: SLF001 - torch offers no other sign
             "Call compile_repeated_blocks() on the model instead: blocks may be compiled.",
         ),
         (

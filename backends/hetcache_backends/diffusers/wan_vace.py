@@ -207,7 +207,7 @@ class WanVaceCalls(DiffusersCalls):
         """The mask that the pipeline prepared."""
         return self._mask
 
-    def run_branches(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    def run_branches(self, arguments: Mapping[str, Any], context: str | None) -> tuple[str, ...]:
         """Both branches, each with calls of its own."""
         return (COND, UNCOND) if self.pipeline.do_classifier_free_guidance else (COND,)
 

@@ -247,7 +247,7 @@ class WanCalls(ModelCalls):
         """Take the mask from the pipeline's own arguments, in pixels and with all of its frames."""
         return _pixel_mask(arguments, self.grid(model, arguments))
 
-    def run_branches(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    def run_branches(self, arguments: Mapping[str, Any], context: str | None) -> tuple[str, ...]:
         """Both branches, or the conditional one alone."""
         return BRANCHES if arguments.get("cfg_scale", 1.0) != 1.0 else BRANCHES[:1]
 

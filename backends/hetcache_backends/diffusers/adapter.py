@@ -1,0 +1,374 @@
+"""Any described transformer of diffusers, in whatever pipeline calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Final, final
+
+from attrs import define, evolve, field, frozen
+
+from hetcache_backends.diffusers.common import (
+    COND,
+    UNCOND,
+    DiffusersCalls,
+    is_diffusers_pipeline,
+    missing_library,
+    unwrapped,
+)
+from hetcache_core import (
+    Backbone,
+    BranchRows,
+    EditRequest,
+    Features,
+    Geometry,
+    Grid,
+    LoadRequest,
+    ModelInfo,
+    UnsupportedBackboneError,
+    attached,
+    discover,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from hetcache_backends.diffusers.counting import BlockCosts
+    from hetcache_backends.diffusers.description import ModelDescription, ModelSet
+    from hetcache_backends.diffusers.noted import NotedCall
+    from hetcache_core import Engine, RunTrunk
+
+MERGED: Final = "cond_uncond"
+"""What diffusers' pipelines call the context in which both branches are rows of one batch."""
+
+STEPS_ONLY: Final = Features(
+    rows=False,
+    sub_layers=False,
+    attention=False,
+    mask=False,
+    output=False,
+    compiled=True,
+    guidance=frozenset({"separate", "merged", "none"}),
+)
+"""What every described model carries: whole steps and whole blocks."""
+
+
+def described_models() -> dict[str, ModelDescription]:
+    """Descriptions of all installed model sets, by the name of the transformer's class."""
+    registry = discover()
+    found: dict[str, ModelDescription] = {}
+    for name in registry.names("model set"):
+        models: ModelSet = registry.load("model set", name)()
+        found |= {model.transformer: model for model in models.models()}
+    return found
+
+
+@final
+@frozen
+class DiffusersModels(Backbone):
+    """Adapter for diffusers' pipelines around any transformer that a model set describes.
+
+    Attributes:
+        description: the model, None where no pipeline has been looked at.
+    """
+
+    name: ClassVar[str] = "diffusers"
+    summary: ClassVar[str] = (
+        "any described diffusion transformer, whole steps and blocks (diffusers)"
+    )
+    library: ClassVar[str] = "diffusers"
+    features: ClassVar[Features] = STEPS_ONLY
+    geometry: ClassVar[Geometry] = Geometry(size_multiple=16, frame_stride=4)
+    general: ClassVar[bool] = True
+
+    description: ModelDescription | None = None
+
+    def for_pipeline(self, pipeline: Any) -> DiffusersModels:
+        """Return the adapter for a pipeline's model."""
+        return evolve(self, description=self._described(pipeline))
+
+    def accepts(self, pipeline: object) -> bool:
+        """Whether this is a diffusers pipeline around a described transformer."""
+        return is_diffusers_pipeline(pipeline) and self._find(pipeline) is not None
+
+    def describe(self, pipeline: Any) -> ModelInfo:
+        """Describe the pipeline's transformer, the first one of several."""
+        from hetcache_backends.diffusers.noted import heads_of
+
+        description, model = self._described(pipeline), self._models(pipeline)[0]
+        layers = sum(len(getattr(model, each.name)) for each in description.lists)
+        heads = heads_of(model)
+        return ModelInfo(
+            backbone=self.name,
+            variant=description.name,
+            layers=layers,
+            width=_width(model, heads),
+            heads=heads,
+        )
+
+    @contextmanager
+    def attach(self, pipeline: Any, engine: Engine) -> Iterator[None]:
+        """Route the transformers' calls; see ``hetcache_core.backbone.routing``."""
+        from hetcache_backends.diffusers.counting import BlockCosts
+
+        calls = DescribedCalls(pipeline, self._described(pipeline), engine, BlockCosts())
+        with attached(self, engine, calls, self._models(pipeline)):
+            yield
+
+    def load(self, request: LoadRequest) -> Any:
+        """Load a folder or hub id through ``DiffusionPipeline``."""
+        try:
+            from diffusers import DiffusionPipeline
+        except ImportError as error:
+            raise missing_library(error) from error
+        from hetcache_core import load_pipeline
+
+        return load_pipeline(
+            DiffusionPipeline,
+            request,
+            accepts=self.accepts,
+            example="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        )
+
+    def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
+        """Refuse: these pipelines are called with arguments of their own.
+
+        Raises:
+            UnsupportedBackboneError: always.
+        """
+        raise UnsupportedBackboneError(
+            f"{type(pipeline).__name__} is called with arguments of its own",
+            backbone=self.name,
+            remedy="Call it inside `with hetcache.accelerate(pipe, policy):`",
+        )
+
+    def _find(self, pipeline: Any) -> ModelDescription | None:
+        known = described_models()
+        for model in pipeline.components.values():
+            for kind in type(unwrapped(model)).__mro__:
+                if kind.__name__ in known:
+                    return known[kind.__name__]
+        return None
+
+    def _described(self, pipeline: Any) -> ModelDescription:
+        found = self.description or (
+            self._find(pipeline) if is_diffusers_pipeline(pipeline) else None
+        )
+        if found is None:
+            raise UnsupportedBackboneError(
+                f"no model set describes the transformer of a {type(pipeline).__name__}",
+                backbone=self.name,
+                remedy="`hetcache backbones` lists the described ones",
+            )
+        return found
+
+    def _models(self, pipeline: Any) -> list[Any]:
+        wanted = self._described(pipeline).transformer
+        found = [
+            model
+            for model in pipeline.components.values()
+            if any(kind.__name__ == wanted for kind in type(unwrapped(model)).__mro__)
+        ]
+        return list({id(model): model for model in found}.values())
+
+
+@frozen(eq=False)
+class Layout:
+    """What a call looks like before its blocks run.
+
+    Attributes:
+        tokens: tokens of the trunk.
+        leading: those before the video's.
+        around: FLOPs of embeddings and head.
+    """
+
+    tokens: int
+    leading: int
+    around: int
+
+
+@final
+@define(eq=False)
+class DescribedCalls(DiffusersCalls):
+    """What the calls of a described transformer mean.
+
+    Attributes:
+        description: its description.
+        engine: what answers the calls.
+        costs: counts its blocks.
+    """
+
+    description: ModelDescription
+    engine: Engine
+    costs: BlockCosts
+    _layouts: dict[Any, Layout] = field(factory=dict, init=False)
+
+    def blocks(self, model: Any) -> Sequence[Any]:
+        """All blocks."""
+        return [block for each in self.description.lists for block in getattr(model, each.name)]
+
+    def reset(self) -> None:
+        """Look at the calls of the next run anew: tokens may depend on a mask."""
+        self._layouts.clear()
+
+    def latents_of(self, arguments: Mapping[str, Any]) -> Tensor:
+        """The latents, of all batch rows."""
+        return _stacked(arguments[self.description.latents])
+
+    def timestep_of(self, arguments: Mapping[str, Any]) -> Tensor:
+        """The timestep, by the name that the class has for it."""
+        timestep: Tensor = arguments[self.description.timestep]
+        return timestep
+
+    def is_at(self, given: Tensor, timestep: float) -> bool:
+        """Whether it is the scheduler's timestep, its share of 1000, or what is left of that."""
+        import torch
+
+        error = 4 * torch.finfo(given.dtype).eps if given.is_floating_point() else 0.0
+        asked, share = (float(given.max()), float(given.min())), timestep / 1000
+        near = (
+            abs(a - b) <= error * max(abs(b), 1.0)
+            for a in asked
+            for b in (timestep, share, 1 - share)
+        )
+        return any(near) or (given.dim() > 1 and asked[0] < timestep)
+
+    def sample(self, result: Any) -> Tensor:
+        """Take the predicted latents out of whatever the transformer returns."""
+        first = result if hasattr(result, "dim") else result[0]
+        return _stacked(first)
+
+    def grid(self, model: Any, arguments: Mapping[str, Any]) -> Grid:
+        """Count the tokens; how they lie is not described."""
+        layout = self._layout(model, arguments)
+        return Grid(
+            frames=1,
+            height=1,
+            width=layout.tokens - layout.leading,
+            prefix=layout.leading,
+            pixel_height=1,
+            pixel_width=1,
+            frame_stride=1,
+        )
+
+    def run_branches(self, arguments: Mapping[str, Any], context: str | None) -> tuple[str, ...]:
+        """All branches: rows of one batch, or as many calls as guidance needs."""
+        first = super().run_branches(arguments, context)
+        if len(first) > 1 or not self._guided:
+            return first
+        other = {COND: UNCOND, UNCOND: COND, "pred_cond": "pred_uncond", "pred_uncond": "pred_cond"}
+        return (*first, other.get(first[0], UNCOND))
+
+    def branches(
+        self, arguments: Mapping[str, Any], context: str | None, call: int
+    ) -> tuple[BranchRows, ...]:
+        """Name the branches by the pipeline's ``cache_context``, else by the order of calls."""
+        batch = self.latents_of(arguments).shape[0]
+        if context == MERGED or (
+            context is None and self._guided and self._merges and batch % 2 == 0
+        ):
+            if not self._guided:
+                return (BranchRows(COND, 0, batch),)
+            if self.engine.policy.guidance is not None:
+                raise UnsupportedBackboneError(
+                    f"policy {self.engine.policy.name!r} predicts one guidance branch from the other, "
+                    f"and a {type(self.pipeline).__name__} runs both in one call",
+                    remedy="Use another policy",
+                )
+            return BranchRows.split(batch, UNCOND, COND)
+        names = (COND, UNCOND)
+        name = context or (names[call] if call < len(names) else f"branch {call + 1}")
+        return (BranchRows(name, 0, batch),)
+
+    def expert(self, model: Any) -> str:
+        """Name one of several transformers by the pipeline's attribute."""
+        names = [n for n, each in self.pipeline.components.items() if each is model]
+        alike = [m for m in self.pipeline.components.values() if type(m) is type(model)]
+        return names[0] if names and len(alike) > 1 else ""
+
+    def stand_in(
+        self, model: Any, arguments: Mapping[str, Any], run: RunTrunk
+    ) -> tuple[Any, dict[str, Any]]:
+        """Give the library's forward blocks of which the last runs them all."""
+        from hetcache_backends.diffusers.noted import Form, NotedTrunk, made_stand_in
+
+        layout = self._layout(model, arguments)
+
+        def answered(calls: list[NotedCall]) -> dict[str, Tensor]:
+            state = calls[0].state()
+            form = Form.of(self.description, state)
+            trunk = NotedTrunk(
+                model=model,
+                form=form,
+                calls=calls,
+                x=form.joined(state),
+                leading=form.leading(state),
+                around=layout.around,
+                costs=self.costs,
+                compiler=self.engine.compiler,
+            )
+            output = run(trunk)
+            return trunk.state(output, calls[-1].described.state)
+
+        return made_stand_in(model, self.description, answered)[0], {}
+
+    @property
+    def _guided(self) -> bool:
+        guided = getattr(self.pipeline, "do_classifier_free_guidance", False)
+        return bool(guided)
+
+    @property
+    def _merges(self) -> bool:
+        return not hasattr(type(self.pipeline), "separate_guidance")
+
+    def _layout(self, model: Any, arguments: Mapping[str, Any]) -> Layout:
+        """Run embeddings and head without blocks, once for each size in a run."""
+        from hetcache_backends.diffusers.counting import count_around, shapes_of
+        from hetcache_backends.diffusers.noted import Form, made_stand_in
+
+        key = (id(model), shapes_of(list(arguments.values())))
+        if key not in self._layouts:
+            found: list[tuple[int, int]] = []
+
+            def skipped(calls: list[NotedCall]) -> dict[str, Tensor]:
+                state = calls[0].state()
+                form = Form.of(self.description, state)
+                leading = form.leading(state)
+                found.append((form.joined(state).shape[1], leading))
+                return calls[-1].state()
+
+            stand_in, _ = made_stand_in(model, self.description, skipped)
+            _, around = count_around(lambda: type(model).forward(stand_in, **arguments))
+            if not found:
+                raise UnsupportedBackboneError(
+                    f"a {type(model).__name__} does not run its last block",
+                    remedy="Its description names other lists than it runs through, or the pipeline "
+                    "leaves blocks out",
+                )
+            self._layouts[key] = Layout(*found[0], around)
+        return self._layouts[key]
+
+
+def _stacked(value: Any) -> Tensor:
+    """Stack a list of one tensor a batch row, of equal or different sizes."""
+    import torch
+
+    if not isinstance(value, list | tuple):
+        tensor: Tensor = value
+        return tensor
+    if len({each.shape for each in value}) == 1:
+        return torch.stack(list(value))
+    return torch.cat([each.flatten() for each in value])[None]
+
+
+def _width(model: Any, heads: int) -> int:
+    """Width of a transformer's trunk, as its configuration or the first of its norms says."""
+    config = model.config
+    head = config.get("attention_head_dim") or config.get("head_dim")
+    if isinstance(head, int) and heads > 1:
+        return heads * head
+    names = ("hidden_size", "inner_dim", "dim", "hidden_dim", "model_dim", "d_model")
+    found = next((int(v) for n in names if isinstance(v := config.get(n), int)), 0)
+    return found or int(getattr(model, "inner_dim", heads)) // heads * heads

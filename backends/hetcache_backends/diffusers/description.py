@@ -1,0 +1,95 @@
+"""What is said of a class of diffusers' transformers, so that one adapter carries it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+from attrs import field, frozen
+
+from hetcache_core import ContractError
+
+GridKind = Literal["patches", "ids", "shapes", ""]
+"""Where a model's tokens say how they lie: ``config.patch_size`` and the latents, ``img_ids``,
+``img_shapes``, or nowhere."""
+
+
+@frozen(kw_only=True)
+class BlockList:
+    """A list of blocks that a transformer's ``forward`` runs through.
+
+    Attributes:
+        name: attribute of the transformer.
+        state: arguments of a block's ``forward`` that it changes, in the order in which it returns them;
+            everything else is handed to each block as the library does.
+        follow: arguments with one row a token, by name, and the axis that the tokens lie on: rotary
+            tables, modulation that each token has. They describe the video's tokens or all of them.
+    """
+
+    name: str
+    state: tuple[str, ...]
+    follow: Mapping[str, int] = field(factory=dict)
+
+
+def blocks(name: str, *state: str, **follow: int) -> BlockList:
+    """Describe a list by its name, its state and the axes of what follows the tokens."""
+    return BlockList(name=name, state=state or ("hidden_states",), follow=follow)
+
+
+@frozen(kw_only=True)
+class ModelDescription:
+    """One class of transformers.
+
+    Attributes:
+        transformer: name of the class in diffusers.
+        name: short name, in traces and listings.
+        lists: its lists of blocks, in the order in which they run.
+        video: argument of the blocks that holds the tokens of what is made.
+        latents: argument of the transformer's ``forward`` with the noisy latents: a tensor, or a list
+            with one for each batch row.
+        timestep: argument with the timestep, as it is or as a share of 1000, also of what is left.
+        token_axis: axis of the state that the tokens lie on.
+        grid: where it is said how the tokens lie in the picture, "" where it is not: partial steps are
+            refused then.
+        modulated: sub-module of the first block whose input tells how the step differs from the last,
+            "" to look for its first attention.
+        time: modules that embed a timestep, applied in turn, by their path in the transformer; empty
+            to look for ``Timesteps`` and ``TimestepEmbedding`` side by side.
+    """
+
+    transformer: str
+    name: str
+    lists: tuple[BlockList, ...]
+    video: str = "hidden_states"
+    latents: str = "hidden_states"
+    timestep: str = "timestep"
+    token_axis: int = 1
+    grid: GridKind = ""
+    modulated: str = ""
+    time: tuple[str, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            ContractError: there is no list, or the last one does not hold the video.
+        """
+        if not self.lists or self.video not in self.lists[-1].state:
+            raise ContractError(
+                f"no list of blocks ends with {self.video!r} in its state",
+                where=f"description of {self.transformer}",
+                remedy="Name the lists in the order in which they run, and in video the argument with "
+                "the tokens that are predicted",
+            )
+
+
+class ModelSet(ABC):
+    """Descriptions that come together. Subclasses are final and are made without arguments."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    @abstractmethod
+    def models(self) -> Sequence[ModelDescription]:
+        """Return the descriptions; imports no model library."""
