@@ -45,7 +45,6 @@ class Loop(PIPELINE):  # type: ignore[misc]
     """Calls a transformer for two branches in each step, as most pipelines do."""
 
     do_classifier_free_guidance = True
-    separate_guidance = True
 
     def __init__(self, transformer: Any, scheduler: Any) -> None:
         super().__init__()

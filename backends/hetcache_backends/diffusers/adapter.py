@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
@@ -226,14 +229,15 @@ class DescribedCalls(DiffusersCalls):
         """Whether it is the scheduler's timestep, its share of 1000, or what is left of that."""
         import torch
 
+        if self.description.other_times:
+            return True
         error = 4 * torch.finfo(given.dtype).eps if given.is_floating_point() else 0.0
-        asked, share = (float(given.max()), float(given.min())), timestep / 1000
-        near = (
-            abs(a - b) <= error * max(abs(b), 1.0)
-            for a in asked
-            for b in (timestep, share, 1 - share)
-        )
-        return any(near) or (given.dim() > 1 and asked[0] < timestep)
+        share = timestep / 1000
+        top, low = float(given.max()), float(given.min())
+        known = (timestep, share, 1 - share)
+        if any(abs(a - b) <= error * max(abs(b), 1.0) for a in (top, low) for b in known):
+            return True
+        return given.dim() > 1 and top < timestep  # conditioned tokens have lower ones
 
     def sample(self, result: Any) -> Tensor:
         """Take the predicted latents out of whatever the transformer returns."""
@@ -266,20 +270,19 @@ class DescribedCalls(DiffusersCalls):
     ) -> tuple[BranchRows, ...]:
         """Name the branches by the pipeline's ``cache_context``, else by the order of calls."""
         batch = self.latents_of(arguments).shape[0]
-        if context == MERGED or (
-            context is None and self._guided and self._merges and batch % 2 == 0
-        ):
-            if not self._guided:
-                return (BranchRows(COND, 0, batch),)
+        merged = context == MERGED or (context is None and _repeats_latents(type(self.pipeline)))
+        if merged and self._guided and batch % 2 == 0:
             if self.engine.policy.guidance is not None:
                 raise UnsupportedBackboneError(
                     f"policy {self.engine.policy.name!r} predicts one guidance branch from the other, "
                     f"and a {type(self.pipeline).__name__} runs both in one call",
                     remedy="Use another policy",
                 )
-            return BranchRows.split(batch, UNCOND, COND)
+            names = (COND, UNCOND) if self.description.cond_first else (UNCOND, COND)
+            return BranchRows.split(batch, *names)
         names = (COND, UNCOND)
-        name = context or (names[call] if call < len(names) else f"branch {call + 1}")
+        name = None if context == MERGED else context
+        name = name or (names[call] if call < len(names) else f"branch {call + 1}")
         return (BranchRows(name, 0, batch),)
 
     def expert(self, model: Any) -> str:
@@ -319,10 +322,6 @@ class DescribedCalls(DiffusersCalls):
         guided = getattr(self.pipeline, "do_classifier_free_guidance", False)
         return bool(guided)
 
-    @property
-    def _merges(self) -> bool:
-        return not hasattr(type(self.pipeline), "separate_guidance")
-
     def _layout(self, model: Any, arguments: Mapping[str, Any]) -> Layout:
         """Run embeddings and head without blocks, once for each size in a run."""
         from hetcache_backends.diffusers.counting import count_around, shapes_of
@@ -349,6 +348,19 @@ class DescribedCalls(DiffusersCalls):
                 )
             self._layouts[key] = Layout(*found[0], around)
         return self._layouts[key]
+
+
+@functools.cache
+def _repeats_latents(kind: type) -> bool:
+    """Whether a pipeline runs both branches as rows of one call, in which case it repeats its latents.
+
+    Such pipelines that give their calls no name (``cache_context``) say it nowhere else.
+    """
+    try:
+        source = inspect.getsource(kind.__call__)  # type: ignore[operator]
+    except (AttributeError, OSError, TypeError):
+        return False
+    return re.search(r"\] \* 2\)|\.repeat\(2,", source) is not None
 
 
 def _stacked(value: Any) -> Tensor:

@@ -58,7 +58,7 @@ MODELS: Final = (
         blocks("transformer_blocks", HIDDEN, TEXT),
     ),
     model("CogView4Transformer2DModel", "cogview4", blocks("transformer_blocks", HIDDEN, TEXT)),
-    model("CosmosTransformer3DModel", "cosmos", blocks("transformer_blocks")),
+    model("CosmosTransformer3DModel", "cosmos", blocks("transformer_blocks"), other_times=True),
     model("DiTTransformer2DModel", "dit", blocks("transformer_blocks")),
     model(
         "EasyAnimateTransformer3DModel", "easyanimate", blocks("transformer_blocks", HIDDEN, TEXT)
@@ -119,7 +119,9 @@ MODELS: Final = (
     ),
     model("LuminaNextDiT2DModel", "lumina-next", blocks("layers")),
     model("Lumina2Transformer2DModel", "lumina2", blocks("layers")),
-    model("MiniMaxH3Transformer3DModel", "minimax-h3", blocks("transformer_blocks")),
+    model(
+        "MiniMaxH3Transformer3DModel", "minimax-h3", blocks("transformer_blocks"), other_times=True
+    ),
     model("MiniMaxMusic3Transformer1DModel", "minimax-music3", blocks("transformer_blocks")),
     model("MochiTransformer3DModel", "mochi", blocks("transformer_blocks", HIDDEN, TEXT)),
     model(
@@ -140,7 +142,7 @@ MODELS: Final = (
     model("PRXTransformer2DModel", "prx", blocks("blocks")),
     model("QwenImageTransformer2DModel", "qwen-image", blocks("transformer_blocks", TEXT, HIDDEN)),
     model("QwenImage21Transformer2DModel", "qwen-image-2.1", blocks("transformer_blocks")),
-    model("SanaTransformer2DModel", "sana", blocks("transformer_blocks")),
+    model("SanaTransformer2DModel", "sana", blocks("transformer_blocks"), other_times=True),
     model("SanaVideoTransformer3DModel", "sana-video", blocks("transformer_blocks")),
     model("SD3Transformer2DModel", "sd3", blocks("transformer_blocks", TEXT, HIDDEN)),
     model("SkyReelsV2Transformer3DModel", "skyreels-v2", blocks("blocks")),
@@ -153,6 +155,7 @@ MODELS: Final = (
         video="x",
         latents="x",
         timestep="t",
+        cond_first=True,
     ),
 )
 """One value a class."""

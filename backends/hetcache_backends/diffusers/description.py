@@ -49,6 +49,9 @@ class ModelDescription:
         latents: argument of the transformer's ``forward`` with the noisy latents: a tensor, or a list
             with one for each batch row.
         timestep: argument with the timestep, as it is or as a share of 1000, also of what is left.
+        cond_first: whether the conditional rows come first where both branches are one batch.
+        other_times: whether the timestep is given in yet another way, so that it cannot be held against
+            the scheduler's.
         token_axis: axis of the state that the tokens lie on.
         grid: where it is said how the tokens lie in the picture, "" where it is not: partial steps are
             refused then.
@@ -64,6 +67,8 @@ class ModelDescription:
     video: str = "hidden_states"
     latents: str = "hidden_states"
     timestep: str = "timestep"
+    cond_first: bool = False
+    other_times: bool = False
     token_axis: int = 1
     grid: GridKind = ""
     modulated: str = ""

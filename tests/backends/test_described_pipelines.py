@@ -1,0 +1,209 @@
+"""Pipelines of diffusers around described transformers, as their users call them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("diffusers")
+
+import diffusers
+import torch
+from torch import Tensor
+
+from hetcache_core import Mode, accelerate
+from hetcache_core.testing.scripted import FULL_STEPS, scripted
+
+_FILE = Path(__file__).with_name("described_samples.py")
+_SPEC = importlib.util.spec_from_file_location("described_samples", _FILE)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+samples = importlib.util.module_from_spec(_SPEC)
+sys.modules["described_samples"] = samples
+_SPEC.loader.exec_module(samples)
+
+LIBRARY: Any = diffusers
+
+
+def transformer(kind: str) -> Any:
+    """A small random transformer of a class."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = samples.SAMPLES[kind].make().eval()
+        for parameter in model.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def normal(*size: int, seed: int = 0) -> Tensor:
+    """Random numbers of a size."""
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+def texts(**parts: Any) -> dict[str, Any]:
+    """Parts that a pipeline lacks where it is given embeddings."""
+    names = (
+        "text_encoder",
+        "tokenizer",
+        "text_encoder_2",
+        "tokenizer_2",
+        "text_encoder_3",
+        "tokenizer_3",
+    )
+    return {**dict.fromkeys(names[: parts.pop("encoders") * 2]), **parts}
+
+
+def flux() -> tuple[Any, dict[str, Any]]:
+    """Flux with true guidance: two calls with texts of one length."""
+    pipeline = LIBRARY.FluxPipeline(
+        scheduler=LIBRARY.FlowMatchEulerDiscreteScheduler(),
+        transformer=transformer("FluxTransformer2DModel"),
+        **texts(encoders=2, vae=None),
+    )
+    given = {
+        "prompt_embeds": normal(1, 6, 32),
+        "pooled_prompt_embeds": normal(1, 32),
+        "negative_prompt_embeds": normal(1, 6, 32, seed=1),
+        "negative_pooled_prompt_embeds": normal(1, 32, seed=1),
+        "true_cfg_scale": 3.0,
+        "height": 64,
+        "width": 64,
+    }
+    return pipeline, given
+
+
+def distilled() -> tuple[Any, dict[str, Any]]:
+    """Flux as it is usually called: guidance is an embedding, and there is one branch."""
+    pipeline, given = flux()
+    own = {k: v for k, v in given.items() if "negative" not in k and k != "true_cfg_scale"}
+    return pipeline, own
+
+
+def qwen() -> tuple[Any, dict[str, Any]]:
+    """Qwen-Image: two calls whose texts differ in length."""
+    pipeline = LIBRARY.QwenImagePipeline(
+        scheduler=LIBRARY.FlowMatchEulerDiscreteScheduler(),
+        transformer=transformer("QwenImageTransformer2DModel"),
+        **texts(encoders=1, vae=None),
+    )
+    given = {
+        "prompt_embeds": normal(1, 7, 16),
+        "prompt_embeds_mask": torch.ones(1, 7, dtype=torch.long),
+        "negative_prompt_embeds": normal(1, 3, 16, seed=1),
+        "negative_prompt_embeds_mask": torch.ones(1, 3, dtype=torch.long),
+        "true_cfg_scale": 3.0,
+        "height": 64,
+        "width": 64,
+    }
+    return pipeline, given
+
+
+def sd3() -> tuple[Any, dict[str, Any]]:
+    """SD3: both branches in one call, without a name."""
+    pipeline = LIBRARY.StableDiffusion3Pipeline(
+        scheduler=LIBRARY.FlowMatchEulerDiscreteScheduler(),
+        transformer=transformer("SD3Transformer2DModel"),
+        **texts(encoders=3, vae=None),
+    )
+    given = {
+        "prompt_embeds": normal(1, 9, 32),
+        "pooled_prompt_embeds": normal(1, 32),
+        "negative_prompt_embeds": normal(1, 9, 32, seed=1),
+        "negative_pooled_prompt_embeds": normal(1, 32, seed=1),
+        "guidance_scale": 3.0,
+        "height": 64,
+        "width": 64,
+    }
+    return pipeline, given
+
+
+def z_image() -> tuple[Any, dict[str, Any]]:
+    """Z-Image: latents and texts are lists, timesteps count from the other end."""
+    pipeline = LIBRARY.ZImagePipeline(
+        scheduler=LIBRARY.FlowMatchEulerDiscreteScheduler(),
+        transformer=transformer("ZImageTransformer2DModel"),
+        **texts(encoders=1, vae=None),
+    )
+    given = {
+        "prompt_embeds": [normal(6, 16)],
+        "negative_prompt_embeds": [normal(4, 16, seed=1)],
+        "guidance_scale": 3.0,
+        "height": 64,
+        "width": 64,
+    }
+    return pipeline, given
+
+
+def wan() -> tuple[Any, dict[str, Any]]:
+    """Wan with two experts: two calls a step, of one transformer first and of the other then."""
+    pipeline = LIBRARY.WanPipeline(
+        scheduler=LIBRARY.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        transformer=transformer("WanTransformer3DModel"),
+        transformer_2=transformer("WanTransformer3DModel"),
+        boundary_ratio=0.875,
+        **texts(encoders=1, vae=None),
+    )
+    given = {
+        "prompt_embeds": normal(1, 5, 16),
+        "negative_prompt_embeds": normal(1, 5, 16, seed=1),
+        "guidance_scale": 3.0,
+        "height": 64,
+        "width": 64,
+        "num_frames": 5,
+    }
+    return pipeline, given
+
+
+BOTH = ("cond", "uncond")
+
+
+@pytest.mark.parametrize(
+    ("make", "variant", "calls", "experts"),
+    [
+        (flux, "flux", BOTH, 1),
+        (distilled, "flux", ("cond",), 1),
+        (qwen, "qwen-image", BOTH, 1),
+        (sd3, "sd3", ("cond+uncond",), 1),
+        (z_image, "z-image", ("cond+uncond",), 1),
+        (wan, "wan", BOTH, 2),
+    ],
+)
+def test_a_pipeline_is_carried_as_it_is(
+    make: Callable[[], Any], variant: str, calls: tuple[str, ...], experts: int
+) -> None:
+    pipeline, given = make()
+    pipeline.set_progress_bar_config(disable=True)
+
+    def run() -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        made = pipeline(
+            **given,
+            num_inference_steps=4,
+            generator=generator,
+            output_type="latent",
+            return_dict=False,
+        )[0]
+        return torch.stack(list(made)) if isinstance(made, list) else made
+
+    expected = run()
+    with accelerate(pipeline, FULL_STEPS) as session:
+        made = run()
+    assert torch.equal(made, expected)
+    trace = session.trace
+    assert (trace.backbone, trace.variant) == ("diffusers", variant)
+    assert [record.branch for record in trace.records] == [*calls] * 4
+    assert len({record.expert for record in trace.records}) == experts
+    with accelerate(pipeline, scripted(Mode.FULL, Mode.REUSE)) as session:
+        reused = run()
+    assert reused.isfinite().all()
+    assert not torch.equal(reused, expected)
+    assert Mode.REUSE in {record.mode for record in session.trace.records}
+    assert torch.equal(run(), expected)
