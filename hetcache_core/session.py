@@ -26,7 +26,7 @@ from hetcache_core.plugins.discovery import Registry, discover
 from hetcache_core.policy.guards import GUARDS, Guards
 from hetcache_core.policy.recipe import CachePolicy, PolicyRecipe, combine
 from hetcache_core.records.trace import CallRecord, Trace
-from hetcache_core.settings.declare import build, plain_values
+from hetcache_core.settings.declare import build, declared, plain_values
 from hetcache_core.steps import ModelInfo, StepInfo
 from hetcache_core.store import StoreSettings
 
@@ -134,6 +134,7 @@ def accelerate(
     store: StoreSettings | None = None,
     guards: Guards | None = None,
     target_speedup: float | None = None,
+    target_quality: float | None = None,
     compile: bool | str = False,  # noqa: A002  # as torch calls it
     wait: bool | float = False,
     registry: Registry | None = None,
@@ -154,6 +155,8 @@ def accelerate(
         guards: steps that are computed whatever the policy says, on top of those that ``settings`` set.
         target_speedup: how many times fewer FLOPs to compute; the policy's thresholds follow, and so do
             its guards where nobody set them.
+        target_quality: decibels inside the mask to the reference, where the policy (``auto``) can compute
+            steps until it is met; stands in for ``target_speedup``.
         compile: run the model's blocks with ``torch.compile``, True or the name of one of its
             backends; the model stays as it is. The first steps of each number of tokens compile, for
             seconds to minutes.
@@ -177,6 +180,8 @@ def accelerate(
     registry = discover() if registry is None else registry
     adapter = _find_backbone(pipeline, backbone, registry)
     model = adapter.describe(pipeline)
+    if target_quality is not None:
+        settings = with_quality(policy, settings or {}, target_quality, registry, target_speedup)
     composed, used = resolve_policy(policy, settings or {}, preset, model, registry)
     missing = adapter.features.missing(composed.needs())
     if missing:
@@ -214,7 +219,8 @@ def accelerate(
             on_run(trace)
         registry.observe_run(trace)
 
-    if target_speedup is None and composed.step is not None and isinstance(policy, str):
+    asked = target_speedup is not None or target_quality is not None
+    if not asked and composed.step is not None and isinstance(policy, str):
         target_speedup = _preset_speedup(policy, settings or {}, preset, model, registry)
     engine = Engine(
         policy=composed,
@@ -375,6 +381,44 @@ def _find_backbone(pipeline: Any, wanted: str | Backbone | None, registry: Regis
     )
 
 
+QUALITY: Final = "target_quality"
+"""Setting of the policies that can be asked for a quality."""
+
+
+def with_quality(
+    policy: str | PolicyRecipe | CachePolicy,
+    settings: Mapping[str, object],
+    quality: float,
+    registry: Registry,
+    target_speedup: float | None = None,
+) -> Mapping[str, object]:
+    """Put an asked quality into the settings of the policy that can meet it.
+
+    Raises:
+        ConfigError: no policy can, or how many FLOPs to compute is asked for as well.
+    """
+    if target_speedup is not None:
+        raise ConfigError(
+            "a quality and a speed-up are both asked for, and one follows from the other",
+            where=QUALITY,
+            remedy="Leave one of them out",
+        )
+    names = [name.strip() for name in policy.split("+")] if isinstance(policy, str) else []
+    able = [name for name in names if QUALITY in declared(registry.policy(name))]
+    if not able:
+        raise ConfigError(
+            f"policy {policy if names else 'given as an object'!s} takes none",
+            where=QUALITY,
+            setting=QUALITY,
+            given=quality,
+            remedy="Ask auto for it"
+            if names
+            else "Make it with the quality, such as Auto(target_quality=35)",
+        )
+    prefix = f"{able[0]}." if len(names) > 1 else ""
+    return {**settings, f"{prefix}{QUALITY}": quality}
+
+
 def check_target(target_speedup: float) -> float:
     """Return the target, checked.
 
@@ -390,4 +434,4 @@ def check_target(target_speedup: float) -> float:
     return target_speedup
 
 
-__all__ = ["Session", "accelerate", "check_target", "resolve_policy"]
+__all__ = ["Session", "accelerate", "check_target", "resolve_policy", "with_quality"]

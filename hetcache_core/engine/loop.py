@@ -384,7 +384,15 @@ class Engine:
         if threshold_factor is None:
             threshold_factor = run.budget.factor if run.budget is not None else 1.0
         return Signals(
-            step, run.info.timesteps, call, trunk, probe, run.ahead, run.store, threshold_factor
+            step,
+            run.info.timesteps,
+            call,
+            trunk,
+            probe,
+            run.ahead,
+            run.store,
+            threshold_factor,
+            run.innovation.error,
         )
 
     def _possible(self, run: RunState, call: ModelCall, wanted: Decision) -> Decision:

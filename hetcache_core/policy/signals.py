@@ -64,6 +64,7 @@ class Signals:
     _ahead: ScheduleSignals
     _store: CacheStore
     threshold_factor: float = 1.0
+    _gap_error: Tensor | None = None
     _modulated: Tensor | None = field(default=None, init=False)
     reads: int = field(default=0, init=False)
 
@@ -132,6 +133,13 @@ class Signals:
         if name not in numbers:
             numbers[name] = self.read_many(compute())
         return numbers[name]
+
+    def gap_error(self) -> float | None:
+        """Bring to the host what the last gap did to the latents, as ``StepRecord.error`` has it.
+
+        None before the first gap, and where the policy has nothing measured.
+        """
+        return None if self._gap_error is None else self.read(self._gap_error)
 
     def residual(self, span: Span = WHOLE_TRUNK) -> Tensor | None:
         """Newest kept residual (b, N, D) of a span, rows of the deciding branch, or None.

@@ -33,6 +33,18 @@ class Calibrator(ABC):
     def watch(self) -> CachePolicy:
         """Return a policy that runs every step in full and looks on, run after run."""
 
+    def trials(self) -> Mapping[float, CachePolicy]:
+        """Return policies that each clip is run with after its reference; by default none."""
+        return {}
+
+    def tried(self, trial: float, quality: float) -> None:
+        """Take what a trial came to.
+
+        Args:
+            trial: which one.
+            quality: PSNR inside the mask to the reference of the same clip, in dB.
+        """
+
     @abstractmethod
     def result(self) -> Mapping[str, Any]:
         """Sum up the watched runs as JSON values.

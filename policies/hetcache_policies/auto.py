@@ -24,18 +24,22 @@ Source: our design. The line is TaylorSeer's first order (arXiv:2503.06923) on t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import ClassVar, Final, final
 
 from attrs import define, field, frozen
 
 from hetcache_core import (
     CachePolicy,
+    Calibration,
+    Calibrator,
+    ConfigError,
     ControlMode,
     Corrector,
     Decision,
     Guards,
+    KeepOutput,
     KeySettings,
     Mode,
     ModelInfo,
@@ -54,6 +58,12 @@ from hetcache_policies.hetcache import MARGIN
 from hetcache_policies.shared.correctors import Payback
 from hetcache_policies.shared.partition import MaskPartitioner
 from hetcache_policies.shared.predictors import Blend, Linear
+from hetcache_policies.shared.quality import (
+    QualityCalibrator,
+    QualityLine,
+    QualitySteps,
+    positions,
+)
 
 __all__ = ["Auto", "SpacedSteps", "positions"]
 
@@ -75,22 +85,6 @@ PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
     "fast": {"every": 5.0},
 }
 SHARES: Final[Mapping[str, float]] = {"quality": 0.50, "balanced": 0.34, "fast": 0.22}
-
-
-def positions(sigmas: Sequence[float], exponent: float) -> tuple[float, ...]:
-    """Return where each step lies on the way, in average steps: from 0 to less than ``S``.
-
-    Args:
-        sigmas: Noise levels of the ``S`` steps; the run ends at 0.
-        exponent: Of the distances; 0 counts steps, 1 is proportional to the noise that is removed.
-    """
-    moved = [abs(a - b) for a, b in pairwise((*sigmas, 0.0))]
-    if exponent == 0 or not all(math.isfinite(d) for d in moved) or not any(moved):
-        return tuple(float(index) for index in range(len(moved)))
-    weights = [distance**exponent for distance in moved]
-    whole = sum(weights)
-    summed = accumulate(weights[:-1], initial=0.0)
-    return tuple(len(weights) * part / whole for part in summed)
 
 
 @final
@@ -186,6 +180,14 @@ class Auto(PolicyRecipe):
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = PRESETS
     preset_shares: ClassVar[Mapping[str, float]] = SHARES
 
+    target_quality: float | None = setting(
+        None,
+        gt=0,
+        doc="decibels inside the mask to the reference; steps are computed until it is met",
+    )
+    calibration: str | None = setting(
+        None, doc="file of hetcache calibrate that says what a quality takes on the model"
+    )
     every: float = setting(
         3.0, ge=1, doc="distance of computed steps, in average steps along the way of the sampler"
     )
@@ -215,18 +217,57 @@ class Auto(PolicyRecipe):
         doc="what a computed step pays back for those before it that were not",
     )
 
+    @classmethod
+    def calibrator(cls) -> Calibrator:
+        """Fit the line from allowed errors to decibels."""
+        return QualityCalibrator(Blend(), Payback())
+
     def compose(self, model: ModelInfo) -> CachePolicy:
-        """Make the policy; it is the same for every model."""
+        """Make the policy.
+
+        Raises:
+            ConfigError: The calibration is of another model, or a quality is asked for beside what
+                contradicts it.
+        """
+        steps, notes = self._steps(model)
         return CachePolicy(
             name=self.name,
-            step=SpacedSteps(
-                every=self.every,
-                exponent=self.exponent,
-                partials=self.partials,
-                first_gap=self.first_gap,
-            ),
+            step=steps,
             predictor=self.predictor,
             corrector=self.corrector,
             partitioner=MaskPartitioner(margin=MARGIN) if self.partials else None,
             partial=PARTIAL if self.partials else None,
+            notes=notes,
         )
+
+    def _steps(self, model: ModelInfo) -> tuple[StepPolicy, tuple[str, ...]]:
+        if self.target_quality is None:
+            spaced = SpacedSteps(
+                every=self.every,
+                exponent=self.exponent,
+                partials=self.partials,
+                first_gap=self.first_gap,
+            )
+            return spaced, ()
+        blind = isinstance(self.corrector, KeepOutput) and self.predictor.measured is None
+        if self.partials or blind:
+            raise ConfigError(
+                "a quality is met by what full steps find out, which "
+                + ("partial steps would hide" if self.partials else "these settings leave out"),
+                where=f"policy {self.name}",
+                setting="target_quality",
+                given=self.target_quality,
+                remedy="Leave partials at 0, and corrector at payback or predictor at blend",
+            )
+        line, fit, asked = QualityLine(), None, f"{self.target_quality:g} dB in the mask"
+        if self.calibration is not None:
+            fit = Calibration.load(self.calibration, policy=self.name, model=model)
+            line = QualityLine.of(fit)
+        note = f"Asked for {asked}, aimed {line.margin:.1f} dB higher: " + (
+            f"{fit.data['runs']} runs on this model lie about the line with "
+            f"{fit.data['spread']:.1f} dB, and nine of ten are to meet it."
+            if fit is not None
+            else "nothing is known of this model. `hetcache calibrate --policy auto` finds out."
+        )
+        steps = QualitySteps(allowed=line.allowed(self.target_quality), calibration=fit)
+        return steps, (note,)

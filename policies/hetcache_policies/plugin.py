@@ -180,6 +180,26 @@ def hetcache_register_predictors() -> list[Registration]:
             summary="the straight line through the last two computed values",
         ),
         Registration(
+            name="chebyshev",
+            target="hetcache_policies.shared.predictors:Chebyshev",
+            summary="a ridge fit of Chebyshev polynomials to the last values",
+        ),
+        Registration(
+            name="exponentials",
+            target="hetcache_policies.shared.predictors:Exponentials",
+            summary="exponentials through the last values (DMD)",
+        ),
+        Registration(
+            name="foca",
+            target="hetcache_policies.shared.predictors:Foca",
+            summary="BDF2 forecasts, Heun's rule calibrates",
+        ),
+        Registration(
+            name="hermite",
+            target="hetcache_policies.shared.predictors:Hermite",
+            summary="a series of scaled Hermite polynomials",
+        ),
+        Registration(
             name="taylor",
             target="hetcache_policies.shared.predictors:Taylor",
             summary="a Taylor series of backward differences",

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from hetcache.editing.config import CalibrateConfig, EditConfig
 from hetcache.editing.job import prepare
+from hetcache.quality.regions import compare
 from hetcache.running.console import note
 from hetcache.running.progress import step_bars
 from hetcache.running.run import PolicyChoice, load
@@ -65,7 +66,15 @@ def calibrate(config: CalibrateConfig, registry: Registry) -> Calibrated:
     with step_bars() as steps:
         for index, request in enumerate(requests):
             title = f"clip {index + 1} of {len(requests)}"
-            sigmas.add(_sigmas(runner.run(request, watch, steps.track(title)).trace))
+            reference = runner.run(request, watch, steps.track(title))
+            sigmas.add(_sigmas(reference.trace))
+            for trial, policy in calibrator.trials().items():
+                choice = PolicyChoice(name=config.policy, watch=policy)
+                run = runner.run(request, choice, steps.track(f"{title}, {trial:g}"))
+                token = backbone.geometry.size_multiple
+                found = compare(run.frames, reference.frames, request.mask, token)["mask"].db
+                if found is not None:  # an identical run says nothing of the line
+                    calibrator.tried(trial, found)
     if len(sigmas) > 1:
         raise ConfigError(
             "the clips were run with different noise levels, which depend on their sizes here",

@@ -124,17 +124,17 @@ def held_against(
     result: RunResult, reference: RunResult, runner: Runner, request: EditRequest
 ) -> Comparison:
     """Compare a run with the reference, on the frames as the model made them."""
-    cost = measure(reference)
-    return Comparison(
-        reference=cost,
-        speedup=speedup(measure(result), cost),
-        psnr=compare(
-            result.frames,
-            reference.frames,
-            request.mask,
-            runner.backbone.geometry.size_multiple,
-        ),
+    cost, run = measure(reference), measure(result)
+    psnr = compare(
+        result.frames,
+        reference.frames,
+        request.mask,
+        runner.backbone.geometry.size_multiple,
     )
+    met, inside = None, psnr["mask"]
+    if run.target_quality is not None:
+        met = inside.identical or (inside.db or 0.0) >= run.target_quality
+    return Comparison(reference=cost, speedup=speedup(run, cost), psnr=psnr, met=met)
 
 
 def said_of(trace: Trace, notice: str | None) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hetcache.quality.regions import RegionQuality
+from hetcache_core.session import QUALITY
 
 if TYPE_CHECKING:
     from hetcache.running.run import RunResult
@@ -36,6 +37,7 @@ class Measures:
         steps_reused: Those that reused what was stored.
         peak_cache_bytes: Most bytes stored at once.
         target_speedup: How many times fewer FLOPs were asked for, or None.
+        target_quality: The quality that was asked for, in decibels inside the mask, or None.
         reached_speedup: How many times fewer it computed, by its own count.
     """
 
@@ -50,6 +52,7 @@ class Measures:
     steps_reused: int
     peak_cache_bytes: int
     target_speedup: float | None
+    target_quality: float | None
     reached_speedup: float
 
 
@@ -78,11 +81,13 @@ class Comparison:
         reference: What the reference cost.
         speedup: How much less the run cost.
         psnr: How close its output is, by region, before compositing.
+        met: Whether the quality that was asked for was met, or None where none was.
     """
 
     reference: Measures
     speedup: Speedup
     psnr: Mapping[str, RegionQuality]
+    met: bool | None = None
 
 
 @frozen(kw_only=True)
@@ -126,7 +131,12 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return the values of the JSON output."""
         plain = asdict(self)
-        compared = plain.pop("comparison") or {"reference": None, "speedup": None, "psnr": None}
+        compared = plain.pop("comparison") or {
+            "reference": None,
+            "speedup": None,
+            "psnr": None,
+            "met": None,
+        }
         return {**plain, "fps": str(self.fps), "notes": list(self.notes), **compared}
 
 
@@ -145,6 +155,9 @@ def measure(result: RunResult) -> Measures:
         steps_reused=totals.steps_reused,
         peak_cache_bytes=totals.peak_cache_bytes,
         target_speedup=result.trace.target_speedup,
+        target_quality=next(
+            (v for k, v in result.trace.settings.items() if k.rpartition(".")[2] == QUALITY), None
+        ),
         reached_speedup=totals.flops_speedup,
     )
 
@@ -208,6 +221,12 @@ def _table(report: Report) -> Table:
         shown = f"{report.run.target_speedup:g}x / {report.run.reached_speedup:.2f}x"
         cells = ["", shown, ""] if compared is not None else [shown]
         table.add_row("fewer FLOPs asked / reached", *cells)
+    if report.run.target_quality is not None and compared is not None:
+        found = str(compared.psnr["mask"])
+        said = "met" if compared.met else "missed"
+        table.add_row(
+            "quality asked / reached", "", f"{report.run.target_quality:g} dB / {found}", said
+        )
     if compared is not None:
         table.add_row(
             "clock speed-up / FLOP speed-up", "", "", f"{compared.speedup.clock_per_flops:.2f}"

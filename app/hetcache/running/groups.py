@@ -139,6 +139,7 @@ class PolicyConfig:
             settings={**spec.settings, **self.settings},
             preset=spec.preset or self.preset,
             target_speedup=asked,
+            target_quality=limits.target_quality,
             guards=guards(limits, steps),
             store=store_settings(cache),
         )

@@ -35,6 +35,12 @@ class LimitsConfig:
         doc="how many times fewer FLOPs to compute; the policy's thresholds follow",
         metadata=written(unset="the policy's own settings"),
     )
+    target_quality: float | None = setting(
+        None,
+        gt=0,
+        doc="decibels inside the mask to the reference; steps are computed until it is met (auto)",
+        metadata=written(unset="no quality is asked for"),
+    )
     guards: Guards = group(Guards())
     compile: bool = setting(
         False, doc="run the model's blocks with torch.compile; the first steps then take longer"

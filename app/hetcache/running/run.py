@@ -12,7 +12,7 @@ from attrs import evolve, field, frozen
 
 from hetcache.running.specs import RANDOM, REFERENCE
 from hetcache_core import ConfigError, ContractError, LoadRequest, accelerate
-from hetcache_core.session import StepCallback
+from hetcache_core.session import StepCallback, with_quality
 from hetcache_core.settings.declare import build
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class PolicyChoice:
         settings: Its settings by name.
         preset: The preset that the settings go on top of.
         target_speedup: How many times fewer FLOPs are asked for, or None.
+        target_quality: The quality that is asked for, in decibels, or None.
         guards: Steps that run in full in any case, or None.
         store: How the cache is kept, or None for the model's own way.
         watch: What runs instead of the named policy, to look on, or None.
@@ -50,6 +51,7 @@ class PolicyChoice:
     settings: Mapping[str, object] = field(factory=dict)
     preset: str | None = None
     target_speedup: float | None = None
+    target_quality: float | None = None
     guards: Guards | None = None
     store: StoreSettings | None = None
     watch: CachePolicy | None = None
@@ -109,6 +111,7 @@ class Runner:
             settings=policy.settings,
             preset=policy.preset,
             target_speedup=policy.target_speedup,
+            target_quality=policy.target_quality,
             guards=policy.guards,
             store=policy.store,
             compile=self.compiles,
@@ -162,8 +165,13 @@ def check_policy(policy: PolicyChoice, registry: Registry) -> None:
     """
     names = [name.strip() for name in policy.name.split("+")]
     kinds = [registry.policy(name) for name in names]
+    settings = policy.settings
+    if policy.target_quality is not None:
+        settings = with_quality(
+            policy.name, settings, policy.target_quality, registry, policy.target_speedup
+        )
     if len(kinds) == 1 and policy.preset is None:
-        build(kinds[0], policy.settings, where=f"policy {names[0]}", pieces=registry)
+        build(kinds[0], settings, where=f"policy {names[0]}", pieces=registry)
 
 
 def load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -12,9 +13,18 @@ from hypothesis import strategies as st
 from hetcache_core.errors import ConfigError
 from hetcache_core.policy.pieces import Hold, Predictor
 from hetcache_core.store import Stored
-from hetcache_policies.shared.predictors import Blend, Linear, Taylor
+from hetcache_policies.shared.predictors import (
+    Blend,
+    Chebyshev,
+    Exponentials,
+    Foca,
+    Hermite,
+    Linear,
+    Taylor,
+)
 
-ALL = [Hold(), Linear(), Taylor(), Taylor(2), Taylor(4)]
+ALL = [Hold(), Linear(), Taylor(), Taylor(2), Taylor(4), Foca(), Chebyshev(3, 2, 0.0)]
+EVERY = [*ALL, Hermite(), Blend(), Chebyshev(), Exponentials()]
 
 
 def kept(of: Callable[[float], float], steps: list[int]) -> list[Stored]:
@@ -34,7 +44,7 @@ def computed_steps(draw: st.DrawFn, most: int = 5) -> list[int]:
 
 @given(computed_steps(), st.integers(1, 10))
 def test_a_constant_is_predicted_by_all(steps: list[int], ahead: int) -> None:
-    for predictor in ALL:
+    for predictor in EVERY:
         values = kept(lambda _: 3.0, steps)[-predictor.history :]
         assert predicted(predictor, values, steps[-1] + ahead) == pytest.approx(3.0)
 
@@ -81,6 +91,47 @@ def test_uneven_gaps_by_hand() -> None:
     assert predicted(Taylor(3), values, 8) == pytest.approx(7 + 4 + 1 + 0.25 * 2**3 / 6)
 
 
+def test_the_hermite_series_of_a_square_by_hand() -> None:
+    """As above with 0.5 H_1(u / 2) = u / 2 for u and 0.25 H_2(u / 2) = u**2 / 4 - 1 / 2 for its square."""
+    values = kept(lambda s: float(s**2), [0, 1, 2])
+    for u in (1, 2, 3):
+        expected = 4 + 3 * u / 2 + 2 * (u**2 / 4 - 1 / 2) / 2
+        assert predicted(Hermite(2, 0.5), values, 2 + u) == pytest.approx(expected)
+
+
+def test_foca_by_hand() -> None:
+    """1, 3, 8 at 0, 2, 4: slope 2.5; a line had 4 at 3, so the jump is 4; then 2.5 and 4 by halves."""
+    points = {0: 1.0, 2: 3.0, 4: 8.0}
+    values = kept(lambda s: points[int(s)], [0, 2, 4])
+    first = 8 + (2.5 + 4) / 2
+    assert predicted(Foca(), values, 5) == pytest.approx(first)
+    assert predicted(Foca(), values, 6) == pytest.approx(8 + 2.5 + (first - 8))
+
+
+@given(st.integers(1, 6))
+def test_a_parabola_is_fitted_without_a_ridge(u: int) -> None:
+    values = kept(lambda s: 0.5 * s**2 - 3 * s + 1, [1, 2, 5])
+    s = 5 + u
+    expected = 0.5 * s**2 - 3 * s + 1
+    assert predicted(Chebyshev(3, 2, 0.0), values, s) == pytest.approx(expected, rel=1e-4, abs=1e-3)
+    held = predicted(Chebyshev(3, 2, 1e9), values, s)
+    assert held == pytest.approx(-1.5, abs=1e-3)
+
+
+def test_exponentials_are_followed() -> None:
+    """Two of them, 0.5**s and 0.8**s, in two directions, and a third that swings."""
+    turn = math.pi / 5
+
+    def value(s: float) -> torch.Tensor:
+        swing = [math.cos(turn * s), math.sin(turn * s)]
+        return torch.tensor([2 * 0.9**s, 0.7**s, *swing], dtype=torch.float64)
+
+    values = [Stored(value(s), s) for s in range(6)]
+    for step in (6, 7, 9):
+        found = Exponentials(6).predict(values, step=step, gain=None)
+        torch.testing.assert_close(found, value(step), rtol=2e-2, atol=2e-2)
+
+
 @given(st.integers(1, 5), st.floats(0.5, 1.5), st.integers(1, 4))
 def test_a_geometric_series_by_its_closed_form(order: int, base: float, u: int) -> None:
     """The j-th backward difference of b**s is b**s * (1 - 1 / b)**j."""
@@ -93,7 +144,7 @@ def test_a_geometric_series_by_its_closed_form(order: int, base: float, u: int) 
     assert predicted(Taylor(order), values, last + u) == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
-@pytest.mark.parametrize("predictor", ALL, ids=str)
+@pytest.mark.parametrize("predictor", EVERY, ids=str)
 def test_values_are_not_written_to_and_the_type_is_theirs(predictor: Predictor) -> None:
     values = [Stored(torch.randn(3).bfloat16(), step) for step in range(predictor.history)]
     before = [value.value.clone() for value in values]
@@ -103,7 +154,7 @@ def test_values_are_not_written_to_and_the_type_is_theirs(predictor: Predictor) 
 
 
 def test_as_many_values_are_kept_as_are_looked_at() -> None:
-    assert [predictor.history for predictor in ALL] == [1, 2, 2, 3, 5]
+    assert [predictor.history for predictor in EVERY] == [1, 2, 2, 3, 5, 3, 3, 3, 2, 6, 5]
 
 
 def test_an_order_below_one_is_refused() -> None:
