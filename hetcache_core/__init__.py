@@ -22,11 +22,13 @@ if TYPE_CHECKING:
         RandomModels,
         RunInfo,
     )
-    from hetcache_core.backbone.block_trunk import BlockTrunk, in_fp32
+    from hetcache_core.backbone.block_trunk import BlockTrunk
     from hetcache_core.backbone.compiling import BlockCompiler
     from hetcache_core.backbone.flops import DitFlops, matrix_macs
+    from hetcache_core.backbone.modules import call_inside, call_through, in_fp32, own_parameter
     from hetcache_core.backbone.pipelines import check_options, load_pipeline, run_edit
-    from hetcache_core.backbone.routing import ModelCalls, StandIn, attached
+    from hetcache_core.backbone.routing import ModelCalls, attached
+    from hetcache_core.backbone.stand_ins import StandIn, overridden
     from hetcache_core.backbone.trunk import BlockHooks, RunTrunk, TrunkCall, TrunkView
     from hetcache_core.engine.footprint import footprint
     from hetcache_core.engine.loop import Engine
@@ -105,11 +107,13 @@ _HOMES: Final[dict[str, str]] = {
     for module, names in {
         "backbone.adapter": "Backbone EditRequest Exporter Features FlopModel Geometry LoadRequest "
         "ModelCall RandomModels RunInfo",
-        "backbone.block_trunk": "BlockTrunk in_fp32",
+        "backbone.block_trunk": "BlockTrunk",
         "backbone.compiling": "BlockCompiler",
         "backbone.flops": "DitFlops matrix_macs",
+        "backbone.modules": "call_inside call_through in_fp32 own_parameter",
         "backbone.pipelines": "check_options load_pipeline run_edit",
-        "backbone.routing": "ModelCalls StandIn attached",
+        "backbone.routing": "ModelCalls attached",
+        "backbone.stand_ins": "StandIn overridden",
         "engine.footprint": "footprint",
         "backbone.trunk": "BlockHooks RunTrunk TrunkCall TrunkView",
         "engine.loop": "Engine",
@@ -231,6 +235,8 @@ __all__ = [
     "accelerate",
     "attached",
     "binary_mask",
+    "call_inside",
+    "call_through",
     "check_options",
     "combine",
     "discover",
@@ -241,6 +247,8 @@ __all__ = [
     "mask_to_tokens",
     "matrix_macs",
     "nearest_name",
+    "overridden",
+    "own_parameter",
     "piece",
     "relative_l1",
     "resolve_policy",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, evolve, field
 
-from hetcache_core.backbone.compiling import BlockCompiler, many_graphs
+from hetcache_core.backbone.compiling import BlockCompiler, many_graphs, uncompiled
 from hetcache_core.engine.loop import Engine
 from hetcache_core.errors import (
     CacheStateError,
@@ -101,6 +101,11 @@ class Session:
 
     def _attach(self) -> None:
         with ExitStack() as stack:
+            # A model that is compiled as a whole is run in parts: its blocks are compiled instead.
+            backend = stack.enter_context(uncompiled(self.pipeline))
+            if backend and self._engine.compiler is None and self.backbone.features.compiled:
+                self._engine.compiler = BlockCompiler(backend)
+                stack.callback(setattr, self._engine, "compiler", None)
             if self._engine.compiler is not None:
                 stack.enter_context(many_graphs())
             stack.enter_context(self.backbone.attach(self.pipeline, self._engine))
@@ -121,7 +126,7 @@ class Session:
                 with _LEFT:
                     _HOLDERS.pop(id(self.pipeline), None)
                     _LEFT.notify_all()
-                    stack.close()
+                    stack.__exit__(kind, error, traceback)
 
 
 def accelerate(

@@ -13,7 +13,7 @@ import torch
 from attrs import Factory, define, evolve, field
 from torch import Tensor, nn
 
-from hetcache_core import BlockHooks, ContractError, FlopModel, TrunkCall, TrunkView
+from hetcache_core import BlockHooks, ContractError, FlopModel, TrunkCall, TrunkView, in_fp32
 
 
 class DitBlocks(ABC):
@@ -166,10 +166,5 @@ def padded_rows(x: Tensor, tokens: int, rows: Tensor | None) -> Tensor:
 def apply_fp32(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     """Run an embedding's layers in fp32 whatever the dtype of their weights."""
     for layer in layers:
-        plain = getattr(layer, "base_layer", layer)  # what a LoRA is wrapped around
-        if isinstance(plain, nn.Linear):
-            weight = plain.weight.to(x.device, torch.float32)
-            x = torch.nn.functional.linear(x, weight, plain.bias.to(x.device, torch.float32))
-        else:
-            x = layer(x)
+        x = in_fp32(layer, x)
     return x

@@ -156,15 +156,3 @@ class _Attention(TorchFunctionMode):
         query, key, value = (t.transpose(1, 2).flatten(2) for t in args[:3])  # (B, n, D)
         attended = self.hooks.attend(query, key, value, attend)
         return attended.unflatten(2, (heads, -1)).transpose(1, 2)  # (B, heads, n, d)
-
-
-def in_fp32(module: nn.Module, x: Tensor) -> Tensor:
-    """Run a module in fp32 on the device of its input, whatever the dtype of its weights.
-
-    Args:
-        module: an embedding, a projection or a norm.
-        x: its input, fp32.
-    """
-    weights = {name: p.to(x.device, torch.float32) for name, p in module.named_parameters()}
-    output: Tensor = torch.func.functional_call(module, weights, (x,))
-    return output

@@ -8,6 +8,7 @@ values out beside the result, for the hooks to take afterwards. The model's modu
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, final
@@ -70,13 +71,18 @@ class BlockCompiler:
     variants: set[tuple[str, str, int]] = field(factory=set, init=False)
     _compiled: dict[tuple[str, Forward], Any] = field(factory=dict, init=False)
     _listened: dict[int, bool] = field(factory=dict, init=False)
+    _newest: int = field(default=0, init=False)
 
     def takes(self, block: nn.Module, hooks: BlockHooks | None) -> bool:
-        """Whether a block can be run compiled: no sub-layer is replaced, no forward hook listens.
+        """Whether a block can be run compiled: no sub-layer is replaced, nothing hooks into it.
 
         Graphs are shared with blocks that have no forward hooks, and would leave them out. They are
-        looked for when a block is first seen.
+        looked for when a block is first seen, and again when any module got a new one.
         """
+        newest = torch.utils.hooks.RemovableHandle.next_id
+        if newest != self._newest:
+            self._newest = newest
+            self._listened.clear()
         if id(block) not in self._listened:
             self._listened[id(block)] = any(map(_has_hooks, block.modules()))
         return not self._listened[id(block)] and (hooks is None or not hooks.parts)
@@ -149,7 +155,8 @@ def _first_line(error: Exception) -> str:
 
 def _has_hooks(module: nn.Module) -> bool:
     # torch has no public way to ask.
-    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001
+    own = vars(module)  # offloading wraps forward() instead
+    return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own)
 
 
 def _library_forward(block: nn.Module, *arguments: Any, **keywords: Any) -> Any:
@@ -179,3 +186,49 @@ def many_graphs() -> Iterator[None]:
     name = next(n for n in names if n in config.get_config_copy())
     with config.patch({name: MOST_GRAPHS}):
         yield
+
+
+@contextmanager
+def uncompiled(pipeline: Any) -> Iterator[Any]:
+    """Unwrap a pipeline's denoising models that are compiled as a whole, while the context lasts.
+
+    Args:
+        pipeline: whose attributes are looked at; a denoising model is one that takes a timestep.
+
+    Yields:
+        The backend that they were compiled with, or None where there was none to unwrap.
+    """
+    backend, undo = None, []
+    for name, value in [*vars(pipeline).items(), *vars(pipeline).get("_modules", {}).items()]:
+        if not isinstance(value, nn.Module):
+            continue
+        model: Any = getattr(value, "_orig_mod", value)
+        called = vars(model).get("_compiled_call_impl")
+        compiled = value if model is not value else called
+        if compiled is None or "timestep" not in inspect.signature(type(model).forward).parameters:
+            continue
+        backend = _backend_of(compiled)
+        undo.append((name, value, model, called))
+    for name, _, model, called in undo:
+        object.__setattr__(pipeline, name, model)
+        if called is not None:
+            model._compiled_call_impl = None  # noqa: SLF001 - what compile() sets
+    try:
+        yield backend
+    finally:
+        for name, value, model, called in undo:
+            if getattr(pipeline, name) is model:  # otherwise somebody has put another one there
+                object.__setattr__(pipeline, name, value)
+            if called is not None:
+                model._compiled_call_impl = called  # noqa: SLF001
+
+
+def _backend_of(compiled: Any) -> Any:
+    """Find the backend that something was compiled with; torch's default where it does not tell."""
+    cells = getattr(getattr(compiled, "get_compiler_config", None), "__closure__", None) or ()
+    contexts = [cell.cell_contents for cell in cells if hasattr(cell.cell_contents, "callback")]
+    found = contexts[0].callback if contexts else None
+    names = ("_torchdynamo_orig_backend", "_torchdynamo_orig_callable")  # before torch 2.8
+    while any(hasattr(found, name) for name in names):
+        found = next(getattr(found, name) for name in names if hasattr(found, name))
+    return found or "inductor"

@@ -124,4 +124,10 @@ class DitFlops(FlopModel):
 
 def matrix_macs(*modules: nn.Module) -> int:
     """Count the multiply-accumulates of all matrices and kernels in some modules, for one token."""
-    return sum(p.numel() for module in modules for p in module.parameters() if p.dim() > 1)
+    return sum(_own_macs(part) for module in modules for part in module.modules())
+
+
+def _own_macs(module: nn.Module) -> int:
+    if isinstance(module, nn.Linear):  # whose weight may be packed
+        return module.in_features * module.out_features
+    return sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)

@@ -1,12 +1,13 @@
 """Following the loop of a library's pipeline, for adapters: runs, steps and model calls.
 
 It fits pipelines that are made as diffusers makes them: ``pipeline.scheduler`` has ``set_timesteps``,
-``timesteps`` and ``step``, and each step calls a model with a timestep. For the length of a session
-the scheduler is a stand-in that tells of runs and steps, and the model's ``forward`` is routed on the
-instance: the pipeline may wrap it (offloading moves the weights there), so the place inside the
-wrapper is taken. Where the pipeline hands the model to a function of its own, that one is routed. The
-library's own code still runs, with a stand-in for the model whose blocks are one object, the trunk.
-What the calls mean is said by a ``ModelCalls``, and that is the adapter.
+``timesteps`` and ``step``, and each step calls a model with a timestep. For the length of a session the
+scheduler is a stand-in that tells of runs and steps, and the model's innermost ``forward`` is routed on
+the instance, inside whatever is wrapped around it (offloading moves the weights there). Parts that are
+replaced meanwhile are followed, and only what is still ours is taken back. Where the pipeline hands the
+model to a function of its own, that one is routed. The library's own code still runs, with a stand-in
+for the model whose blocks are one object, the trunk. What the calls mean is said by a ``ModelCalls``,
+and that is the adapter.
 """
 
 from __future__ import annotations
@@ -14,16 +15,22 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import types
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from attrs import define, field
 
 from hetcache_core.backbone.adapter import Backbone, ModelCall, RunInfo
+from hetcache_core.backbone.modules import any_block_first, inner_forward, offloaded_groups
+from hetcache_core.backbone.stand_ins import (
+    ProgressBarStandIn,
+    SchedulerStandIn,
+    overridden,
+    scheduler_stand_in,
+)
 from hetcache_core.errors import CacheStateError, PipelineBusyError, UnsupportedBackboneError
 from hetcache_core.steps import BranchRows
 
@@ -31,9 +38,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
+    from typing_extensions import Self
 
     from hetcache_core.backbone.trunk import RunTrunk
     from hetcache_core.engine.loop import Engine
+    from hetcache_core.steps import ModelInfo
     from hetcache_core.tokens import Grid
 
 LISTS: Final = ("timesteps", "sigmas")
@@ -44,18 +53,6 @@ PROBED: Final = 2
 
 # A model's forward is called twice a step, and its signature is made of its code each time it is asked for.
 _signature = functools.cache(inspect.signature)
-
-
-@final
-class StandIn:
-    """An object with some of its attributes replaced; everything else is the object's own."""
-
-    def __init__(self, target: Any, **replaced: Any) -> None:
-        self.__dict__.update(replaced)
-        self.__dict__["_target"] = target
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._target, name)
 
 
 @define(eq=False)
@@ -197,82 +194,31 @@ class ModelCalls(ABC):
         yield
 
 
-@final
-class SchedulerStandIn:
-    """The pipeline's scheduler, which also tells the router about runs and steps."""
-
-    def __init__(self, target: Any, router: Router) -> None:
-        @functools.wraps(target.set_timesteps)  # pipelines look at its signature
-        def set_timesteps(*args: Any, **kwargs: Any) -> Any:
-            given = inspect.signature(target.set_timesteps).bind(*args, **kwargs)
-            lists = {k: given.arguments[k] for k in LISTS if given.arguments.get(k) is not None}
-            asked = given.arguments.get("num_inference_steps")
-            asked = len(next(iter(lists.values()))) if asked is None else asked
-            steps = router.engine.sampler_steps(asked)
-            if steps != asked:
-                given.arguments |= {k: _resampled(v, steps) for k, v in lists.items()}
-                if given.arguments.get("num_inference_steps") is not None:
-                    given.arguments["num_inference_steps"] = steps
-            result = target.set_timesteps(*given.args, **given.kwargs)
-            router.sampler_reset(asked, steps)
-            return result
-
-        @functools.wraps(target.step)
-        def step(*args: Any, **kwargs: Any) -> Any:
-            result = target.step(*args, **kwargs)
-            guided = args[0] if args else kwargs.get("model_output")
-            router.sampler_stepped(_sample(result), guided)
-            return result
-
-        self.__dict__.update(_target=target, set_timesteps=set_timesteps, step=step)
-
-    @property  # type: ignore[misc]  # pipelines ask which scheduler they have before they step
-    def __class__(self) -> type:
-        return type(self._target)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._target, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._target, name, value)
-
-
-@final
-class ProgressBarStandIn:
-    """A pipeline's progress bar, which also tells the router that the loop inside it is over."""
-
-    def __init__(self, target: Any, router: Router) -> None:
-        self._target, self._router = target, router
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._target, name)
-
-    def __enter__(self) -> Any:
-        return self._target.__enter__()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> Any:
-        self._router.loop_left(error)
-        return self._target.__exit__(kind, error, traceback)
-
-    def __iter__(self) -> Iterator[Any]:
-        yield from self._target
-        self._router.loop_left(None)
-
-
 @define(eq=False)
 class Router:
-    """Stands between the pipeline's loop and the model's ``forward`` for one session."""
+    """Stands between the pipeline's loop and the model's ``forward`` for one session.
+
+    Attributes:
+        models: the models that the pipeline calls, by its attributes.
+        open: whether the session lasts; what stands in for a scheduler lives on in what was made of it.
+    """
 
     backbone: Backbone
     engine: Engine
     calls: ModelCalls
-    scheduler: Any
+    models: dict[str, Any]
+    scheduler: Any = field(init=False)
+    open: bool = field(default=True, init=False)
     context: str | None = field(default=None, init=False)
+    _stack: ExitStack = field(factory=ExitStack, init=False)
+    _described: ModelInfo = field(init=False)
+    _stand_in: Any = field(init=False)
+    _groups: dict[int, list[Any]] = field(factory=dict, init=False)
+    _begun: bool = field(default=False, init=False)
+    """Whether a call has been answered since the schedule was set."""
+    _routed: bool = field(default=False, init=False)
+    _missed: bool = field(default=False, init=False)
+    """Whether steps or calls went by that were not answered."""
     _step: int = field(default=0, init=False)
     _calls: int = field(default=0, init=False)
     _asked: int = field(default=0, init=False)
@@ -281,9 +227,135 @@ class Router:
     _times: tuple[Any, list[float]] | None = field(default=None, init=False)
     """A dtype, and the scheduler's timesteps rounded to it on the host, read once a run."""
 
+    def __enter__(self) -> Self:
+        pipeline = self.calls.pipeline
+        self._described = self.backbone.describe(pipeline)
+        with self._stack:
+            self._stand_before(_own_scheduler(pipeline))
+            self._stack.callback(self._restore_scheduler)
+            if hasattr(pipeline, "progress_bar"):
+                self._stack.enter_context(self._watched_loop())
+            if self.calls.function is not None:
+                self._stack.enter_context(_routed_function(*self.calls.function, self))
+            else:
+                for model in self.models.values():
+                    self._stack.enter_context(_routed_model(model, self))
+            self._stack.enter_context(self.calls.routed())
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
+    ) -> None:
+        missed = self._missed or self._replaced()
+        self.open = self._sampling = False
+        self._stack.close()
+        if error is None and missed:
+            warnings.warn(
+                f"A {type(self.calls.pipeline).__name__} ran in a session that had no part in it: its "
+                "scheduler and its model are other ones than when the session began, or its calls are "
+                "not those of its own loop. Replace parts before the session.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def follow(self) -> None:
+        """Take the scheduler that the pipeline has by now, which may have been replaced."""
+        found = self.calls.pipeline.scheduler
+        if type(found) is type(self._stand_in) or not self.open:
+            return
+        found = _own_scheduler(self.calls.pipeline)
+        timesteps = getattr(found, "timesteps", None)
+        count = 0 if timesteps is None else len(timesteps)
+        asked = getattr(found, "num_inference_steps", count)
+        self._stand_before(found)
+        if not asked:
+            return  # its schedule is not set yet
+        if self.engine.sampler_steps(asked) != asked:
+            raise CacheStateError(
+                "The scheduler was replaced inside the session, and the policy takes other steps than "
+                "it has been set to",
+                remedy="Replace it before the session, or call the pipeline again.",
+            )
+        self.sampler_reset(asked, asked)
+
+    def _stand_before(self, scheduler: Any) -> None:
+        """Put a stand-in for a scheduler on the pipeline."""
+
+        @functools.wraps(scheduler.set_timesteps)  # pipelines look at its signature
+        def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+            if not self.open:
+                return scheduler.set_timesteps(*args, **kwargs)
+            self._follow_models()
+            given = inspect.signature(scheduler.set_timesteps).bind(*args, **kwargs)
+            lists = {k: given.arguments[k] for k in LISTS if given.arguments.get(k) is not None}
+            asked = given.arguments.get("num_inference_steps")
+            asked = len(next(iter(lists.values()))) if asked is None else asked
+            steps = self.engine.sampler_steps(asked)
+            if steps != asked:
+                given.arguments |= {k: _resampled(v, steps) for k, v in lists.items()}
+                if given.arguments.get("num_inference_steps") is not None:
+                    given.arguments["num_inference_steps"] = steps
+            result = scheduler.set_timesteps(*given.args, **given.kwargs)
+            self.sampler_reset(asked, steps)
+            return result
+
+        @functools.wraps(scheduler.step)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            result = scheduler.step(*args, **kwargs)
+            if self.open:
+                guided = args[0] if args else kwargs.get("model_output")
+                self.sampler_stepped(_sample(result), guided)
+            return result
+
+        self.scheduler = scheduler
+        self._stand_in = scheduler_stand_in(scheduler, self, set_timesteps=set_timesteps, step=step)
+        # Past the pipeline's own __setattr__, which would write it into its config.
+        object.__setattr__(self.calls.pipeline, "scheduler", self._stand_in)
+
+    def _restore_scheduler(self) -> None:
+        if self.calls.pipeline.scheduler is self._stand_in:
+            object.__setattr__(self.calls.pipeline, "scheduler", self.scheduler)
+
+    def _follow_models(self) -> None:
+        """Route models that took the place of ours inside the session."""
+        for name, model in self.models.items():
+            found = getattr(self.calls.pipeline, name, None)
+            if found is model or found is None or self.calls.function is not None:
+                continue
+            if found not in self.models.values():
+                self.calls.refuse(found, self.engine)
+                self._stack.enter_context(_routed_model(found, self))
+            self.models[name] = found
+
+    def _replaced(self) -> bool:
+        """Whether a run may have gone by unseen: neither scheduler nor model is ours any more."""
+        pipeline = self.calls.pipeline
+        found = pipeline.scheduler
+        ran = getattr(found, "num_inference_steps", None) is not None
+        others = any(
+            getattr(pipeline, name, model) is not model for name, model in self.models.items()
+        )
+        return found is not self._stand_in and ran and others
+
+    @contextmanager
+    def _watched_loop(self) -> Iterator[None]:
+        """Learn when the pipeline's loop is left: its progress bar is left with it."""
+        library = self.calls.pipeline.progress_bar
+
+        @functools.wraps(library)
+        def progress_bar(*args: Any, **kwargs: Any) -> Any:
+            return ProgressBarStandIn(library(*args, **kwargs), self)
+
+        with overridden(self.calls.pipeline, "progress_bar", progress_bar):
+            yield
+
     @property
     def sampling(self) -> bool:
         """Whether the pipeline is in its loop; outside of it the library answers itself."""
+        self.follow()
+        if not self._sampling and not self._routed:
+            self._missed = True
         return self._sampling
 
     def sampler_reset(self, asked: int, taken: int) -> None:
@@ -296,6 +368,7 @@ class Router:
         self.engine.abort_run()
         self.calls.reset()
         self._step = self._calls = 0
+        self._begun = False
         total = len(self.scheduler.timesteps)
         # Heun's method evaluates the model twice for a step, but for the last one.
         self._evaluations = max(1, round(total / taken))
@@ -318,6 +391,7 @@ class Router:
         if self.engine.running:
             self.engine.end_step(latents, guided)
             self._sampling = self.engine.running
+        self._missed |= not self._begun
         self._step += 1
         self._calls = 0
 
@@ -339,7 +413,10 @@ class Router:
             self.calls.refuse(model, self.engine)
             # The pipeline may leave out the first steps (denoise_strength).
             self.engine.sampler_steps(round(self._asked * count / total))
+            self._groups = {id(model): offloaded_groups(model)}
             self.engine.begin_run(self._run_info(model, arguments, total - count, count))
+            self._begun = self._routed = True
+            self._missed = False
         call = ModelCall(
             step=self._step,
             branches=self.calls.branches(arguments, self.context, self._calls),
@@ -352,15 +429,22 @@ class Router:
             stand_in, changed = self.calls.stand_in(model, arguments, run)
             return library(stand_in, **{**arguments, **changed})
 
-        return self.engine.model_call(call, forward)
+        with any_block_first(self._groups.setdefault(id(model), offloaded_groups(model))):
+            return self.engine.model_call(call, forward)
 
     def _run_info(
         self, model: Any, arguments: Mapping[str, Any], offset: int, count: int
     ) -> RunInfo:
+        described = self.backbone.describe(self.calls.pipeline)
+        if described != self._described:
+            raise UnsupportedBackboneError(
+                "The pipeline has another model than when the session began, of other sizes",
+                remedy="Leave the session and make one with the new model.",
+            )
         timesteps, sigmas = _steps(self.scheduler, offset, count)
         device, mask = self.calls.latents_of(arguments).device, self.calls.mask(model, arguments)
         return RunInfo(
-            model=self.backbone.describe(self.calls.pipeline),
+            model=described,
             timesteps=timesteps,
             sigmas=sigmas,
             grid=self.calls.grid(model, arguments),
@@ -378,9 +462,18 @@ class Router:
             CacheStateError: it has another timestep than the scheduler is at.
         """
         place = offset + self._step
-        at = _place_of(getattr(self.calls.pipeline, "_current_timestep", None), self.scheduler)
+        pipeline = self.calls.pipeline
+        current = getattr(pipeline, "_current_timestep", None)
+        at = _place_of(current, self.scheduler)
         if at is not None and at != place:
             return False  # a call between the steps, such as a callback's
+        if current is None and hasattr(type(pipeline), "current_timestep"):
+            raise CacheStateError(
+                f"The model is called while the scheduler is at step {self._step}, and not by the loop "
+                f"of the {type(pipeline).__name__} in the session",
+                remedy="Give a pipeline that was made of its parts (components, copy) a session of its "
+                "own, after this one; a loop of your own cannot be followed.",
+            )
         timesteps = self.scheduler.timesteps
         # Looking would wait for the device in every call. Where the schedule is kept on the host, the
         # first step tells whether the loop follows it.
@@ -480,6 +573,27 @@ def _sampler(scheduler: Any, offset: int, sigmas: Sequence[float]) -> str:
     return "euler"
 
 
+def _own_scheduler(pipeline: Any) -> Any:
+    """Return a pipeline's scheduler, out of what a session that is over has left of its stand-in.
+
+    Raises:
+        PipelineBusyError: the pipeline is in a session.
+        UnsupportedBackboneError: another pipeline, which has the same scheduler, is.
+    """
+    scheduler = pipeline.scheduler
+    while isinstance(scheduler, SchedulerStandIn):
+        router = scheduler.router
+        if router.open and router.calls.pipeline is pipeline:
+            raise PipelineBusyError(pipeline=type(pipeline).__name__)
+        if router.open:
+            raise UnsupportedBackboneError(
+                f"This {type(pipeline).__name__} shares its scheduler with a pipeline in a session",
+                remedy="Leave that session first, or give this one a copy of the scheduler.",
+            )
+        scheduler = scheduler.target
+    return scheduler
+
+
 @contextmanager
 def attached(
     backbone: Backbone, engine: Engine, calls: ModelCalls, models: Sequence[Any]
@@ -498,23 +612,15 @@ def attached(
     """
     for model in models:
         calls.refuse(model, engine)
-    pipeline = calls.pipeline
-    if isinstance(pipeline.scheduler, SchedulerStandIn):
-        raise PipelineBusyError(pipeline=type(pipeline).__name__)
-    scheduler = pipeline.scheduler
-    router = Router(backbone, engine, calls, scheduler)
-    with ExitStack() as stack:
-        # Past the pipeline's own __setattr__, which would write the stand-in into its config.
-        stack.callback(object.__setattr__, pipeline, "scheduler", scheduler)
-        object.__setattr__(pipeline, "scheduler", SchedulerStandIn(scheduler, router))
-        stack.enter_context(_watched_loop(pipeline, router))
-        if calls.function is not None:
-            stack.enter_context(_routed_function(*calls.function, router))
-        else:
-            for model in models:
-                stack.enter_context(_routed_model(model, router))
-        stack.enter_context(calls.routed())
+    names = {id(value): name for name, value in _attributes(calls.pipeline)}
+    by_name = {names.get(id(model), str(i)): model for i, model in enumerate(models)}
+    with Router(backbone, engine, calls, by_name):
         yield
+
+
+def _attributes(pipeline: Any) -> Iterator[tuple[str, Any]]:
+    yield from vars(pipeline).items()
+    yield from vars(pipeline).get("_modules", {}).items()  # of a pipeline that is a module itself
 
 
 @contextmanager
@@ -533,46 +639,12 @@ def _routed_function(name: str, argument: str, router: Router) -> Iterator[None]
             return library(model, **arguments)
         return router.answer(model, arguments, library)
 
-    setattr(pipeline, name, function)
-    try:
+    with overridden(pipeline, name, function):
         yield
-    finally:
-        setattr(pipeline, name, own)
-
-
-@contextmanager
-def _watched_loop(pipeline: Any, router: Router) -> Iterator[None]:
-    """Tell the router when the pipeline's loop is left: its progress bar is left with it."""
-    if not hasattr(pipeline, "progress_bar"):
-        yield
-        return
-    own, library = vars(pipeline), pipeline.progress_bar
-    before = own.get("progress_bar")
-
-    @functools.wraps(library)
-    def progress_bar(*args: Any, **kwargs: Any) -> ProgressBarStandIn:
-        return ProgressBarStandIn(library(*args, **kwargs), router)
-
-    own["progress_bar"] = progress_bar
-    try:
-        yield
-    finally:
-        del own["progress_bar"]
-        if before is not None:
-            own["progress_bar"] = before
 
 
 @contextmanager
 def _routed_model(model: Any, router: Router) -> Iterator[None]:
-    own, held = vars(model), "_old_forward" if "_old_forward" in vars(model) else "forward"
-    before = own.get(held)
-    if before is not None and getattr(before, "__func__", None) is not type(model).forward:
-        raise UnsupportedBackboneError(
-            f"Something else has replaced forward() of this {type(model).__name__}, perhaps another "
-            "session that shares the model",
-            remedy="Undo that first.",
-        )
-
     library = type(model).forward
 
     @functools.wraps(library)
@@ -604,16 +676,8 @@ def _routed_model(model: Any, router: Router) -> Iterator[None]:
         finally:
             router.context = None
 
-    own[held] = forward
-    if hasattr(type(model), "cache_context"):
-        own["cache_context"] = cache_context
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(inner_forward(model, forward))
+        if hasattr(type(model), "cache_context"):
+            stack.enter_context(overridden(model, "cache_context", cache_context))
         yield
-    finally:
-        own.pop("cache_context", None)
-        # Offloading hooks may have been put around `forward`, or taken off, in the meantime.
-        for place in ("forward", "_old_forward"):
-            if own.get(place) is forward:
-                own[place] = before or types.MethodType(type(model).forward, model)
-        if before is None and own.get("forward") == types.MethodType(type(model).forward, model):
-            del own["forward"]

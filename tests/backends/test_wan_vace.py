@@ -190,6 +190,7 @@ def test_branches_are_told_apart_by_call_order_where_the_library_does_not_say(pi
         inner = pipe.model_fn
         pipe.model_fn = without_flag
         got = denoise(pipe)
+        pipe.model_fn = inner
     assert pipe.model_fn is library
     assert torch.equal(wanted, got)
     assert [r.branch for r in session.trace.records[:2]] == ["cond", "uncond"]
@@ -440,6 +441,7 @@ def test_counted_flops_agree_with_torch(
         inner = pipe.model_fn
         pipe.model_fn = count
         denoise(pipe, num_inference_steps=3)
+        pipe.model_fn = inner
     assert pipe.model_fn is library
     for record, measured in zip(session.trace.records, counted, strict=True):
         assert record.flops == pytest.approx(measured, rel=0.01)

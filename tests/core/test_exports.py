@@ -29,10 +29,11 @@ PUBLIC = [
     "Span",
     "Stack", "StandIn", "StepDecider", "StepInfo", "StepPolicy", "StoreSettings", "Stored",
     "SubLayer", "TokenPartitioner", "Totals", "Trace", "TrunkCall", "TrunkView",
-    "UnsupportedBackboneError", "Use", "accelerate", "attached", "binary_mask", "check_options",
-    "combine", "discover",
+    "UnsupportedBackboneError", "Use", "accelerate", "attached", "binary_mask", "call_inside",
+    "call_through", "check_options", "combine", "discover",
     "footprint", "hookimpl", "in_fp32", "load_pipeline", "mask_to_tokens", "matrix_macs",
-    "nearest_name", "piece", "relative_l1", "resolve_policy", "run_edit", "setting", "spread",
+    "nearest_name", "overridden", "own_parameter", "piece", "relative_l1", "resolve_policy",
+    "run_edit", "setting", "spread",
 ]  # fmt: skip
 
 TESTING = [

@@ -17,9 +17,10 @@ from torch import Tensor
 from hetcache_core import (
     BlockCompiler,
     BlockHooks,
-    StandIn,
     SubLayer,
     UnsupportedBackboneError,
+    call_inside,
+    call_through,
 )
 
 ATTENTION_FUNCTION: Final = "dispatch_attention_fn"
@@ -48,39 +49,26 @@ def run_block(
         if compiler is not None and compiler.takes(block, None):
             return compiler.run_plain(block, *args, **kwargs)
         return block(*args, **kwargs)
-    # Not the class's forward: guidance by perturbation gives single blocks another one.
-    code = getattr(block.forward, "__func__", None)
-    if code is None:
-        raise UnsupportedBackboneError(
-            f"Something has wrapped forward() of a {type(block).__name__}, so a policy cannot look "
-            "into it",
-            remedy="Remove the wrapper, or use a policy that runs whole blocks, such as teacache.",
-        )
     replaced = {
         name: functools.partial(_sub_layer, part, getattr(block, name), hooks)
         for name, part in parts.items()
     }
-    return code(StandIn(block, **replaced), *args, **kwargs)
+    return call_inside(block, replaced, *args, **kwargs)
 
 
-def _sub_layer(
-    part: SubLayer,
-    layer: Any,
-    hooks: BlockHooks,
-    hidden_states: Tensor,
-    *args: Any,
-    **kwargs: Any,
-) -> Tensor:
-    """Stand in for one sub-layer of a block; its first argument is (B, n, D)."""
+def _sub_layer(part: SubLayer, layer: Any, hooks: BlockHooks, *args: Any, **kwargs: Any) -> Tensor:
+    """Stand in for one sub-layer of a block, called as the block calls it with hidden states (B, n, D)."""
 
     def compute(rows: Tensor | None = None) -> Tensor:
-        x = hidden_states
         if part is SubLayer.SELF_ATTENTION:
             if rows is not None or hooks.attends:
-                return _self_attention(layer, hooks, rows, x, *args, **kwargs)
+                return _self_attention(layer, hooks, rows, *args, **kwargs)
         elif rows is not None:
-            x = x.index_select(1, rows)
-        out: Tensor = layer(x, *args, **kwargs)
+            if args:
+                return layer(args[0].index_select(1, rows), *args[1:], **kwargs)  # type: ignore[no-any-return]
+            hidden = kwargs["hidden_states"].index_select(1, rows)
+            return layer(**{**kwargs, "hidden_states": hidden})  # type: ignore[no-any-return]
+        out: Tensor = layer(*args, **kwargs)
         return out
 
     return hooks.sub_layer(part, compute) if part in hooks.parts else compute()
@@ -129,7 +117,8 @@ def _self_attention(
         code.__closure__,
     )
     run.__kwdefaults__ = code.__kwdefaults__
-    attended: Tensor = run(layer.processor, layer, *args, **kwargs)
+    processed = functools.partial(run, layer.processor, layer)
+    attended: Tensor = call_through(layer, processed, *args, **kwargs)
     return attended
 
 

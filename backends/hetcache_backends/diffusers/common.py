@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 COND: Final = "cond"
 UNCOND: Final = "uncond"
 
+CARRIED_HOOKS: Final = frozenset(
+    {"group_offloading", "lazy_prefetch_group_offloading", "layer_execution_tracker",
+     "layerwise_casting"}
+)  # fmt: skip
+"""Hooks of diffusers that hold where blocks are called as the library calls them."""
+
 
 def is_diffusers_pipeline(pipeline: object) -> bool:
     """Whether this is a diffusers pipeline, without importing diffusers."""
@@ -69,32 +75,19 @@ def refuse_options(model: Any, blocks: Sequence[Any]) -> None:
             getattr(model, "_parallel_config", None) is not None,
             "Load the model without it.",
         ),
-        (
-            "torch.compile",
-            "a model that is compiled as a whole",
-            model._compiled_call_impl is not None or unwrapped(model) is not model,  # noqa: SLF001 - torch offers no other sign
-            "Call compile_repeated_blocks() on the model instead: blocks may be compiled.",
-        ),
-        (
-            "enable_sequential_cpu_offload, device_map",
-            "offloading or placing single blocks",
-            any("_hf_hook" in vars(block) for block in blocks),
-            "Use enable_model_cpu_offload() on the pipeline, which moves whole models.",
-        ),
     ):
         if active:
             raise UnsupportedBackboneError(
                 f"A session cannot carry {what} ({option})", option=option, remedy=remedy
             )
     for module in (model, *blocks):
-        hooks = getattr(vars(module).get("_diffusers_hook"), "hooks", {})
+        hooks = getattr(vars(module).get("_diffusers_hook"), "hooks", {}).keys() - CARRIED_HOOKS
         if hooks:
             raise UnsupportedBackboneError(
-                f"A session cannot carry diffusers' hook {', '.join(hooks)!r} on a "
+                f"A session cannot carry diffusers' hook {', '.join(sorted(hooks))!r} on a "
                 f"{type(module).__name__}",
-                option=", ".join(hooks),
-                remedy="Load the pipeline without it (group offloading: use "
-                "enable_model_cpu_offload() instead).",
+                option=", ".join(sorted(hooks)),
+                remedy="Load the pipeline without it.",
             )
 
 

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from hetcache_backends.diffusers.blocks import run_block
 from hetcache_backends.trunk import DitBlocks, DitTrunk, apply_fp32, at_rows, padded_rows
-from hetcache_core import BlockCompiler, BlockHooks, DitFlops, SubLayer, matrix_macs
+from hetcache_core import (
+    BlockCompiler,
+    BlockHooks,
+    DitFlops,
+    SubLayer,
+    in_fp32,
+    matrix_macs,
+    own_parameter,
+)
 
 WAN_PARTS: Final[Mapping[str, SubLayer]] = {
     "attn1": SubLayer.SELF_ATTENTION,
@@ -162,8 +170,8 @@ class WanVaceBlocks(DitBlocks):
 
     def first_modulation(self, rows: Tensor) -> Tensor:
         """Add the first block's own table (6, D)."""
-        table: Tensor = self.model.blocks[0].scale_shift_table[0]
-        return table.to(rows.device, torch.float32) + rows
+        table = own_parameter(self.model.blocks[0], "scale_shift_table")[0]
+        return table.to(rows.device) + rows
 
     def _run(self, block: Any, hooks: BlockHooks | None, *given: Tensor) -> Any:
         given_to_all = (self.modulation, self.rotary)
@@ -241,11 +249,9 @@ class LtxBlocks(DitBlocks):
 
     def first_norm(self, x: Tensor) -> Tensor:
         """Normalize x (B, N, D)."""
-        norm = self.model.transformer_blocks[0].norm1
-        weight = None if norm.weight is None else norm.weight.to(x.device, torch.float32)
-        return torch.nn.functional.rms_norm(x, x.shape[2:], weight, norm.eps)
+        return in_fp32(self.model.transformer_blocks[0].norm1, x)
 
     def first_modulation(self, rows: Tensor) -> Tensor:
         """Add the first block's own table (6, D)."""
-        table: Tensor = self.model.transformer_blocks[0].scale_shift_table
-        return table.to(rows.device, torch.float32) + rows
+        table = own_parameter(self.model.transformer_blocks[0], "scale_shift_table")
+        return table.to(rows.device) + rows

@@ -37,6 +37,7 @@ from hetcache_core import (
     binary_mask,
     check_options,
     load_pipeline,
+    overridden,
     run_edit,
 )
 
@@ -172,21 +173,17 @@ class WanVaceCalls(DiffusersCalls):
         The control latents hold every fourth frame of it only, and would miss tokens that a moving
         mask touches in between.
         """
+        library = self.pipeline.prepare_masks
 
         def prepare_masks(
             mask: Tensor, reference_images: Any = None, *args: Any, **kwargs: Any
         ) -> Any:
             self._mask = binary_mask(mask[0], scale=MASK_SCALE).any(dim=0)  # (F, H, W)
             self._references = len(reference_images[0]) if reference_images else 0
-            return type(self.pipeline).prepare_masks(
-                self.pipeline, mask, reference_images, *args, **kwargs
-            )
+            return library(mask, reference_images, *args, **kwargs)
 
-        vars(self.pipeline)["prepare_masks"] = prepare_masks
-        try:
+        with overridden(self.pipeline, "prepare_masks", prepare_masks):
             yield
-        finally:
-            del vars(self.pipeline)["prepare_masks"]
 
     def grid(self, model: Any, arguments: Mapping[str, Any]) -> Grid:
         """Lay out the tokens, those of reference images before the video's."""

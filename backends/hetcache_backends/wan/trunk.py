@@ -165,7 +165,7 @@ class WanBlocks(DitBlocks):
 
     def first_modulation(self, rows: Tensor) -> Tensor:
         """Add the first block's own table (6, D)."""
-        table: Tensor = self.dit.blocks[0].modulation[0]
+        table: Tensor = _unwrapped(self.dit.blocks[0]).modulation[0]
         return table.to(rows.device, torch.float32) + rows
 
     def _run(self, block: Any, hidden: Tensor, hooks: BlockHooks | None) -> Tensor:

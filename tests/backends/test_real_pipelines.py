@@ -1,0 +1,293 @@
+"""What people do with diffusers' pipelines before and inside a session: it works, or one error names it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hetcache_core import (
+    CachePolicy,
+    CacheStateError,
+    Mode,
+    PartialSettings,
+    UnsupportedBackboneError,
+    accelerate,
+)
+from hetcache_core.testing.scripted import BlockScript, scripted
+
+pytest.importorskip("diffusers")
+
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+
+from hetcache_backends.diffusers.cases import (
+    ltx_arguments,
+    small_ltx,
+    small_wan_vace,
+    wan_vace_arguments,
+)
+
+F, P, R = Mode.FULL, Mode.PARTIAL, Mode.REUSE
+STEPS = 4
+PIPELINES: dict[str, tuple[Callable[[int], Any], Callable[..., dict[str, Any]]]] = {
+    "wan-vace-diffusers": (small_wan_vace, wan_vace_arguments),
+    "ltx-video": (small_ltx, ltx_arguments),
+}
+LOOKING = CachePolicy(name="looking", blocks=BlockScript(reuses=False))
+POLICIES: dict[str, Any] = {
+    "partial": scripted(F, P, R, partial=PartialSettings(context_ratio=0.2, pad_to=1)),
+    "blocks": CachePolicy(name="blocks", blocks=BlockScript(whole=True)),
+    "signals": "teacache",
+}
+"""Some rows of a block, single blocks, none; and what a signal reads of the model."""
+
+BOTH = pytest.mark.parametrize("name", PIPELINES)
+
+
+def run(name: str, pipe: Any, policy: Any = None, steps: int = STEPS, **changes: Any) -> Any:
+    """Latents, and the session where there is a policy."""
+    arguments = {**PIPELINES[name][1](guided=False), **changes}
+    if policy is None:
+        return pipe(num_inference_steps=steps, **arguments).frames
+    with accelerate(pipe, policy) as session:
+        latents = pipe(num_inference_steps=steps, **arguments).frames
+    return latents, session
+
+
+@cache
+def plain(name: str) -> dict[str, torch.Tensor]:
+    """What every policy gives without anything done to the pipeline."""
+    pipe = PIPELINES[name][0](0)
+    return {"bare": run(name, pipe)} | {k: run(name, pipe, v)[0] for k, v in POLICIES.items()}
+
+
+@pytest.fixture
+def pipe() -> Any:
+    return small_wan_vace(0)
+
+
+def blocks_of(pipe: Any) -> list[Any]:
+    model = pipe.transformer
+    return [*getattr(model, "transformer_blocks", ()), *getattr(model, "blocks", ()),
+            *getattr(model, "vace_blocks", ())]  # fmt: skip
+
+
+# Offloading and compiling
+
+
+def by_blocks(pipe: Any, folder: Path) -> None:
+    pipe.transformer.enable_group_offload(
+        "cpu", offload_type="block_level", num_blocks_per_group=2, offload_to_disk_path=str(folder)
+    )
+
+
+def by_leaves(pipe: Any, folder: Path) -> None:
+    pipe.transformer.enable_group_offload(
+        "cpu", offload_type="leaf_level", offload_to_disk_path=str(folder)
+    )
+
+
+def sequentially(pipe: Any, folder: Path) -> None:
+    """As ``enable_sequential_cpu_offload`` does where there is a GPU."""
+    offload = pytest.importorskip("accelerate").cpu_offload
+    for part in (pipe.transformer, pipe.vae):
+        offload(part, torch.device("cpu"), offload_buffers=True)
+
+
+def in_place(pipe: Any, folder: Path) -> None:
+    pipe.transformer.compile(backend="eager")
+
+
+def wrapped(pipe: Any, folder: Path) -> None:
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+
+
+@pytest.mark.parametrize("use", [by_blocks, by_leaves, sequentially, in_place, wrapped])
+@BOTH
+def test_every_policy_gives_what_it_gives_without(
+    name: str, use: Callable[[Any, Path], None], tmp_path: Path
+) -> None:
+    """On disk and on meta there is nothing to read but for the length of a call."""
+    if use in {by_blocks, by_leaves} and torch.__version__ < (2, 13):
+        pytest.skip("diffusers asks this torch for a GPU where there is none")
+    pipe = PIPELINES[name][0](0)
+    use(pipe, tmp_path)
+    before = dict(vars(pipe.transformer))
+    for policy, expected in plain(name).items():
+        if policy != "bare":
+            assert torch.equal(run(name, pipe, POLICIES[policy])[0], expected), policy
+    after = vars(pipe.transformer)
+    assert {name: after[name] for name in before} == before
+    assert "cache_context" not in after
+    if use not in {in_place, wrapped}:  # compiling it as a whole is most of a test's time
+        assert torch.equal(run(name, pipe), plain(name)["bare"])
+
+
+def test_the_blocks_of_a_compiled_model_are_compiled(pipe: Any) -> None:
+    wrapped(pipe, Path())
+    compiled = pipe.transformer
+    with accelerate(pipe, "teacache") as session:
+        assert pipe.transformer is compiled._orig_mod
+        run("wan-vace-diffusers", pipe)
+        kinds = {kind for _, kind, _ in session._engine.compiler.variants}  # type: ignore[union-attr]
+    assert kinds == {"WanTransformerBlock", "WanVACETransformerBlock"}
+    assert pipe.transformer is compiled
+    assert session._engine.compiler is None
+
+
+# Hooks
+
+
+@BOTH
+def test_forward_hooks_run_where_a_policy_looks_inside(name: str) -> None:
+    pipe = PIPELINES[name][0](0)
+    seen: list[tuple[str, int, tuple[str, ...]]] = []
+
+    def before(module: Any, args: Any, kwargs: Any) -> None:
+        seen.append((type(module).__name__, len(args), tuple(sorted(kwargs))))
+
+    def after(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        seen.append((type(module).__name__, len(args), tuple(sorted(kwargs))))
+        return tuple(1.1 * o for o in output) if isinstance(output, tuple) else 1.1 * output
+
+    for block in blocks_of(pipe):
+        for module in (block, block.attn1, block.attn2):
+            module.register_forward_pre_hook(before, with_kwargs=True)
+            module.register_forward_hook(after, with_kwargs=True)
+    bare = run(name, pipe)
+    expected, seen = sorted(seen), []
+    out, _ = run(name, pipe, LOOKING)
+    assert torch.equal(out, bare)
+    assert not torch.equal(out, plain(name)["bare"])
+    assert sorted(seen) == expected
+
+
+def test_a_forward_that_hides_its_block_is_refused_by_name(pipe: Any) -> None:
+    block = pipe.transformer.blocks[1]
+    block.forward = lambda *given: type(block).forward(block, *given)
+    assert torch.equal(run("wan-vace-diffusers", pipe, "teacache", steps=1)[0],
+                       run("wan-vace-diffusers", pipe, steps=1))  # fmt: skip
+    with pytest.raises(UnsupportedBackboneError, match=r"forward\(\) of this WanT"):
+        run("wan-vace-diffusers", pipe, LOOKING)
+
+
+# Parts that are replaced inside a session
+
+
+def test_a_scheduler_that_is_replaced_inside_is_followed_and_stays(pipe: Any) -> None:
+    own, name = pipe.scheduler, "wan-vace-diffusers"
+    new = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    pipe.scheduler = new
+    bare = run(name, pipe)
+    pipe.scheduler = own
+    with accelerate(pipe, scripted(F)) as session:
+        run(name, pipe)
+        pipe.scheduler = new
+        out = run(name, pipe)
+        again = run(name, pipe)
+    assert torch.equal(out, bare)
+    assert torch.equal(again, bare)
+    assert [len(trace.records) for trace in session.traces] == [STEPS] * 3
+    assert pipe.scheduler is new
+    pipe.scheduler = own
+    with accelerate(pipe, scripted(F)) as session:
+        pipe.scheduler = FlowMatchHeunDiscreteScheduler()
+        run(name, pipe, steps=3)
+    assert session.trace.steps == 5  # twice a step, but for the last
+
+
+def test_a_model_that_is_replaced_inside_is_followed_and_left_as_it_was(pipe: Any) -> None:
+    name, own, new = "wan-vace-diffusers", pipe.transformer, small_wan_vace(1).transformer
+    with accelerate(pipe, scripted(F)) as session:
+        pipe.transformer = new
+        out = run(name, pipe)
+    assert len(session.trace.records) == STEPS
+    assert torch.equal(out, run(name, pipe))
+    assert pipe.transformer is new
+    assert not {"forward", "cache_context"} & (vars(own).keys() | vars(new).keys())
+    less = copy.deepcopy(own)
+    less.blocks = less.blocks[:3]
+    with accelerate(pipe, scripted(F)):
+        pipe.transformer = less
+        with pytest.raises(UnsupportedBackboneError, match="of other sizes"):
+            run(name, pipe)
+
+
+def test_a_run_that_a_session_had_no_part_in_is_told_once(pipe: Any) -> None:
+    def replace() -> None:
+        pipe.transformer = small_wan_vace(1).transformer
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+        run("wan-vace-diffusers", pipe)
+
+    with pytest.warns(RuntimeWarning, match="had no part in") as told, accelerate(pipe, "none"):
+        replace()
+    assert len([w for w in told if w.category is RuntimeWarning]) == 1
+
+
+# Copies
+
+
+@pytest.mark.parametrize("how", ["copy", "deepcopy", "pickle", "type", "class"])
+def test_another_scheduler_made_of_the_session_s_is_the_library_s(pipe: Any, how: str) -> None:
+    made: dict[str, Callable[[Any], Any]] = {
+        "copy": copy.copy,
+        "deepcopy": copy.deepcopy,
+        "pickle": lambda s: pickle.loads(pickle.dumps(s)),
+        "type": lambda s: type(s).from_config(s.config),
+        "class": lambda s: s.__class__.from_config(s.config),
+    }
+
+    def step_aside(pipeline: Any, step: int, now: Any, values: dict[str, Any]) -> dict[str, Any]:
+        other = made[how](pipeline.scheduler)
+        assert type(other) is FlowMatchEulerDiscreteScheduler
+        other.set_timesteps(STEPS)
+        other._step_index = None
+        other.step(values["latents"], other.timesteps[0], values["latents"])
+        return {}
+
+    bare = plain("wan-vace-diffusers")["bare"]
+    with accelerate(pipe, scripted(F)) as session:
+        assert isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
+        changes = {} if how == "copy" else {"callback_on_step_end": step_aside}
+        out = run("wan-vace-diffusers", pipe, **changes)
+        assert type(made[how](pipe.scheduler)) is FlowMatchEulerDiscreteScheduler
+    assert torch.equal(out, bare)
+    assert len(session.trace.records) == STEPS
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+@BOTH
+def test_a_copy_of_the_pipeline_is_whole_and_in_no_session(name: str, how: str) -> None:
+    pipe = PIPELINES[name][0](0)
+    with accelerate(pipe, scripted(F, R)) as session:
+        other = copy.deepcopy(pipe) if how == "deepcopy" else pickle.loads(pickle.dumps(pipe))
+        assert torch.equal(run(name, other), plain(name)["bare"])
+        assert not session.traces
+        run(name, pipe)
+    assert torch.equal(run(name, other), plain(name)["bare"])
+    _, session = run(name, other, scripted(F, R))
+    assert session.trace.modes()[:2] == ["full", "reuse"]
+
+
+@pytest.mark.parametrize("how", ["components", "copy"])
+def test_a_pipeline_of_the_same_parts_says_what_to_do_and_runs_afterwards(
+    pipe: Any, how: str
+) -> None:
+    name = "wan-vace-diffusers"
+    with accelerate(pipe, scripted(F, R)) as session:
+        other = type(pipe)(**pipe.components) if how == "components" else copy.copy(pipe)
+        with pytest.raises(CacheStateError, match="session of its own"):
+            run(name, other)
+        with pytest.raises(UnsupportedBackboneError, match="shares its scheduler"):
+            run(name, other, "none")
+        run(name, pipe)
+    assert len(session.traces) == 1
+    assert torch.equal(run(name, other), plain(name)["bare"])
+    out, _ = run(name, other, scripted(F))
+    assert torch.equal(out, plain(name)["bare"])
