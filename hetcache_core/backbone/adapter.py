@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import Factory, evolve, field, fields, frozen
 
+from hetcache_core.errors import UnsupportedBackboneError
 from hetcache_core.steps import BranchRows, ModelInfo, Stack, SubLayer
 
 if TYPE_CHECKING:
@@ -338,6 +339,18 @@ class Backbone(ABC):
             ConfigError: there is no such argument, or ``edit`` passes it itself.
             UnsupportedBackboneError: the library is not installed.
         """
+
+    def draft(self, subject: str) -> str:
+        """Write a first description of a model that this backbone could carry, as source.
+
+        Args:
+            subject: name of a class of the library, or "package.module:Class".
+
+        Raises:
+            ConfigError: there is no such class, or it is not understood.
+            UnsupportedBackboneError: this backbone goes by no descriptions.
+        """
+        raise UnsupportedBackboneError("it goes by no descriptions", backbone=self.name)
 
     def notice(self, pipeline: Any) -> str | None:
         """Return a sentence that must go with every output (random weights), or None.

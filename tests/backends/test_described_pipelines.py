@@ -14,9 +14,14 @@ pytest.importorskip("diffusers")
 
 import diffusers
 import torch
+from attrs import evolve
 from torch import Tensor
 
-from hetcache_core import Mode, accelerate
+from hetcache_backends.diffusers.adapter import DiffusersModels
+from hetcache_backends.diffusers.described import DiffusersModelSet
+from hetcache_backends.diffusers.description import BlockList, ModelDescription, blocks
+from hetcache_backends.diffusers.guessing import guessed
+from hetcache_core import ConfigError, Mode, UnsupportedBackboneError, accelerate
 from hetcache_core.testing.scripted import FULL_STEPS, scripted
 
 _FILE = Path(__file__).with_name("described_samples.py")
@@ -207,3 +212,111 @@ def test_a_pipeline_is_carried_as_it_is(
     assert not torch.equal(reused, expected)
     assert Mode.REUSE in {record.mode for record in session.trace.records}
     assert torch.equal(run(), expected)
+
+
+class Block(torch.nn.Module):
+    """A block that nobody knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 8)
+
+    def forward(self, state: Tensor, time: Tensor) -> Tensor:
+        """Mix the channels."""
+        return state + torch.tanh(self.layer(state)) * (1 + time.view(-1, 1, 1) / 1000)
+
+
+class Unknown(LIBRARY.ModelMixin, LIBRARY.ConfigMixin):  # type: ignore[misc]
+    """A transformer that nobody has described."""
+
+    @diffusers.configuration_utils.register_to_config  # type: ignore[untyped-decorator]
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)
+        self.parts = torch.nn.ModuleList([Block(), Block(), Block()])
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, return_dict: bool = True) -> Any:
+        """Run the parts one after the other."""
+        x = self.embed(hidden_states)
+        for part in self.parts:
+            x = part(x, timestep)
+        return (self.head(x),)
+
+
+class UnknownBetween(Unknown):
+    """One that does something between its blocks."""
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, return_dict: bool = True) -> Any:
+        """Run the parts, and change the state between them."""
+        x = self.embed(hidden_states)
+        for part in self.parts:
+            x = part(x, timestep)
+            x = x * 2
+        return (self.head(x),)
+
+
+class UnknownPipeline(LIBRARY.DiffusionPipeline):  # type: ignore[misc]
+    """The shortest loop."""
+
+    def __init__(self, transformer: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        """Run four steps."""
+        latents = normal(1, 6, 4)
+        self.scheduler.set_timesteps(4)
+        for t in self.scheduler.timesteps:
+            noise = self.transformer(latents, timestep=t.expand(1))[0]
+            latents = self.scheduler.step(noise, t, latents, return_dict=False)[0]
+        return latents
+
+
+def test_a_class_that_nobody_has_described_is_held_against_the_library() -> None:
+    torch.manual_seed(0)
+    pipeline = UnknownPipeline(Unknown(), LIBRARY.FlowMatchEulerDiscreteScheduler())
+    expected = pipeline()
+    with accelerate(pipeline, FULL_STEPS) as session:
+        assert torch.equal(pipeline(), expected)
+    assert any("Nobody has described Unknown" in note for note in session.trace.notes)
+    runs: list[int] = []
+    pipeline.transformer.parts[1].register_forward_hook(lambda *_: runs.append(1))
+    with accelerate(pipeline, scripted(Mode.FULL, Mode.REUSE, Mode.REUSE, Mode.REUSE)):
+        pipeline()
+        first, runs[:] = len(runs), []
+        pipeline()
+    assert (first, len(runs)) == (1 + 2, 1)  # the first call is held against the library
+
+
+def test_a_class_that_is_not_understood_is_refused_with_a_description_to_correct() -> None:
+    pipeline = UnknownPipeline(UnknownBetween(), LIBRARY.FlowMatchEulerDiscreteScheduler())
+    with accelerate(pipeline, FULL_STEPS), pytest.raises(UnsupportedBackboneError) as caught:
+        pipeline()
+    assert 'blocks("parts", "state")' in str(caught.value)
+
+
+def test_the_blocks_of_nearly_all_described_classes_are_found_in_their_source() -> None:
+    read = []
+    for model in DiffusersModelSet().models():
+        if (kind := getattr(diffusers, model.transformer, None)) is not None:
+            found = guessed(kind)
+            read.append(found is not None and found.lists == plain(model))
+    assert sum(read) >= 0.9 * len(read)
+
+
+def plain(model: ModelDescription) -> tuple[BlockList, ...]:
+    """Lists without what follows the tokens, which no source says."""
+    return tuple(blocks(each.name, *each.state) for each in model.lists)
+
+
+def test_a_first_description_is_written_for_a_pipeline_or_its_transformer() -> None:
+    backbone = DiffusersModels()
+    text = backbone.draft("FluxPipeline")
+    assert text == backbone.draft("diffusers:FluxTransformer2DModel")
+    found = guessed(LIBRARY.FluxTransformer2DModel)
+    assert found is not None
+    assert eval(text) == evolve(found, guessed=False)
+    for subject in ("NoSuchPipeline", "no.such:Thing", "AutoencoderKL"):
+        with pytest.raises(ConfigError):
+            backbone.draft(subject)

@@ -147,13 +147,32 @@ class DiffusersModels(Backbone):
             remedy="Call it inside `with hetcache.accelerate(pipe, policy):`",
         )
 
+    def notice(self, pipeline: Any) -> str | None:
+        """Say so where nobody has described the model."""
+        own = super().notice(pipeline)
+        if own or not self._described(pipeline).guessed:
+            return own
+        return (
+            f"Nobody has described {self._described(pipeline).transformer}: its blocks were found in its "
+            "source, and held against the library's own output at the first call."
+        )
+
+    def draft(self, subject: str) -> str:
+        """Write a first description of a class of diffusers, or of the transformer of a pipeline."""
+        from hetcache_backends.diffusers.guessing import drafted
+
+        return drafted(subject)
+
     def _find(self, pipeline: Any) -> ModelDescription | None:
+        from hetcache_backends.diffusers.guessing import guessed
+
         known = described_models()
         for model in pipeline.components.values():
             for kind in type(unwrapped(model)).__mro__:
                 if kind.__name__ in known:
                     return known[kind.__name__]
-        return None
+        model = unwrapped(pipeline.components.get("transformer"))
+        return guessed(type(model)) if hasattr(type(model), "forward") else None
 
     def _described(self, pipeline: Any) -> ModelDescription:
         found = self.description or (
@@ -161,9 +180,10 @@ class DiffusersModels(Backbone):
         )
         if found is None:
             raise UnsupportedBackboneError(
-                f"no model set describes the transformer of a {type(pipeline).__name__}",
+                f"the transformer of a {type(pipeline).__name__} is not described, and its blocks were not "
+                "found in its source",
                 backbone=self.name,
-                remedy="`hetcache backbones` lists the described ones",
+                remedy="Register a model set (hetcache_register_model_sets) that describes it",
             )
         return found
 
@@ -207,6 +227,7 @@ class DescribedCalls(DiffusersCalls):
     engine: Engine
     costs: BlockCosts
     _layouts: dict[Any, Layout] = field(factory=dict, init=False)
+    _checked: set[int] = field(factory=set, init=False)
 
     def blocks(self, model: Any) -> Sequence[Any]:
         """All blocks."""
@@ -270,7 +291,9 @@ class DescribedCalls(DiffusersCalls):
     ) -> tuple[BranchRows, ...]:
         """Name the branches by the pipeline's ``cache_context``, else by the order of calls."""
         batch = self.latents_of(arguments).shape[0]
-        merged = context == MERGED or (context is None and _repeats_latents(type(self.pipeline)))
+        merged = context == MERGED or (
+            context is None and _repeats_latents(self.pipeline.__class__)
+        )
         if merged and self._guided and batch % 2 == 0:
             if self.engine.policy.guidance is not None:
                 raise UnsupportedBackboneError(
@@ -328,6 +351,8 @@ class DescribedCalls(DiffusersCalls):
         from hetcache_backends.diffusers.noted import Form, made_stand_in
 
         key = (id(model), shapes_of(list(arguments.values())))
+        if self.description.guessed and id(model) not in self._checked:
+            self._check(model, arguments)
         if key not in self._layouts:
             found: list[tuple[int, int]] = []
 
@@ -349,15 +374,58 @@ class DescribedCalls(DiffusersCalls):
             self._layouts[key] = Layout(*found[0], around)
         return self._layouts[key]
 
+    def _check(self, model: Any, arguments: Mapping[str, Any]) -> None:
+        """Hold a guessed description against the library, once a session.
+
+        Raises:
+            UnsupportedBackboneError: with every block run by us the output is another one, or blocks run
+                beside ours; shows the description to correct.
+        """
+        import torch
+
+        from hetcache_backends.diffusers.guessing import written
+        from hetcache_backends.diffusers.noted import made_stand_in
+
+        def computed(calls: list[NotedCall]) -> dict[str, Tensor]:
+            state = calls[0].state()
+            for call in calls:
+                state = call.with_values(**state).run()
+            return state
+
+        ran: list[int] = []
+        hooks = [b.register_forward_pre_hook(lambda *_: ran.append(1)) for b in self.blocks(model)]
+        try:
+            own = self.sample(type(model).forward(model, **arguments))
+            expected = len(ran)
+            stand_in, _ = made_stand_in(model, self.description, computed)
+            made = self.sample(type(model).forward(stand_in, **arguments))
+            holds = len(ran) == 2 * expected == 2 * len(hooks) and torch.equal(made, own)
+        except Exception as error:
+            raise self._misfit(model, written(self.description)) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not holds:
+            raise self._misfit(model, written(self.description))
+        self._checked.add(id(model))
+
+    def _misfit(self, model: Any, text: str) -> UnsupportedBackboneError:
+        return UnsupportedBackboneError(
+            f"nobody has described {type(model).__name__}, and with the blocks that were found in its source "
+            "its output is not the library's",
+            backbone="diffusers",
+            remedy=f"Correct this description and register it in a model set:\n{text}",
+        )
+
 
 @functools.cache
-def _repeats_latents(kind: type) -> bool:
+def _repeats_latents(kind: Any) -> bool:
     """Whether a pipeline runs both branches as rows of one call, in which case it repeats its latents.
 
     Such pipelines that give their calls no name (``cache_context``) say it nowhere else.
     """
     try:
-        source = inspect.getsource(kind.__call__)  # type: ignore[operator]
+        source = inspect.getsource(kind.__call__)
     except (AttributeError, OSError, TypeError):
         return False
     return re.search(r"\] \* 2\)|\.repeat\(2,", source) is not None

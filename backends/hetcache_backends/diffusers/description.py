@@ -52,6 +52,7 @@ class ModelDescription:
         cond_first: whether the conditional rows come first where both branches are one batch.
         other_times: whether the timestep is given in yet another way, so that it cannot be held against
             the scheduler's.
+        guessed: whether nobody has written it: it is held against the library before it is used.
         token_axis: axis of the state that the tokens lie on.
         grid: where it is said how the tokens lie in the picture, "" where it is not: partial steps are
             refused then.
@@ -69,6 +70,7 @@ class ModelDescription:
     timestep: str = "timestep"
     cond_first: bool = False
     other_times: bool = False
+    guessed: bool = False
     token_axis: int = 1
     grid: GridKind = ""
     modulated: str = ""

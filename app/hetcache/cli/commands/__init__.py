@@ -36,6 +36,11 @@ COMMANDS: Final = [
             "demo:DemoCommand",
             "Edit an embedded clip without and with caching, and show both side by side.",
         ),
+        (
+            "describe",
+            "describe:DescribeCommand",
+            "Write a first description of a model's class, for a model set of your own.",
+        ),
         ("doctor", "doctor:DoctorCommand", "Show what is installed and what is missing."),
         ("edit", "edit:EditCommand", "Edit the masked part of a video."),
         (
