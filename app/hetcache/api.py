@@ -61,16 +61,18 @@ def compare(*, output: Path = "results", **options: Any) -> Compared:
 
     Raises:
         HetCacheError: Something is wrong with what was asked for, and nothing was run; or it turned
-            out later, and finished runs are kept.
+            out later, or a run failed: finished runs are kept, and the tables are those of them.
     """
     with needs_app():
         from hetcache.comparison.compare import compare as run
         from hetcache.comparison.config import CompareConfig
         from hetcache.comparison.page.tables import write_all
         from hetcache.running.options import make
-        from hetcache_core import discover
+        from hetcache_core import HetCacheError, discover
 
         asked = make(CompareConfig, {"output": output, **options}, where="hetcache.compare")
         made = run(asked, discover())
         write_all(made.summary, made.results.folder)
+        if made.failed:
+            raise HetCacheError(made.failed, where="hetcache.compare")
         return made

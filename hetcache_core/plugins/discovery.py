@@ -37,6 +37,7 @@ from hetcache_core.errors import (
 )
 from hetcache_core.plugins import hookspecs
 from hetcache_core.plugins.hookspecs import PROJECT_NAME, Registration
+from hetcache_core.plugins.isolation import isolated, short, shown
 from hetcache_core.plugins.kinds import KINDS
 from hetcache_core.plugins.registry import (
     DISABLE_VARIABLE,
@@ -179,26 +180,30 @@ def _register(
         PluginError: It cannot be imported or breaks the rules.
     """
     try:
-        plugin = point.load()
-    except (Exception, SystemExit) as error:  # importing may raise anything
+        with isolated():
+            plugin = point.load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # importing may raise anything
         raise PluginLoadError(
-            f"cannot import {point.value!r}: {_short(error)}",
+            f"cannot import {point.value!r}: {short(error)}",
             plugin=record.name,
             distribution=record.origin,
             remedy=f"Repair or uninstall it, or block it by {DISABLE_VARIABLE}={record.name}.",
             target=point.value,
         ) from error
     try:
-        hooks = _verified_hooks(manager, plugin, record)
-        manager.register(plugin, name=record.name)
-        manager.check_pending()
-    except Exception as error:  # reading a plugin's attributes may raise anything
+        with isolated():
+            hooks = _verified_hooks(manager, plugin, record)
+            manager.register(plugin, name=record.name)
+            manager.check_pending()
+    except BaseException as error:  # reading a plugin's attributes may raise anything
         # Before pluggy 1.7, a plugin that fails its validation stays half registered.
         if manager.has_plugin(record.name):
             manager.unregister(name=record.name)
-        if isinstance(error, PluginError):
+        if isinstance(error, PluginError | KeyboardInterrupt):
             raise
-        raise _broken(record, f"is refused: {_short(error)}") from error
+        raise _broken(record, f"is refused: {short(error)}") from error
     return evolve(record, hooks=hooks)
 
 
@@ -270,18 +275,25 @@ def _ask(
 
 def _answer(call: Callable[[], object], hook: str, record: PluginRecord) -> list[Registration]:
     try:
-        answer = call()
-        # A generator raises when it is read.
-        given = list(answer) if isinstance(answer, Iterable) else None
-    except (Exception, SystemExit) as error:  # a plugin may raise anything
+        with isolated():
+            answer = call()
+            # A generator raises when it is read.
+            given = list(answer) if isinstance(answer, Iterable) else None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything
         raise PluginLoadError(
-            f"{hook} raised {_short(error)}", plugin=record.name, distribution=record.origin
+            f"{hook} raised {short(error)}", plugin=record.name, distribution=record.origin
         ) from error
     if given is None:
-        raise _broken(record, f"returns {answer!r} from {hook} instead of a list of Registrations")
+        raise _broken(
+            record, f"returns {shown(answer)} from {hook} instead of a list of Registrations"
+        )
     for registration in given:
         if not isinstance(registration, Registration):
-            what = f"returns a list with {registration!r} from {hook}, which is no Registration"
+            what = (
+                f"returns a list with {shown(registration)} from {hook}, which is no Registration"
+            )
             raise _broken(record, what)
     return given
 
@@ -311,7 +323,3 @@ def _broken(record: PluginRecord, what: str) -> PluginError:
         distribution=record.origin,
         remedy=f"Tell its authors, or block it by {DISABLE_VARIABLE}={record.name}.",
     )
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from attrs import evolve, field, frozen
@@ -19,6 +20,7 @@ from hetcache_core.errors import (
     nearest_name,
 )
 from hetcache_core.plugins.hookspecs import Registration
+from hetcache_core.plugins.isolation import isolated, short
 from hetcache_core.plugins.kinds import KINDS, load_object
 
 if TYPE_CHECKING:
@@ -102,11 +104,15 @@ class Observer:
         """Call the implementation; what it raises is logged.
 
         Args:
-            arguments: All arguments of the hook; those that the implementation takes are passed.
+            arguments: All arguments of the hook; copies of those that the implementation takes are passed,
+                so that nothing of the run can be changed.
         """
         try:
-            self.call(*(arguments[name] for name in self.argnames))
-        except (Exception, SystemExit):  # noqa: BLE001 - the run is over, and right all the same
+            with isolated():
+                self.call(*(deepcopy(arguments[name]) for name in self.argnames))
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 - the run is over, and right all the same
             _log.exception(
                 "Plugin %r (distribution %s) failed to observe a run; the run is not affected.",
                 self.plugin.name,
@@ -272,13 +278,14 @@ def _load_target(provider: Provided) -> Any:
     if isinstance(target, type):
         return target
     try:
-        return load_object(target)
-    except HetCacheError:
-        raise  # says by itself which library is missing, and how to get it
-    except (Exception, SystemExit) as error:  # importing may raise anything
+        with isolated():
+            return load_object(target)
+    except (HetCacheError, KeyboardInterrupt):
+        raise  # the former says by itself which library is missing, and how to get it
+    except BaseException as error:  # importing may raise anything
         what = f"cannot load the {provider.kind} {provider.registration.name!r} from {target!r}"
         raise PluginLoadError(
-            f"{what}: {' '.join(f'{type(error).__name__}: {error}'.split())}",
+            f"{what}: {short(error)}",
             plugin=plugin.name,
             distribution=plugin.origin,
             remedy="Install what it needs, or repair its distribution.",

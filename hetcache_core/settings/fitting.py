@@ -149,7 +149,9 @@ def _structure_class(plain: object, cls: type[Any]) -> Any:
         if name in plain:
             values[name] = _inside(f".{name}", plain[name], hints[field.name])
         elif field.default is attrs.NOTHING:
-            raise UnfitError(f"given: there is no {name}")
+            missing = UnfitError("given")
+            missing.place = f".{name}"
+            raise missing
     return cls(**values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -12,8 +13,9 @@ import typer.main
 from attrs import define, field
 
 from hetcache.cli.options import function_of
-from hetcache.running.console import note
+from hetcache.running.console import json_alone, note
 from hetcache_core import ConfigError
+from hetcache_core.settings.declare import values_of
 
 if TYPE_CHECKING:
     from hetcache.cli.command import Command
@@ -137,7 +139,9 @@ class _Commands(Mapping[str, Any]):
         def run(config: Any) -> int:
             for line in () if kind.shows_plugins else self.broken:
                 note(line, kind="warning")
-            return kind().run(config, self.registry)
+            # A policy that prints must not spoil the JSON of a run.
+            with json_alone() if values_of(config).get("json") else nullcontext():
+                return kind().run(config, self.registry)
 
         where = f"hetcache {self.prefix.replace('-', ' ')}{name}"
         made = typer.Typer(add_completion=False, **SHARED)

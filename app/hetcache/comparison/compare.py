@@ -27,12 +27,11 @@ from hetcache.comparison.work.queue import examine, run_units
 from hetcache.comparison.work.tasks import Found
 from hetcache.comparison.work.workers import Crew
 from hetcache.quality.metric import find_metrics
-from hetcache.running.console import note, one_line
+from hetcache.running.console import note
 from hetcache.running.device import choose_device
 from hetcache.running.limits import store_settings
 from hetcache.running.progress import row_bar
 from hetcache.running.specs import BackboneSpec
-from hetcache_core import ConfigError
 
 if TYPE_CHECKING:
     from hetcache_core import Registry
@@ -51,6 +50,7 @@ class Compared:
         kept: Runs that were there already.
         summary: What its rows are summed up to.
         notices: The backbones' own warnings, by their names.
+        failures: Runs that failed, which have no row.
     """
 
     results: Results
@@ -59,6 +59,19 @@ class Compared:
     kept: int
     summary: Summary
     notices: Mapping[str, str] = field(factory=dict)
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def failed(self) -> str:
+        """What failed, on one line; empty where nothing did."""
+        if not self.failures:
+            return ""
+        first = self.failures[0]
+        return (
+            f"{len(self.failures)} runs failed; the first was {first.key.label} on {first.key.backbone}, "
+            f"clip {first.key.clip}: {first.reason} (its traceback is in {first.file}). What is finished "
+            "is kept, and --resume tries them again."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return values for JSON."""
@@ -67,6 +80,10 @@ class Compared:
             "runs": {"made": self.made, "kept": self.kept},
             "grid": self.grid.to_dict(),
             "notices": dict(self.notices),
+            "failed": [
+                {"run": each.key.id, "reason": each.reason, "traceback": str(each.file)}
+                for each in self.failures
+            ],
             **self.summary.to_dict(),
         }
 
@@ -111,8 +128,6 @@ def compare(config: CompareConfig, registry: Registry) -> Compared:
             except KeyboardInterrupt:
                 note(f"{len(desk.finished)} finished runs are kept; the same with --resume goes on")
                 raise
-    if desk.failures:
-        raise _failed(desk.failures)
     return Compared(
         results=results,
         grid=grid,
@@ -120,6 +135,7 @@ def compare(config: CompareConfig, registry: Registry) -> Compared:
         kept=already,
         summary=summarize(results, metrics),
         notices=notices,
+        failures=tuple(desk.failures),
     )
 
 
@@ -181,14 +197,3 @@ def _prepare(
         if not (results.clip_folder(clip.name) / "clip.json").exists():
             write_clip(results, clip.read())
     return kept
-
-
-def _failed(failures: list[Failure]) -> ConfigError:
-    first = failures[0]
-    last_line = one_line(first.traceback.strip().splitlines()[-1])
-    return ConfigError(
-        f"{len(failures)} runs failed; the first was {first.key.label} on {first.key.backbone}, clip "
-        f"{first.key.clip}: {last_line}",
-        where="hetcache compare",
-        remedy="What is finished is kept, and --resume tries them again.",
-    )

@@ -18,6 +18,7 @@ from attrs import define, field, frozen
 from PIL import Image, ImageOps, ImageSequence
 
 from hetcache.media.options import MaskConfig, MissingMasks
+from hetcache.media.pictures import opened_picture
 from hetcache.media.video import read_layers
 from hetcache_core import ConfigError
 
@@ -341,16 +342,12 @@ def _single(path: Path, limit: int) -> Iterator[_Picture]:
 
 def _pictures(path: Path, limit: int) -> list[_Picture]:
     """Read the first frames or pages of a picture, upright."""
-    try:
-        with Image.open(path) as image:
-            drawn = image.format in LOSSLESS
-            return [
-                _picture(ImageOps.exif_transpose(frame), path.name, drawn=drawn)
-                for frame in islice(ImageSequence.Iterator(image), limit)
-            ]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "not found" if isinstance(error, FileNotFoundError) else "no readable picture"
-        raise ConfigError(f"{path}: {reason}", where=OPTION) from error
+    with opened_picture(path, where=OPTION) as image:
+        drawn = image.format in LOSSLESS
+        return [
+            _picture(ImageOps.exif_transpose(frame), path.name, drawn=drawn)
+            for frame in islice(ImageSequence.Iterator(image), limit)
+        ]
 
 
 def _picture(image: Image.Image, name: str, *, drawn: bool) -> _Picture:

@@ -18,6 +18,7 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import ColorRange, Colorspace
 
 from hetcache.media.colour import HLG, PQ, to_sdr
+from hetcache.media.pictures import LARGEST
 from hetcache_core import ConfigError
 from hetcache_core.files import replacing
 
@@ -201,7 +202,15 @@ def _opened(path: Path, option: str) -> Iterator[tuple[Any, Any]]:
         with av.open(f"file:{path}") as container:
             if not container.streams.video:
                 raise ConfigError(f"{path} has no video stream", where=option)
-            yield container, container.streams.video[0]
+            stream: Any = container.streams.video[0]
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if width * height > LARGEST:
+                raise ConfigError(
+                    f"{path} has frames of {width} x {height} pixels, and {LARGEST:,} are the most that "
+                    "are read",
+                    where=option,
+                )
+            yield container, stream
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"{path} cannot be read: {reason}", where=option) from error

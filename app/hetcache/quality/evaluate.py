@@ -23,6 +23,7 @@ from hetcache.quality.metric import (
 from hetcache.quality.pairs import Pair, companion, pairs
 from hetcache.quality.regions import regions
 from hetcache.quality.weights import WeightsConfig
+from hetcache.running.cells import to_cell
 from hetcache.running.console import note
 from hetcache.running.device import choose_device
 from hetcache.running.groups import JsonConfig
@@ -366,11 +367,11 @@ def write_csv(found: Evaluation, path: Path) -> None:
     rows.writerow(["clip", "frames", *found.mean, *found.sets])
     for clip in found.clips:
         cells = (_cell(clip.metrics[name]) for name in found.mean)
-        rows.writerow([clip.name, clip.frames, *cells, *("" for _ in found.sets)])
+        rows.writerow([to_cell(clip.name), clip.frames, *cells, *("" for _ in found.sets)])
     frames = sum(clip.frames for clip in found.clips)
     rows.writerow([ALL, frames, *map(_cell, found.mean.values()), *map(_cell, found.sets.values())])
     write_text(path, text.getvalue())
 
 
 def _cell(value: Value) -> str:
-    return value.note if value.value is None else repr(value.value)
+    return to_cell(value.note) if value.value is None else repr(value.value)

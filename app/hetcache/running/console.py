@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final, TextIO
 
 from hetcache_core import Registry, discover
 from hetcache_core.errors import PluginWarning
 
-__all__ = ["answer", "find_plugins", "note", "one_line", "print_json"]
+__all__ = ["answer", "find_plugins", "json_alone", "note", "one_line", "print_json"]
+
+_STDOUT: Final[ContextVar[TextIO | None]] = ContextVar("stdout", default=None)
+"""The stream that answers go to, where it is not everybody's."""
 
 
 def one_line(text: object) -> str:
@@ -26,7 +32,19 @@ def note(text: str, *, kind: str = "note") -> None:
 
 def print_json(values: Mapping[str, Any] | list[Any]) -> None:
     """Print one JSON document on stdout."""
-    print(json.dumps(values, indent=2, allow_nan=False))  # noqa: T201 - the command line answers
+    text = json.dumps(values, indent=2, allow_nan=False)
+    print(text, file=_STDOUT.get() or sys.stdout)
+
+
+@contextmanager
+def json_alone() -> Iterator[None]:
+    """While the block lasts, stdout gets what ``print_json`` prints; all else goes to stderr."""
+    token = _STDOUT.set(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _STDOUT.reset(token)
 
 
 def answer(made: Any, show: Callable[[], None], *, as_json: bool) -> None:

@@ -873,13 +873,18 @@ def test_every_observer_gets_the_trace_and_may_take_fewer_arguments(shelf: Shelf
     shelf.install("alpha", {"a_plugin": hooks(OBSERVER)})
     shelf.install("beta", {"b_plugin": hooks(nullary)})
     registry = shelf.discover(strict=True)
-    trace: Any = object()
+    trace: Any = ["decided"]
     registry.observe_run(trace)
     assert sys.modules["a_plugin"].seen == [trace]
+    sys.modules["a_plugin"].seen[0].clear()
+    assert trace == ["decided"]  # what an observer does to its copy changes nothing of the run
     assert sys.modules["b_plugin"].seen == ["called"]
 
 
-@pytest.mark.parametrize("failure", ["RuntimeError('boom')", "SystemExit(3)"])
+@pytest.mark.parametrize(
+    "failure",
+    ["RuntimeError('boom')", "SystemExit(3)", "GeneratorExit", "type('B', (BaseException,), {})"],
+)
 def test_an_observer_that_raises_is_logged_by_name_and_the_others_go_on(
     shelf: Shelf, caplog: pytest.LogCaptureFixture, failure: str
 ) -> None:
@@ -890,7 +895,7 @@ def test_an_observer_that_raises_is_logged_by_name_and_the_others_go_on(
     """)
     shelf.install("alpha", {"a_plugin": source}, version="4.2")
     shelf.install("beta", {"b_plugin": hooks(OBSERVER)})
-    trace: Any = object()
+    trace: Any = ["decided"]
     with caplog.at_level(logging.ERROR):
         shelf.discover(strict=True).observe_run(trace)
     assert sys.modules["b_plugin"].seen == [trace]
@@ -930,6 +935,86 @@ def test_a_blocked_plugin_does_not_lend_its_distribution_to_another_of_its_name(
     shelf.install("beta", {"b_plugin": source}, points={"same": "b_plugin"})
     shelf.discover(blocked=["beta"]).observe_run(None)  # type: ignore[arg-type]
     assert "alpha 1.0" in caplog.records[0].getMessage()
+
+
+# Isolation.
+
+HOSTILE = """
+    import sys, warnings
+    print("buy me")
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "of my library")
+
+    @hookimpl
+    def hetcache_register_policies():
+        print("and me")
+        warnings.simplefilter("error")
+        return []
+"""
+
+
+def test_what_a_plugin_prints_goes_to_stderr_and_its_filters_raise_nowhere_else(
+    shelf: Shelf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shelf.install("alpha", {"a_plugin": hooks(HOSTILE)})
+    before = list(warnings.filters)
+    points = shelf.points()
+    with warnings.catch_warnings():
+        discover(entry_points=points, strict=True)
+        after = list(warnings.filters)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "buy me" in err
+    assert "and me" in err
+    (added,) = [kept for kept in after if kept not in before]
+    assert added[0] == "ignore"  # a library may silence its own warnings
+    assert [kept for kept in after if kept in before] == before
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "class Own(BaseException): pass\nraise Own('mine')",
+        "raise GeneratorExit",
+        "raise SystemExit(3)",
+        "class Silent(Exception):\n    def __str__(self):\n        raise ValueError\nraise Silent",
+    ],
+)
+def test_whatever_a_plugin_raises_at_import_takes_down_nothing_else(
+    shelf: Shelf, source: str
+) -> None:
+    shelf.install("alpha", {"a_plugin": source})
+    shelf.install("beta", {"b_plugin": plugin("nth")})
+    registry = shelf.discover_broken()
+    assert registry.names("policy") == ("nth",)
+    assert [record.status for record in registry.plugins] == ["failed", "ok"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["type('B', (BaseException,), {})", "[Evil()]", "Evil()"],
+    ids=["raise", "list", "value"],
+)
+def test_whatever_a_hook_answers_takes_down_nothing_else(shelf: Shelf, answer: str) -> None:
+    does = "raise" if answer.startswith("type") else "return"
+    source = hooks(f"""
+        class Evil:
+            def __repr__(self):
+                raise ValueError
+
+        @hookimpl
+        def hetcache_register_policies():
+            {does} {answer}
+    """)
+    shelf.install("alpha", {"a_plugin": source})
+    shelf.install("beta", {"b_plugin": plugin("nth")})
+    assert shelf.discover_broken().names("policy") == ("nth",)
+
+
+def test_ctrl_c_during_discovery_is_no_fault_of_a_plugin(shelf: Shelf) -> None:
+    shelf.install("alpha", {"a_plugin": "raise KeyboardInterrupt"})
+    with pytest.raises(KeyboardInterrupt):
+        shelf.discover_broken()
 
 
 # What listing costs.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from hetcache.cli.command import Command
 from hetcache.comparison.config import CompareConfig
-from hetcache.running.console import print_json
+from hetcache.running.console import note, print_json
 
 if TYPE_CHECKING:
     from hetcache_core import Registry
@@ -22,7 +22,7 @@ class CompareCommand(Command):
     config: ClassVar[type[CompareConfig]] = CompareConfig
 
     def run(self, config: CompareConfig, registry: Registry) -> int:
-        """Make the runs that are not there yet, and the tables and plots of all."""
+        """Make the runs that are not there yet, and the tables and plots of all; 1 where one failed."""
         from rich.console import Console
 
         from hetcache.comparison.compare import compare
@@ -30,12 +30,15 @@ class CompareCommand(Command):
 
         made = compare(config, registry)
         files = write_all(made.summary, made.results.folder)
+        if made.failed:
+            note(made.failed, kind="error")
+        status = 1 if made.failed else 0
         if config.answer.json:
             print_json(made.to_dict())
-            return 0
+            return status
         console = Console()
         print_tables(made.summary, console)
         console.print(f"rows: {made.results.rows_path}", soft_wrap=True)
         for name, path in files.items():
             console.print(f"{name}: {path}", soft_wrap=True)
-        return 0
+        return status

@@ -15,6 +15,7 @@ from attrs import asdict
 from hetcache.comparison.page.plots import write_plots
 from hetcache.comparison.results.columns import Column, columns_of_table, footnotes, method
 from hetcache.comparison.results.summary import Line, Setting, Speed, Summary
+from hetcache.running.cells import to_cell
 from hetcache_core.files import write_text
 
 if TYPE_CHECKING:
@@ -198,9 +199,9 @@ def _print_refused(summary: Summary, setting: Setting, console: Console) -> None
 def _record(line: Line) -> dict[str, Any]:
     """Flatten a line: what a name stands for is told by its end."""
     record: dict[str, Any] = {
-        **asdict(line.setting),
-        "policy": line.policy,
-        "variant": line.variant,
+        **{k: to_cell(v) if isinstance(v, str) else v for k, v in asdict(line.setting).items()},
+        "policy": to_cell(line.policy),
+        "variant": to_cell(line.variant),
         "steps": line.steps,
         "target_speedup": line.target_speedup,
         "cases": line.cases,

@@ -13,7 +13,7 @@ from attrs import define, field
 
 from hetcache.comparison.page.roles import token_roles
 from hetcache.comparison.page.scenes import Scene, video_of
-from hetcache.comparison.results.folder import FRAME_PSNR, Results, Row
+from hetcache.comparison.results.folder import Results, Row
 from hetcache.quality.psnr import frame_psnr
 from hetcache.running.specs import REFERENCE
 
@@ -99,7 +99,7 @@ class _Collected:
             "setting": f"{scene.setting}, {scene.steps} steps",
             "clip": scene.clip,
             "seed": scene.seed,
-            "prompt": _prompt(folder / "clip.json"),
+            "prompt": self.results.prompt(scene.clip),
             "frames": scene.setting.frames,
             "fps": float((held or _read(video_of(self.results, scene.rows[0]), 1)).fps),
             "measured": EXACT if exact else COPIES,
@@ -127,11 +127,9 @@ class _Collected:
         self, row: Row, held: VideoClip | None, mask: NDArray[np.bool_] | None
     ) -> tuple[NDArray[np.float64] | None, bool]:
         """Return (F,) dB and whether they come from the exact frames."""
-        import numpy as np
-
-        stored = self.results.run_folder(row.key) / FRAME_PSNR
-        if stored.exists():
-            return np.load(stored), True
+        stored = self.results.frame_psnr(row.key)
+        if stored is not None:
+            return stored, True
         if held is None or mask is None:
             return None, True
         made = _read(video_of(self.results, row)).frames
@@ -168,21 +166,17 @@ def _read(path: Path, max_frames: int | None = None) -> VideoClip:
 def _read_mask(path: Path, scene: Scene) -> NDArray[np.bool_] | None:
     """Read the (F, H, W) mask of a clip; None where there is none of the scene's size."""
     import numpy as np
-    from PIL import Image
+
+    from hetcache.media.pictures import opened_picture
 
     if not path.exists():
         return None
-    with Image.open(path) as picture:
-        rows = np.asarray(picture.convert("L")) > np.iinfo(np.uint8).max // 2  # (F * H, W)
     setting = scene.setting
     shape = (setting.frames, setting.height, setting.width)
+    remedy = f"Delete {path.parent}, and `hetcache compare --resume` makes it again."
+    with opened_picture(path, remedy=remedy, most=math.prod(shape)) as picture:
+        rows = np.asarray(picture.convert("L")) > np.iinfo(np.uint8).max // 2  # (F * H, W)
     return rows.reshape(shape) if rows.size == math.prod(shape) else None  # (F, H, W)
-
-
-def _prompt(path: Path) -> str:
-    if not path.exists():
-        return ""
-    return str(json.loads(path.read_text(encoding="utf-8")).get("prompt") or "")
 
 
 def _plain(errors: NDArray[np.float64]) -> list[float | str | None]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import frozen
 
+from hetcache.media.arrays import member_of
 from hetcache_core import EvaluationClip
 
 if TYPE_CHECKING:
@@ -42,10 +43,13 @@ class Footage:
         return total.hexdigest()
 
 
-def frames_from_bytes(data: bytes) -> NDArray[np.uint8]:
-    """Read (F, H, W, 3) uint8 frames from the bytes of an NPZ."""
-    with np.load(io.BytesIO(data)) as arrays:
-        frames: NDArray[np.uint8] = arrays["frames"]
+def frames_from_bytes(data: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Read (F, H, W, 3) uint8 frames of a known shape from the bytes of an NPZ.
+
+    Raises:
+        ValueError: They hold something else.
+    """
+    frames: NDArray[np.uint8] = member_of(data, "frames", shape, np.uint8)
     return frames
 
 

@@ -11,6 +11,7 @@
     clips/CLIP/clip.json        name, prompt, frames, height, width
     runs/ID/video.mp4           what a run made, before compositing
     runs/ID/trace.json          what it decided and computed
+    runs/ID/error.txt           the traceback of a run that failed, which has no row; --resume tries it again
     runs/ID/features.npy        (D,) features of the video for VFID, where an extractor was given; those of
                                 other metrics of sets likewise, in files of theirs
     runs/ID/frame_psnr.npy      (F,) dB to the uncached run in the mask, frame by frame
@@ -32,15 +33,20 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from attrs import NOTHING, Attribute, asdict, evolve, field, fields, frozen
 
+from hetcache.media.arrays import read_array
+from hetcache.running.cells import from_cell, to_cell
 from hetcache.running.specs import REFERENCE
 from hetcache_core import ConfigError
-from hetcache_core.files import write_text
+from hetcache_core.files import PARTS, read_bytes, read_json, write_text
+from hetcache_core.settings.fitting import UnfitError, structure
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from hetcache_core import Trace
 
 __all__ = ["COLUMNS", "FRAME_PSNR", "Results", "Row", "RowKey"]
@@ -52,6 +58,23 @@ FRAME_PSNR: Final = "frame_psnr.npy"
 """In the folder of a run: PSNR to the reference in the mask, frame by frame."""
 
 ID_DIGITS: Final = 10
+
+PLAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+"""Names of clips that are names of folders as they stand."""
+
+READABLE: Final = 60
+"""Characters of a name that are kept beside a digest."""
+
+ESCAPES: Final[Mapping[str, str]] = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\0": "\\0"}
+"""What a cell has in place of characters that would end its line; read back as they were."""
+
+OF_RUN: Final = (
+    "Delete the line of {id} in rows.csv, and `hetcache compare --resume` makes the run again."
+)
+AGAIN: Final = "Delete it, and `hetcache compare --resume` makes it again."
+
+LONGEST_CELL: Final = 1 << 24
+csv.field_size_limit(LONGEST_CELL)
 
 
 @frozen(kw_only=True)
@@ -180,32 +203,72 @@ COLUMNS: Final = (
 """Columns of ``rows.csv``."""
 
 
+UNESCAPED: Final = {escape: character for character, escape in ESCAPES.items()}
+
+
 def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, Mapping):
         return json.dumps(dict(value), sort_keys=True, default=str)
-    return repr(value) if isinstance(value, float) else " ".join(str(value).split())
+    if isinstance(value, float):
+        return repr(value)
+    return (
+        to_cell(str(value).translate(str.maketrans(dict[str, str | int | None](ESCAPES))))
+        if isinstance(value, str)
+        else str(value)
+    )
 
 
 def _known(kind: type[Any], record: Mapping[str, str]) -> dict[str, Any]:
     """Read the fields of a class for which a record has a text."""
-    found = {}
+    found, hints = {}, get_type_hints(kind)
     for attribute in fields(kind):
         if text := record.get(attribute.name):
-            found[attribute.name] = _read(attribute, text)
+            try:
+                found[attribute.name] = structure(
+                    _read(text, hints[attribute.name]), hints[attribute.name]
+                )
+            except ValueError as error:
+                raise ValueError(f"{attribute.name}: {error}") from error
         elif attribute.default is NOTHING and attribute.name != "key":
             raise ValueError(f"there is no {attribute.name!r}")
     return found
 
 
-def _read(attribute: Attribute[Any], text: str) -> Any:
-    kind = str(attribute.type)
-    if "Mapping" in kind:
+def _read(text: str, hint: Any) -> Any:
+    """Read a cell; what it holds is held against the type of its field later."""
+    kinds = {get_origin(hint) or hint, *get_args(hint)}
+    if Mapping in kinds:
         return json.loads(text)
-    if "float" in kind:
-        return float(text)
-    return int(text) if "int" in kind else text
+    if kinds & {float, int}:
+        return (float if float in kinds else int)(text)
+    return re.sub(r"\\[\\nr0]", lambda found: UNESCAPED[found[0]], from_cell(text))
+
+
+@frozen(kw_only=True)
+class _AskedClip:
+    name: str
+
+
+@frozen(kw_only=True)
+class _AskedGrid:
+    backbones: list[str]
+    policies: list[str]
+    clips: list[_AskedClip]
+    seeds: list[int]
+    steps: int
+    repeat: int
+
+
+@frozen(kw_only=True)
+class _Asked:
+    """What is read of ``comparison.json``."""
+
+    arguments: Mapping[str, Any]
+    grid: _AskedGrid
+    started: str = ""
+    resumed: list[str] = field(factory=list)
 
 
 @frozen(kw_only=True)
@@ -227,9 +290,17 @@ class Results:
         """Where the video and the trace of a run are."""
         return self.folder / "runs" / key.id
 
+    def error_path(self, key: RowKey) -> Path:
+        """Where the traceback of a run is that failed."""
+        return self.run_folder(key) / "error.txt"
+
     def clip_folder(self, clip: str) -> Path:
-        """Where the frames of a clip are."""
-        return self.folder / "clips" / re.sub(r"[^\w.-]+", "_", clip)
+        """Where the frames of a clip are; a name that is no good name for a folder gets a digest."""
+        name = clip
+        if not PLAIN.fullmatch(clip):
+            readable = re.sub(r"[^A-Za-z0-9_-]+", "_", clip)[:READABLE]
+            name = f"{readable}-{hashlib.sha256(clip.encode()).hexdigest()[:ID_DIGITS]}"
+        return self.folder / "clips" / name
 
     def reference_path(self, key: RowKey) -> Path:
         """Where the exact frames of the uncached run are that belongs to a run."""
@@ -251,19 +322,24 @@ class Results:
             ConfigError: The folder holds no comparison, or one of another version.
         """
         path = self.folder / "comparison.json"
-        try:
-            plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        plan = read_json(
+            path,
+            where=f"{self.folder} holds no comparison",
+            remedy="Name the --output of a `hetcache compare`.",
+        )
+        version = plan.get("schema_version") if isinstance(plan, dict) else None
+        if not isinstance(plan, dict) or version != SCHEMA_VERSION:
             raise ConfigError(
-                f"{self.folder} holds no comparison: {path.name} cannot be read",
-                remedy="Name the --output of a `hetcache compare`.",
-            ) from error
-        if plan.get("schema_version") != SCHEMA_VERSION:
-            raise ConfigError(
-                f"{path} is of version {plan.get('schema_version')}, this release reads "
-                f"{SCHEMA_VERSION}",
+                f"{path} is of version {version}, this release reads {SCHEMA_VERSION}",
                 remedy="Run the comparison again with this release.",
             )
+        try:
+            structure(plan, _Asked)
+        except UnfitError as error:
+            raise ConfigError(
+                f"{path} is not whole: {error}",
+                remedy="Run the comparison again, into another folder.",
+            ) from error
         return plan
 
     @contextlib.contextmanager
@@ -285,6 +361,8 @@ class Results:
                     where="--output",
                     remedy="Wait for it, or name another folder.",
                 ) from error
+            for part in self.folder.rglob(PARTS):  # a process that was killed leaves them
+                part.unlink(missing_ok=True)
             yield
 
     def rows(self) -> list[Row]:
@@ -297,8 +375,11 @@ class Results:
         for number, record in enumerate(self._table()[1], start=2):
             try:
                 rows.append(Row.from_record(record))
-            except ValueError as error:
-                raise ConfigError(f"{self.rows_path}, line {number}: {error}") from error
+            except (ValueError, RecursionError) as error:
+                raise ConfigError(
+                    f"{self.rows_path}, line {number}: {error}",
+                    remedy="Delete this line, and `hetcache compare --resume` makes its run again.",
+                ) from error
         return rows
 
     def append(self, row: Row) -> None:
@@ -312,25 +393,86 @@ class Results:
         if lacking := [name for name in COLUMNS if name not in columns]:
             columns += lacking
             write_text(self.rows_path, _as_csv(columns, before, header=True))
-        with self.rows_path.open("r+b") as file:
-            whole = _whole_lines(file.read())
-            file.truncate(whole)
-            file.seek(whole)
-            file.write(_as_csv(columns, [row.to_record()]).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.rows_path.open("r+b") as file:
+                whole = _whole_lines(file.read())
+                file.truncate(whole)
+                file.seek(whole)
+                file.write(_as_csv(columns, [row.to_record()]).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ConfigError(
+                f"{self.rows_path} cannot be written: {error.strerror or error}",
+                remedy="What is finished is kept, and --resume goes on.",
+            ) from error
 
     def trace(self, key: RowKey) -> Trace:
         """Read the trace of a run."""
         from hetcache_core import Trace
 
-        return Trace.load(self.run_folder(key) / "trace.json")
+        try:
+            return Trace.load(self.run_folder(key) / "trace.json")
+        except ConfigError as error:
+            error.remedy = OF_RUN.format(id=key.id)
+            raise
+
+    def frame_psnr(self, key: RowKey) -> NDArray[Any] | None:
+        """Read how close each frame (F,) of a run is to the reference; None where nobody measured it.
+
+        Raises:
+            ConfigError: The file is damaged; says how it is made again.
+        """
+        path = self.run_folder(key) / FRAME_PSNR
+        if not path.exists():
+            return None
+        return _vector(path, OF_RUN.format(id=key.id))
+
+    def features(self, file: str, *, key: RowKey | None = None, clip: str = "") -> NDArray[Any]:
+        """Read the features (D,) of a run's video, or of a clip's right answer.
+
+        Raises:
+            ConfigError: The file is damaged; says how it is made again.
+        """
+        if key is None:
+            return _vector(self.clip_folder(clip) / file, AGAIN)
+        return _vector(self.run_folder(key) / file, OF_RUN.format(id=key.id))
+
+    def prompt(self, clip: str) -> str:
+        """Read the prompt of a clip; "" where there is none.
+
+        Raises:
+            ConfigError: Its file is damaged.
+        """
+        path = self.clip_folder(clip) / "clip.json"
+        if not path.exists():
+            return ""
+        about = read_json(path, remedy=AGAIN)
+        found = about.get("prompt") if isinstance(about, dict) else None
+        if not isinstance(found, str):
+            raise ConfigError(f"{path} names no prompt", remedy=AGAIN)
+        return found
 
     def _table(self) -> tuple[list[str], list[dict[str, str]]]:
         """Read the columns of ``rows.csv`` and its whole lines; both are empty without a file."""
-        data = self.rows_path.read_bytes() if self.rows_path.exists() else b""
-        reader = csv.DictReader(io.StringIO(data[: _whole_lines(data)].decode()))
-        return list(reader.fieldnames or ()), list(reader)
+        data = read_bytes(self.rows_path) if self.rows_path.exists() else b""
+        try:
+            text = data[: _whole_lines(data)].decode()
+            reader = csv.DictReader(io.StringIO(text, newline=""))
+            return list(reader.fieldnames or ()), list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ConfigError(
+                f"{self.rows_path} is damaged: {error}",
+                remedy="Delete the lines that are no text, and `hetcache compare --resume` makes their "
+                "runs again.",
+            ) from error
+
+
+def _vector(path: Path, remedy: str) -> NDArray[Any]:
+    made = read_array(path, remedy=remedy)
+    if made.ndim != 1 or made.dtype.kind != "f":
+        raise ConfigError(f"{path} is damaged: it holds {made.shape} {made.dtype}", remedy=remedy)
+    return made
 
 
 def _as_csv(
@@ -347,6 +489,6 @@ def _as_csv(
 def _whole_lines(data: bytes) -> int:
     """Length of everything up to the last line that is whole.
 
-    No cell holds a line break: JSON escapes it, and `_cell` makes a space of it.
+    No cell holds a line break: JSON and `_cell` escape it.
     """
     return data.rfind(b"\n") + 1

@@ -25,6 +25,7 @@ from attrs import asdict, field, frozen
 from hetcache.comparison.results.folder import Results, Row, RowKey
 from hetcache.quality.metric import Metric, MetricColumn, SetMetric, columns_of
 from hetcache.running.specs import REFERENCE
+from hetcache_core import ConfigError
 
 __all__ = [
     "FIDELITY",
@@ -447,14 +448,21 @@ def _of_set(metric: SetMetric, groups: list[list[Row]], results: Results) -> Met
     """Measure one distance for all videos of a line, the first repetition of each."""
     keys = [group[0].key for group in groups]
     known = {key.clip for key in keys if (results.clip_folder(key.clip) / metric.file).exists()}
-    judged = [results.run_folder(key) / metric.file for key in keys if key.clip in known]
+    with_truth = [key for key in keys if key.clip in known]
     if not all((results.run_folder(key) / metric.file).exists() for key in keys):
         return MetricSummary(missing={f"needs {metric.needs}": len(keys)})
-    untold = {"no ground truth": len(keys) - len(judged)} if len(judged) < len(keys) else {}
-    if not judged:
+    untold = {"no ground truth": len(keys) - len(with_truth)} if len(with_truth) < len(keys) else {}
+    if not with_truth:
         return MetricSummary(missing=untold)
-    true = [results.clip_folder(clip) / metric.file for clip in sorted(known)]
-    one, other = (np.stack([np.load(path) for path in paths]) for paths in (judged, true))  # (n, D)
+    judged = [results.features(metric.file, key=key) for key in with_truth]
+    true = [results.features(metric.file, clip=clip) for clip in sorted(known)]
+    if len({vector.shape for vector in (*judged, *true)}) > 1:
+        raise ConfigError(
+            f"the files {metric.file} in {results.folder} hold different numbers of features",
+            remedy="Delete them with their lines in rows.csv, and `hetcache compare --resume` makes "
+            "them again.",
+        )
+    one, other = np.stack(judged), np.stack(true)  # (n, D)
     found = metric.distance(one, other)
     if found.value is None:
         return MetricSummary(missing={**untold, found.note: len(judged)})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, evolve, field, frozen
 
@@ -29,7 +29,16 @@ from hetcache.running.device import choose_device, choose_dtype
 from hetcache.running.limits import CacheConfig, store_settings
 from hetcache.running.run import PolicyChoice, Runner, RunResult, load
 from hetcache.running.specs import REFERENCE, BackboneSpec, PolicySpec
-from hetcache_core import CacheStateError, ConfigError, EditRequest, HetCacheError, LoadRequest
+from hetcache_core import (
+    CacheBudgetError,
+    CacheStateError,
+    ConfigError,
+    EditRequest,
+    HetCacheError,
+    LoadRequest,
+    NonFiniteError,
+    UnsupportedBackboneError,
+)
 from hetcache_core.session import resolve_policy
 
 if TYPE_CHECKING:
@@ -40,6 +49,10 @@ if TYPE_CHECKING:
     from hetcache_core import Registry
 
 __all__ = ["Bench", "BenchSettings"]
+
+
+REFUSALS: Final = (CacheBudgetError, ConfigError, NonFiniteError, UnsupportedBackboneError)
+"""What says that a model cannot carry a policy; anything else is a fault of one of the two."""
 
 
 @frozen(kw_only=True)
@@ -131,7 +144,9 @@ class Bench:
             options=dict(settings.options),
         )
         self._footage, self._request = task.footage, request
-        self._reference = None if task.reference is None else frames_from_bytes(task.reference)
+        self._reference = (
+            None if task.reference is None else frames_from_bytes(task.reference, clip.video.shape)
+        )
         if clip.video.shape not in self._warm:
             runner.warm_up(request)
             self._warm.add(clip.video.shape)
@@ -152,7 +167,7 @@ class Bench:
         runner, request, footage = self._opened()
         try:
             result = runner.run(request, self._choice(policy))
-        except HetCacheError as error:
+        except REFUSALS as error:
             return Done(row=_refused(key, policy, error))
         first = self._reference is None
         if first and key.policy == REFERENCE:

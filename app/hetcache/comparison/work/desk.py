@@ -15,8 +15,10 @@ from hetcache.comparison.plan.footage import Footage, video_to_bytes
 from hetcache.comparison.plan.grid import Unit
 from hetcache.comparison.results.folder import FRAME_PSNR, Results, Row, RowKey
 from hetcache.comparison.work.tasks import Done
+from hetcache.running.console import one_line
 from hetcache.running.specs import PolicySpec
 from hetcache_core.files import replacing, write_text
+from hetcache_core.files import write_bytes as write_whole
 
 __all__ = ["Desk", "Failure", "write_array", "write_bytes", "write_clip", "write_features"]
 
@@ -28,10 +30,17 @@ class Failure:
     Attributes:
         key: Which run.
         traceback: What it raised.
+        file: Where that stands.
     """
 
     key: RowKey
     traceback: str
+    file: Path
+
+    @property
+    def reason(self) -> str:
+        """Its last line."""
+        return one_line(self.traceback.strip().splitlines()[-1])
 
 
 @define(eq=False)
@@ -63,13 +72,20 @@ class Desk:
         if done.row.status == "ok":
             folder = self.results.run_folder(key)
             write_bytes(folder / "video.mp4", done.video)
-            write_text(folder / "trace.json", done.trace)
+            write_bytes(folder / "trace.json", done.trace.encode())
             write_features(folder, done.features)
             if done.frame_psnr is not None:
                 write_array(folder / FRAME_PSNR, done.frame_psnr)
         self.results.append(done.row)
+        self.results.error_path(key).unlink(missing_ok=True)
         self.finished.add(key.id)
         self.on_row(done.row)
+
+    def fail(self, key: RowKey, traceback: str) -> None:
+        """Note that a run failed, and write down how; another comparison tries it again."""
+        file = self.results.error_path(key)
+        write_bytes(file, traceback.encode("utf-8", "replace"))
+        self.failures.append(Failure(key=key, traceback=traceback, file=file))
 
 
 def write_clip(results: Results, footage: Footage) -> None:
@@ -114,5 +130,4 @@ def write_array(path: Path, values: Any) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file, whole or not at all, and the folder that it is in."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        part.write_bytes(data)
+    write_whole(path, data)

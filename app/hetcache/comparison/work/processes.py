@@ -137,7 +137,7 @@ class Processes(Crew):
 def _serve(connection: Connection, settings: BenchSettings) -> None:
     """Perform tasks until the process that sends them ends; the body of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent decides
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, _end)
     # The last thing to happen: taking all modules apart would take seconds, and frees nothing.
     Finalize(None, os._exit, args=(1,), exitpriority=LAST)
     for name, value in QUIET.items():
@@ -162,10 +162,17 @@ def _serve(connection: Connection, settings: BenchSettings) -> None:
             os._exit(1)
 
     threading.Thread(target=listen, daemon=True).start()
-    bench = Bench(settings, discover())
-    while True:
-        arrived.acquire()
-        connection.send(answer_to(tasks.pop(), bench))
+    try:
+        bench = Bench(settings, discover())
+        while True:
+            arrived.acquire()
+            connection.send(answer_to(tasks.pop(), bench))
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+def _end(*_: object) -> None:
+    raise KeyboardInterrupt  # nothing on the way takes it for a fault
 
 
 def _how(code: int | None) -> str:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
+from hetcache.comparison.plan.footage import Footage, frames_from_bytes
 from hetcache.comparison.plan.grid import Unit
 from hetcache.comparison.results.folder import Row
-from hetcache.comparison.work.desk import Desk, Failure, write_bytes, write_features
+from hetcache.comparison.work.desk import Desk, write_bytes, write_features
 from hetcache.comparison.work.tasks import Done, Examine, Found, Open, Reference, Run, Task
 from hetcache.comparison.work.workers import Answer, Crew, Died, Worker
+from hetcache.running.console import note
 from hetcache.running.specs import REFERENCE, BackboneSpec
 from hetcache_core import ConfigError
+from hetcache_core.files import read_bytes
 
 __all__ = ["examine", "run_units"]
 
@@ -27,13 +31,13 @@ def run_units(units: Iterable[Unit], crew: Crew, desk: Desk, first: Worker) -> N
 
     Args:
         units: The runs; those of one unit go to one worker.
-        crew: The workers. One that dies is replaced, and its unit begun again where it ended.
+        crew: The workers. One that dies is replaced, and its unit begun again where it ended; a run on
+            which workers die again and again has failed.
         desk: Where finished runs go.
         first: The worker in the first place, which is there already.
 
     Raises:
-        HetCacheError: A mistake was found, or workers died on one unit again and again. Finished
-            runs are kept.
+        HetCacheError: A mistake was found. Finished runs are kept.
     """
     waiting = deque((unit, 0) for unit in units if desk.pending(unit))
     free: list[int] = list(range(crew.count))[::-1]
@@ -54,8 +58,11 @@ def run_units(units: Iterable[Unit], crew: Crew, desk: Desk, first: Worker) -> N
                 worker.stop()
                 free.append(place)
                 if deaths == RETRIES:
-                    raise _gave_up(unit, answer, desk)
-                waiting.appendleft((unit, deaths + 1))
+                    # The next run of the unit has one more try: it may not be the one that kills.
+                    desk.fail(desk.pending(unit)[0][0], _killing(answer))
+                    deaths -= 1
+                if desk.pending(unit):
+                    waiting.appendleft((unit, deaths + 1))
                 continue
             if answer.error is not None:
                 raise answer.error
@@ -106,7 +113,7 @@ def _talk(unit: Unit, desk: Desk) -> Conversation:
     footage = unit.clip.read()
     first = unit.runs[0][0]
     path = desk.results.reference_path(first)
-    reference = path.read_bytes() if path.exists() else None
+    reference = _whole_reference(path, footage)
     opened: Answer = yield Open(
         backbone=unit.backbone,
         footage=footage,
@@ -125,14 +132,14 @@ def _talk(unit: Unit, desk: Desk) -> Conversation:
     refusal = ""
     for key, policy in desk.pending(unit):
         if fault:
-            desk.failures.append(Failure(key=key, traceback=fault))
+            desk.fail(key, fault)
             continue
         if refusal:
             desk.take(Done(row=Row(key=key, status="refused", note=refusal)))
             continue
         answer: Answer = yield Run(key=key, policy=policy)
         if answer.fault:
-            desk.failures.append(Failure(key=key, traceback=answer.fault))
+            desk.fail(key, answer.fault)
         else:
             desk.take(answer.value)
         if policy.name == REFERENCE and not path.exists():
@@ -140,13 +147,22 @@ def _talk(unit: Unit, desk: Desk) -> Conversation:
             fault, refusal = answer.fault, "" if answer.fault else answer.value.row.note
 
 
-def _gave_up(unit: Unit, death: Died, desk: Desk) -> ConfigError:
-    left = desk.pending(unit)
-    key = left[0][0]
-    return ConfigError(
-        f"{RETRIES + 1} workers died on {unit.backbone}, clip {unit.clip.name}, seed "
-        f"{unit.seed}, before {key.label} was finished; the last one {death.how}",
-        where="hetcache compare",
-        remedy="The memory may be too small: take a smaller size or fewer --workers. What is "
-        "finished is kept, and --resume goes on.",
+def _whole_reference(path: Path, footage: Footage) -> bytes | None:
+    """Read the frames of an uncached run; those that are damaged are deleted, and made again."""
+    if not path.exists():
+        return None
+    data = read_bytes(path)
+    try:
+        frames_from_bytes(data, footage.clip.video.shape)
+    except ValueError as error:
+        note(f"{path} is damaged and is made again: {error}")
+        path.unlink()
+        return None
+    return data
+
+
+def _killing(death: Died) -> str:
+    return (
+        f"{RETRIES + 1} workers died on it; the last one {death.how}. The memory may be too small: take a "
+        "smaller size or fewer --workers."
     )

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from hetcache.comparison.work.bench import Bench
 from hetcache.comparison.work.tasks import Task
-from hetcache_core import HetCacheError
+from hetcache_core import CacheStateError, ContractError, HetCacheError
 
 __all__ = ["Answer", "Crew", "Died", "Worker", "answer_to"]
 
@@ -82,7 +82,14 @@ def answer_to(task: Task, bench: Bench) -> Answer:
 
     try:
         return Answer(value=task.perform(bench))
+    except KeyboardInterrupt:  # the worker is to end
+        raise
+    except (
+        ContractError,
+        CacheStateError,
+    ):  # no mistake of the user's, but of a policy or a backbone
+        return Answer(fault=traceback.format_exc())
     except HetCacheError as error:
         return Answer(error=error)
-    except Exception:  # noqa: BLE001 - a fault of one run must not end the others
+    except BaseException:  # noqa: BLE001 - a fault of one run must not end the others
         return Answer(fault=traceback.format_exc())
