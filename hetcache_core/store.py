@@ -78,7 +78,20 @@ class StoreSettings:
     spill: bool = False
 
     def __attrs_post_init__(self) -> None:
-        """Check the names, so that a bad one is an error before the run and not inside it."""
+        """Check everything, so that what is wrong is an error before the run and not inside it."""
+        for name, hint in (("dtype", str), ("device", str), ("max_bytes", int), ("spill", bool)):
+            value = getattr(self, name)
+            optional = name != "spill" and value is None
+            if not optional and (
+                not isinstance(value, hint) or (hint is int and isinstance(value, bool))
+            ):
+                kind = {str: "text", int: "a whole number", bool: "true or false"}[hint]
+                raise ConfigError(
+                    f"{name} must be {kind}, got {value!r}",
+                    where="StoreSettings",
+                    setting=name,
+                    given=value,
+                )
         if self.dtype is not None and self.dtype not in STORABLE:
             raise ConfigError(
                 f"nothing can be kept as {self.dtype!r}",
@@ -112,6 +125,7 @@ class CacheStore:
     _values: dict[tuple[str, Slot], list[Stored]] = field(factory=dict, init=False)
     _bytes: int = field(default=0, init=False)
     _peak: int = field(default=0, init=False)
+    _outside: int = field(default=0, init=False)
     _spilled: int = field(default=0, init=False)
     _peak_spilled: int = field(default=0, init=False)
     _clamped: Tensor | None = field(default=None, init=False)
@@ -130,6 +144,24 @@ class CacheStore:
     def peak_spilled_bytes(self) -> int:
         """Most bytes spilled to host memory at any time in this run."""
         return self._peak_spilled
+
+    def bytes_of(self, kind: Kind) -> int:
+        """Bytes held of one kind, in all branches."""
+        kept = ((slot.kind, entries) for (_, slot), entries in self._values.items())
+        return sum(_size(entry.value) for of, entries in kept if of is kind for entry in entries)
+
+    def count_outside(self, held: int) -> None:
+        """Take note of bytes that are held for the run elsewhere: by deciders, in fields of theirs.
+
+        Raises:
+            CacheBudgetError: together with what the store holds they pass ``max_bytes``.
+        """
+        self._bytes += held - self._outside
+        self._outside = held
+        self._peak = max(self._peak, self._bytes)
+        limit = self.settings.max_bytes
+        if limit is not None and self._bytes > limit:
+            raise self._too_much(f"The decisions keep {held:,} bytes by themselves", limit)
 
     def clamped(self) -> bool:
         """Whether anything was past the range of what it is kept in; waits for the device, if at all."""
@@ -253,7 +285,7 @@ class CacheStore:
     def clear(self) -> None:
         """Forget everything; the peak is kept for the trace."""
         self._values.clear()
-        self._bytes = self._spilled = 0
+        self._bytes = self._spilled = self._outside = 0
 
     def _narrowed(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         """Change a dtype; what it cannot hold (past 65504 in float16) becomes its largest number.
@@ -267,6 +299,20 @@ class CacheStore:
                 self._clamped = beyond if self._clamped is None else self._clamped | beyond
                 value = value.clamp(-most, most)
         return value.to(dtype)
+
+    def _too_much(self, what: str, limit: int | None) -> CacheBudgetError:
+        """Say that the limit is passed, and what would help that is not done already."""
+        ways = ["Raise the limit"]
+        if self.settings.dtype not in {"bfloat16", "float16"}:
+            ways.append("keep the cache in bfloat16")
+        if self.settings.device != "cpu" and not self.settings.spill:
+            ways.append("keep it on the CPU")
+        return CacheBudgetError(
+            f"{what}; the limit is {limit:,}",
+            remedy=f"{', '.join(ways)}, or choose a policy or a setting that keeps less",
+            held_bytes=self._bytes,
+            budget_bytes=limit,
+        )
 
     def _is_spilled(self, value: Tensor) -> bool:
         return self.settings.spill and value.device.type == "cpu"
@@ -286,10 +332,9 @@ class CacheStore:
             self._peak_spilled = max(self._peak_spilled, self._spilled)
             return value.cpu()
         if full:
-            raise CacheBudgetError(
-                f"Storing {slot.kind.value} needs {size:,} bytes on top of {self._bytes:,} held; the "
-                f"limit is {limit:,}. Raise the limit, keep the cache in bfloat16 or on the CPU, or "
-                "choose a policy or setting that stores less (kv_mode=pruned)."
+            raise self._too_much(
+                f"Storing {slot.kind.value} needs {size:,} bytes on top of {self._bytes:,} held",
+                limit,
             )
         self._bytes += size
         self._peak = max(self._peak, self._bytes)

@@ -1,7 +1,7 @@
 """Fits what a policy keeps under a byte limit by the cheapest means, before anything is computed.
 
-What is kept is counted ahead (``footprint``). Where it is too much, these measures are tried, alone and
-together, the set with the lowest cost first:
+What is kept is counted ahead (``footprint``, and what decisions compare with: ``held``). Where it is
+too much, these measures are tried, alone and together, the set with the lowest cost first:
 
 1. *Run the control blocks* on the active tokens instead of keeping their hints: the same tokens see
    newer hints; costs FLOPs. Helps only where no keys and values are kept.
@@ -22,13 +22,14 @@ import torch
 from attrs import evolve, frozen
 
 from hetcache_core.engine.footprint import footprint
+from hetcache_core.engine.held import played_bytes
 from hetcache_core.errors import CacheBudgetError
 from hetcache_core.policy.partial import ControlMode, KVMode
 from hetcache_core.policy.recipe import CachePolicy
 from hetcache_core.store import StoreSettings
 
 if TYPE_CHECKING:
-    from hetcache_core.backbone.adapter import RunInfo
+    from hetcache_core.backbone.adapter import ModelCall, RunInfo
 
 CONTROL: Final = "control blocks run on the active tokens, no hints kept"
 HOST: Final = "host memory for what does not fit"
@@ -56,7 +57,7 @@ class Fitted:
 
 
 def fit_to_limit(
-    policy: CachePolicy, store: StoreSettings, run: RunInfo, *, latents: int, dtype: torch.dtype
+    policy: CachePolicy, store: StoreSettings, run: RunInfo, call: ModelCall
 ) -> Fitted:
     """Find the cheapest way to keep no more than ``store.max_bytes``.
 
@@ -64,8 +65,7 @@ def fit_to_limit(
         policy: what was asked for.
         store: how it was asked to be kept; a dtype or device that is given stays as it is.
         run: the run.
-        latents: numbers in the latents of one branch.
-        dtype: the model's own.
+        call: its first call, whose latents say which dtype is the model's own.
 
     Raises:
         CacheBudgetError: nothing would be little enough.
@@ -73,10 +73,11 @@ def fit_to_limit(
     limit = store.max_bytes
     if limit is None:
         return Fitted(policy=policy, store=store)
-    fits, least = None, 0
+    fits, least, dtype = None, 0, call.latents.dtype
+    decisions = played_bytes(policy, run, call)
     for measures in _sets(policy, store, run, dtype):
         changed = _apply(measures, policy, store)
-        held = _bytes(changed, run, latents=latents, dtype=dtype)
+        held = kept_bytes(changed.policy, changed.store, run, call) + decisions
         if not measures:
             wanted = least = held
         least = min(least, held)
@@ -130,9 +131,13 @@ def _apply(measures: tuple[str, ...], policy: CachePolicy, store: StoreSettings)
     return Fitted(policy=evolve(policy, partial=partial), store=store)
 
 
-def _bytes(fitted: Fitted, run: RunInfo, *, latents: int, dtype: torch.dtype) -> int:
-    kept: torch.dtype = dtype if fitted.store.dtype is None else getattr(torch, fitted.store.dtype)
-    return len(run.branches) * footprint(fitted.policy, run, latents=latents).bytes(kept)
+def kept_bytes(policy: CachePolicy, store: StoreSettings, run: RunInfo, call: ModelCall) -> int:
+    """Count what is kept of the branches of a run, but for what decisions compare with."""
+    latents = call.latents
+    kept: torch.dtype = latents.dtype if store.dtype is None else getattr(torch, store.dtype)
+    rows = call.branches[0].stop - call.branches[0].start
+    counted = footprint(policy, run, latents=latents.numel() // latents.shape[0])
+    return rows * len(run.branches) * counted.bytes(kept)
 
 
 def _note(measures: tuple[str, ...], wanted: int, held: int, limit: int) -> str:

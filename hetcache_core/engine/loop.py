@@ -14,6 +14,7 @@ from hetcache_core.engine.block_pass import full_flops, partial_flops
 from hetcache_core.engine.byte_limit import fit_to_limit
 from hetcache_core.engine.flop_budget import Budget, Costs
 from hetcache_core.engine.gate import Gate
+from hetcache_core.engine.held import own_bytes
 from hetcache_core.engine.run_state import Clock, RunState, make_active
 from hetcache_core.engine.trunk_run import TrunkExecution
 from hetcache_core.errors import CacheStateError, ContractError, NonFiniteError
@@ -206,6 +207,7 @@ class Engine:
             run.step.outputs[call.key] = output
         if run.step_decider is not None and run.step.deciding == call.key:
             self._show_output(run, step, call, record, output)
+        run.store.count_outside(own_bytes(run.deciders))
         record.cache_bytes = run.store.bytes
         if record.flops_full == 0:  # the trunk was not entered: what it would have cost is known
             earlier = (r.flops_full for r in reversed(run.trace.records) if r.flops_full)
@@ -218,14 +220,7 @@ class Engine:
         """Before anything is kept, change what is kept so that it stays under the byte limit."""
         if run.index >= 0 or run.store.settings.max_bytes is None:
             return
-        latents = call.latents
-        fitted = fit_to_limit(
-            run.policy,
-            run.store.settings,
-            run.info,
-            latents=latents.numel() // latents.shape[0],
-            dtype=latents.dtype,
-        )
+        fitted = fit_to_limit(run.policy, run.store.settings, run.info, call)
         if fitted.note:
             run.keep(fitted.policy, fitted.store, fitted.note)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from attrs import define, field
@@ -12,6 +12,7 @@ from hetcache_core.engine.active_rows import ActiveRows
 from hetcache_core.engine.flop_budget import Budget, outcome
 from hetcache_core.engine.gate import Gate
 from hetcache_core.engine.innovation import Innovation
+from hetcache_core.engine.held import begun
 from hetcache_core.errors import CacheStateError, ConfigError
 from hetcache_core.policy.pieces import BlockDecider, GuidanceDecider, StepDecider
 from hetcache_core.policy.recipe import CachePolicy
@@ -168,16 +169,14 @@ class RunState:
 
     def _begin(self) -> None:
         """Begin each piece once, so that one object may answer several questions with one state."""
-        begun: dict[int, Any] = {}
+        made = begun(self.policy, self.info)
+        self.step_decider, self.block_decider = made["step"], made["blocks"]
+        self.guidance = made["guidance"]
 
-        def begin(piece: Any) -> Any:
-            if piece is not None and id(piece) not in begun:
-                begun[id(piece)] = piece.begin(self.info)
-            return begun.get(id(piece))
-
-        self.step_decider = begin(self.policy.step)
-        self.block_decider = begin(self.policy.blocks)
-        self.guidance = begin(self.policy.guidance)
+    @property
+    def deciders(self) -> tuple[object, ...]:
+        """All that decide."""
+        return self.step_decider, self.block_decider, self.guidance
 
     def keep(self, policy: CachePolicy, settings: StoreSettings, note: str) -> None:
         """Before the first step: keep less, as the policy and the settings now say."""

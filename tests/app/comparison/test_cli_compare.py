@@ -14,7 +14,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -572,6 +574,17 @@ def _ray_imports() -> bool:
 
 
 @pytest.mark.timeout(400)
+def listening_addresses() -> set[str]:
+    """Where this process and all that it started listen; mapped addresses as those of IPv4."""
+    psutil = pytest.importorskip("psutil")
+    me = psutil.Process()
+    found = set()
+    for process in (me, *me.children(recursive=True)):
+        with suppress(psutil.Error):
+            found |= {c.laddr.ip for c in process.net_connections("tcp") if c.status == "LISTEN"}
+    return {address.removeprefix("::ffff:") for address in found}
+
+
 @pytest.mark.skipif(not _ray_imports(), reason="pyarrow is installed for another NumPy")
 def test_two_workers_on_a_local_ray_cluster_make_the_same_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -583,7 +596,16 @@ def test_two_workers_on_a_local_ray_cluster_make_the_same_rows(
             hetcache.comparison.compare, "_crew", lambda _config, settings: Hands(settings)
         )
         assert compare(tmp_path / "here", *options) == 0
+    take, listening = Desk.take, set[str]()
+
+    def looking(desk: Desk, done: Done) -> None:
+        take(desk, done)
+        listening.update(listening_addresses())
+
+    monkeypatch.setattr(Desk, "take", looking)
     assert compare(tmp_path / "ray", *options, "--workers", "ray:2") == 0
+    assert listening
+    assert all(ip_address(address).is_loopback for address in listening), listening
     same_but_for_the_clock(tmp_path / "ray", tmp_path / "here")
 
 

@@ -6,21 +6,41 @@ from typing import Any
 
 import pytest
 import torch
-from attrs import evolve
+from attrs import define, evolve, field, frozen
 
 from hetcache_core import (
+    BranchRows,
     CacheBudgetError,
     CachePolicy,
+    CacheStore,
+    ConfigError,
+    Decision,
+    Mode,
+    ModelCall,
     PartialSettings,
     RunInfo,
+    StepDecider,
+    StepInfo,
+    StepPolicy,
     StoreSettings,
     accelerate,
     discover,
 )
-from hetcache_core.engine.byte_limit import CONTROL, EIGHT, HALF, HOST, PRUNED, fit_to_limit
+from hetcache_core.engine.byte_limit import (
+    CONTROL,
+    EIGHT,
+    HALF,
+    HOST,
+    PRUNED,
+    fit_to_limit,
+    kept_bytes,
+)
 from hetcache_core.engine.footprint import footprint
+from hetcache_core.engine.held import own_bytes, played_bytes
+from hetcache_core.engine.loop import Engine
 from hetcache_core.policy.partial import ControlMode, KVMode
 from hetcache_core.session import resolve_policy
+from hetcache_core.store import Kind, Slot
 from hetcache_core.testing import tiny_case
 from hetcache_core.testing.watch import watched_run
 
@@ -43,16 +63,17 @@ def session_of(policy: str | CachePolicy, limit: int | None, **settings: object)
         return session, CASE.run(pipeline, STEPS, "separate", 0)
 
 
-def run_info() -> tuple[RunInfo, int]:
-    """What the toy pipeline announces, and the numbers in its latents."""
+def run_info() -> tuple[RunInfo, ModelCall]:
+    """What the toy pipeline announces, and its first call."""
     policy, _ = resolve_policy(
         "every-nth", {}, None, CASE.backbone.describe(CASE.make_pipeline(0)), REGISTRY
     )
     engine, latents = watched_run(CASE, policy, steps=STEPS, layout="separate")
-    return engine.infos[0], latents.numel()
+    call = ModelCall(step=0, latents=latents, branches=(BranchRows("cond", 0, 1),))
+    return engine.infos[0], call
 
 
-RUN, LATENTS = run_info()
+RUN, CALL = run_info()
 
 
 def composed(name: str, **settings: object) -> CachePolicy:
@@ -61,7 +82,7 @@ def composed(name: str, **settings: object) -> CachePolicy:
 
 
 def bytes_of(policy: CachePolicy, dtype: torch.dtype = torch.float32) -> int:
-    return 2 * footprint(policy, RUN, latents=LATENTS).bytes(dtype)
+    return 2 * footprint(policy, RUN, latents=CALL.latents.numel()).bytes(dtype)
 
 
 HETCACHE = composed("hetcache")
@@ -73,9 +94,114 @@ def fitted(policy: CachePolicy, limit: int, on: str = "cpu", **store: Any) -> An
         policy,
         StoreSettings(max_bytes=limit, **store),
         evolve(RUN, device=on),
-        latents=LATENTS,
-        dtype=torch.float32,
+        CALL,
     )
+
+
+def forecast_and_peak(case: Any, name: str, layout: str, patch: pytest.MonkeyPatch) -> list[int]:
+    """Run a policy without a limit; also hold what is counted to what is allocated, after every call."""
+    pipeline = case.make_pipeline(0)
+    model = case.backbone.describe(pipeline)
+    policy, _ = resolve_policy(name, REGISTRY.policy(name).anywhere, None, model, REGISTRY)
+    traces: list[Any] = []
+    engine = Engine(policy=policy, settings={}, on_run=traces.append)
+    forecast: list[int] = []
+    answer = Engine.model_call
+
+    def watched(self: Engine, call: ModelCall, forward: Any) -> torch.Tensor:
+        run = self._need_run()
+        if not forecast:
+            kept = kept_bytes(run.policy, StoreSettings(), run.info, call)
+            forecast.append(kept + played_bytes(run.policy, run.info, call))
+        output = answer(self, call, forward)
+        kept_values = [entry.value for held in run.store._values.values() for entry in held]
+        allocated = {
+            value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+            for value in kept_values
+        }
+        assert sum(allocated.values()) + own_bytes(run.deciders) == run.store.bytes
+        return output
+
+    patch.setattr(Engine, "model_call", watched)
+    with case.backbone.attach(pipeline, engine):
+        case.run(pipeline, STEPS, layout, 0)
+    return [*forecast, traces[0].peak_cache_bytes]
+
+
+@pytest.mark.parametrize("layout", ["separate", "none"])
+@pytest.mark.parametrize("name", [n for n in REGISTRY.names("policy") if n != "replay"])
+def test_the_forecast_is_the_peak_and_holds_all_that_is_kept(
+    name: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if composed(name, **REGISTRY.policy(name).anywhere).guidance is not None and layout == "none":
+        pytest.skip("has nothing to predict")
+    forecast, peak = forecast_and_peak(CASE, name, layout, monkeypatch)
+    assert forecast == peak
+
+
+@pytest.mark.parametrize("name", ["hetcache", "fastcache", "dicache", "easycache", "duca"])
+@pytest.mark.parametrize("backbone", ["wan-vace", "ltx-video"])
+def test_the_forecast_is_the_peak_on_other_models(
+    case_of: Any, backbone: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = case_of(backbone)
+    layout = "separate" if "separate" in case.backbone.features.guidance else "none"
+    forecast, peak = forecast_and_peak(case, name, layout, monkeypatch)
+    assert forecast == peak > 0
+
+
+def test_what_a_decider_keeps_by_itself_counts_and_is_refused_before_anything_is_computed() -> None:
+    free, _ = session_of("fastcache", None)
+    peak = free.trace.peak_cache_bytes
+    with pytest.raises(CacheBudgetError) as error:
+        session_of("fastcache", peak // 8)
+    assert error.value.held_bytes == 0
+    assert (error.value.needed_bytes or 0) > peak // 8
+
+
+def test_a_decider_that_cannot_be_foreseen_is_stopped_at_the_limit() -> None:
+    @frozen
+    class Hoard(StepPolicy):
+        def begin(self, run: RunInfo) -> StepDecider:
+            return Hoarding()
+
+    @define(eq=False)
+    class Hoarding(StepDecider):
+        kept: list[torch.Tensor] = field(factory=list)
+
+        def decide(self, step: StepInfo, signals: Any) -> Decision:
+            float(signals.hidden().sum())  # looks at values by itself
+            self.kept.append(signals.hidden().clone())
+            return Decision(Mode.FULL, "")
+
+    policy = CachePolicy(name="hoard", step=Hoard())
+    with pytest.raises(CacheBudgetError, match=r"keep .* bytes by themselves; the limit is"):
+        session_of(policy, 3 * bytes_of(policy))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_bytes": float("nan")}, {"max_bytes": True}, {"max_bytes": "1GB"}, {"max_bytes": 1.5},
+        {"max_bytes": 0}, {"spill": 1}, {"dtype": torch.float16}, {"device": 0}, {"dtype": "int8"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_store_settings_check_their_values(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        StoreSettings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("store", "unsaid"),
+    [({"dtype": "bfloat16"}, "in bfloat16"), ({"device": "cpu"}, "on the CPU")],
+    ids=["half", "cpu"],
+)
+def test_the_advice_names_nothing_that_is_done_already(store: dict[str, Any], unsaid: str) -> None:
+    kept = CacheStore(StoreSettings(max_bytes=1, **store))
+    with pytest.raises(CacheBudgetError) as error:
+        kept.put("cond", Slot(Kind.OUTPUT), torch.zeros(8), step=0)
+    assert unsaid not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +301,6 @@ def test_where_nothing_helps_the_run_is_refused_before_it_computes() -> None:
 
 
 def test_spilled_tensors_do_not_count_and_come_back() -> None:
-    from hetcache_core import CacheStore
-    from hetcache_core.store import Kind, Slot
 
     # A CPU tensor is what spilling makes of a device's; here it is spilled from the start.
     store = CacheStore(StoreSettings(max_bytes=8, spill=True))
@@ -190,8 +314,6 @@ def test_spilled_tensors_do_not_count_and_come_back() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_full_device_spills_to_the_host() -> None:
-    from hetcache_core import CacheStore
-    from hetcache_core.store import Kind, Slot
 
     store = CacheStore(StoreSettings(max_bytes=48, spill=True))
     value = torch.arange(12.0, device="cuda").view(1, 4, 3)

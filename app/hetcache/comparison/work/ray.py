@@ -28,6 +28,13 @@ RAY: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZER
 """Environment of Ray: it reports nothing to anybody, and does not announce its coming defaults."""
 
 
+LOOPBACK: Final = "127.0.0.1"
+"""Where the servers of a cluster that is started here listen: whoever reaches one may run code."""
+
+ALONE: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Environment of a cluster of one machine: without it, Ray takes another address for the loopback one."""
+
+
 @final
 @define(eq=False)
 class _Actor(Worker):
@@ -82,8 +89,10 @@ class RayCrew(Crew):
         Raises:
             ConfigError: Ray is not installed, or the cluster is not there or too small.
         """
+        new = self.address is None
         for name, value in RAY.items():
             os.environ.setdefault(name, value)
+        os.environ.update(ALONE if new else {})  # read when Ray is imported, and by its servers
         try:
             ray: Any = import_module("ray")
         except ImportError as error:
@@ -91,9 +100,13 @@ class RayCrew(Crew):
                 "Ray is not installed", where="--workers", remedy="Run: pip install 'hetcache[ray]'"
             ) from error
         self._ray = ray
-        new = self.address is None
         cores = max(self.workers or 1, os.cpu_count() or 1)
-        local = {"num_cpus": cores, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+        local = {
+            "num_cpus": cores,
+            "object_store_memory": STORE_BYTES,
+            "include_dashboard": False,
+            "_node_ip_address": LOOPBACK,
+        }
         try:
             ray.init(
                 address="local" if new else self.address,
@@ -105,6 +118,13 @@ class RayCrew(Crew):
             raise ConfigError(
                 f"there is no Ray cluster at {self.address}: {error}", where="--ray-address"
             ) from error
+        if new and ray.util.get_node_ip_address() != LOOPBACK:
+            ray.shutdown()
+            raise ConfigError(
+                "Ray would listen on every interface of this machine, where others could run code",
+                where="--workers",
+                remedy="Let hetcache be the first to import Ray, or give a cluster by --ray-address.",
+            )
         there = ray.cluster_resources()
         cuda = self.settings.device in {"auto", "cuda"}
         self._gpus = int(there.get("GPU", 0)) if cuda else 0
