@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         UnsupportedBackboneError,
         nearest_name,
     )
+    from hetcache_core.files import read_json, write_text
     from hetcache_core.plugins.clips import ClipSet, EvaluationClip
     from hetcache_core.plugins.discovery import Registry, discover
     from hetcache_core.plugins.hookspecs import Registration, hookimpl
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from hetcache_core.records.trace import CallRecord, Totals, Trace
     from hetcache_core.session import Session, accelerate, resolve_policy
     from hetcache_core.settings.declare import piece, setting
+    from hetcache_core.settings.fitting import structure
     from hetcache_core.steps import (
         BlockKey,
         BranchRows,
@@ -120,6 +122,7 @@ _HOMES: Final[dict[str, str]] = {
         "errors": "CacheBudgetError CacheStateError ConfigError ContractError HetCacheError "
         "NonFiniteError PipelineBusyError PluginConflictError PluginError PluginLoadError PluginWarning "
         "UnsupportedBackboneError nearest_name",
+        "files": "read_json write_text",
         "plugins.clips": "ClipSet EvaluationClip",
         "plugins.discovery": "Registry discover",
         "plugins.hookspecs": "Registration hookimpl",
@@ -135,6 +138,7 @@ _HOMES: Final[dict[str, str]] = {
         "records.trace": "CallRecord Totals Trace",
         "session": "Session accelerate resolve_policy",
         "settings.declare": "piece setting",
+        "settings.fitting": "structure",
         "steps": "BlockKey BranchRows Decision Mode ModelInfo Span Stack StepInfo SubLayer",
         "store": "CacheStore StoreSettings Stored",
         "tokens": "ContextSelector Grid Partition Role Selection SelectionRequest TokenPartitioner "
@@ -250,11 +254,14 @@ __all__ = [
     "overridden",
     "own_parameter",
     "piece",
+    "read_json",
     "relative_l1",
     "resolve_policy",
     "run_edit",
     "setting",
     "spread",
+    "structure",
+    "write_text",
 ]  # fmt: skip
 
 

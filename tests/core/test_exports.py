@@ -32,8 +32,8 @@ PUBLIC = [
     "UnsupportedBackboneError", "Use", "accelerate", "attached", "binary_mask", "call_inside",
     "call_through", "check_options", "combine", "discover",
     "footprint", "hookimpl", "in_fp32", "load_pipeline", "mask_to_tokens", "matrix_macs",
-    "nearest_name", "overridden", "own_parameter", "piece", "relative_l1", "resolve_policy",
-    "run_edit", "setting", "spread",
+    "nearest_name", "overridden", "own_parameter", "piece", "read_json", "relative_l1", "resolve_policy",
+    "run_edit", "setting", "spread", "structure", "write_text",
 ]  # fmt: skip
 
 TESTING = [

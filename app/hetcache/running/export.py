@@ -48,6 +48,7 @@ class Exported:
         graphs: How many graphs there are.
         files: How many files there are.
         bytes: Size of all files.
+        around: Checkpoint that the folder needs beside it, or None.
         notice: The backbone's own warning, or None.
     """
 
@@ -57,6 +58,7 @@ class Exported:
     graphs: int
     files: int
     bytes: int
+    around: str | None
     notice: str | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,6 +108,7 @@ def export(config: ExportConfig, registry: Registry) -> Exported:
         graphs=sum(path.suffix == ".onnx" for path in files),
         files=len(files),
         bytes=sum(path.stat().st_size for path in files),
+        around=None if (named := manifest.get("checkpoint")) is None else str(named),
         notice=runner.backbone.notice(runner.pipeline),
     )
 
@@ -122,8 +125,9 @@ def print_export(made: Exported) -> None:
     if made.notice:
         console.print(Text(f"notice: {made.notice}"), soft_wrap=True)
     console.print(Text(f"output: {made.output}"), soft_wrap=True)
+    around = f" --around {made.around}" if made.around else ""
     console.print(
-        Text(f"use: hetcache edit --backbone {made.runs_with} --model {made.output}"),
+        Text(f"use: hetcache edit --backbone {made.runs_with} --model {made.output}{around}"),
         soft_wrap=True,
     )
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import shlex
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar, final
+from typing import Any, Final, Generic, Literal, TypeVar, final
 
 from attrs import asdict, frozen
 
-from hetcache_core import LoadRequest, UnsupportedBackboneError
+from hetcache_core import (
+    ConfigError,
+    LoadRequest,
+    UnsupportedBackboneError,
+    read_json,
+    structure,
+    write_text,
+)
 
 FORMAT: Final = 2
 """Version of the manifest."""
@@ -22,6 +30,11 @@ RUNS_WITH: Final = "onnx-runtime"
 """The backbone that runs such a folder."""
 
 MANIFEST: Final = "manifest.json"
+LARGEST_MANIFEST: Final = 1 << 24
+"""Bytes: twenty times what the largest model's takes."""
+
+MOST: Final = 1 << 20
+"""More than any size of a model."""
 WEIGHTS: Final = "weights.bin"
 CODEC: Final = "codec.safetensors"
 AROUND: Final = "around"
@@ -62,6 +75,12 @@ class WanSizes:
     freq_dim: int
     eps: float
 
+    def __attrs_post_init__(self) -> None:
+        """Refuse numbers of no model."""
+        _check_sizes(self, may_be_0=("control_channels", "control_layers"))
+        if any(layer >= self.layers for layer in self.control_layers):
+            raise ValueError(f"control_layers must be among the {self.layers} layers")
+
 
 @final
 @frozen(kw_only=True)
@@ -94,6 +113,29 @@ class LtxSizes:
     freq_dim: int
     eps: float
 
+    def __attrs_post_init__(self) -> None:
+        """Refuse numbers of no model."""
+        _check_sizes(self)
+
+
+def _check_sizes(sizes: WanSizes | LtxSizes, may_be_0: tuple[str, ...] = ()) -> None:
+    """Hold numbers to what models have, before memory is given to them.
+
+    Raises:
+        ValueError: one is none of a model.
+    """
+    for name, value in asdict(sizes).items():
+        least = 0 if name in may_be_0 else 1
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if name != "eps" and not least <= number <= MOST:
+                raise ValueError(f"sizes.{name} must be from {least} to {MOST:,}, got {number}")
+    if not 0 < sizes.eps < 1:
+        raise ValueError(f"sizes.eps must be between 0 and 1, got {sizes.eps}")
+    if sizes.width % sizes.heads:
+        raise ValueError(
+            f"sizes.width must be a multiple of heads, got {sizes.width}, {sizes.heads}"
+        )
+
 
 SIZES_OF: Final[dict[str, type[WanSizes | LtxSizes]]] = {
     "WanModel": WanSizes,
@@ -103,6 +145,25 @@ SIZES_OF: Final[dict[str, type[WanSizes | LtxSizes]]] = {
 
 
 Sizes = TypeVar("Sizes", bound=WanSizes | LtxSizes)
+
+
+@frozen
+class _Graph:
+    file: str
+
+
+@frozen(kw_only=True)
+class _Written:
+    """What is read of a manifest."""
+
+    format: int
+    backbone: str
+    model: Literal["WanModel", "LTXVideoTransformer3DModel"]
+    sizes: dict[str, Any]
+    graphs: dict[str, _Graph]
+    words: int | None
+    checkpoint: str | None
+    notice: str | None
 
 
 @final
@@ -117,6 +178,7 @@ class Manifest(Generic[Sizes]):
         words: of a prompt, where codec and words are those of ``tiny-vace``, else None.
         checkpoint: folder or hub id that VAE and text encoder are loaded from, or None where they
             lie in the folder.
+        asked: whether whoever loads the folder named that checkpoint.
         notice: sentence that goes with every output, or None.
     """
 
@@ -125,7 +187,21 @@ class Manifest(Generic[Sizes]):
     graphs: dict[str, str]
     words: int | None
     checkpoint: str | None
+    asked: bool = True
     notice: str | None
+
+    def outside(self) -> str | None:
+        """Return the checkpoint, which may be anybody's, where it was asked for.
+
+        Raises:
+            UnsupportedBackboneError: the folder needs one, and nobody asked for it.
+        """
+        if self.checkpoint is not None and not self.asked:
+            raise UnsupportedBackboneError(
+                f"the graphs hold neither VAE nor text encoder, and name {self.checkpoint!r} for them",
+                remedy=f"If you trust it, pass --around {shlex.quote(self.checkpoint)}.",
+            )
+        return self.checkpoint
 
 
 def write_manifest(
@@ -155,45 +231,64 @@ def write_manifest(
         "notice": manifest.notice,
         **written,
     }
-    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
     return content
 
 
-def read_manifest(folder: Path) -> Manifest[Any]:
-    """Read the manifest of a folder.
+def read_manifest(folder: Path, *, around: str | None = None) -> Manifest[Any]:
+    """Read the manifest of a folder, which may come from anybody.
+
+    Args:
+        folder: the folder.
+        around: folder or hub id that VAE and text encoder are to be loaded from, in place of the one that
+            the manifest names, which is loaded from only where somebody asks for it.
 
     Raises:
-        UnsupportedBackboneError: there is none, or this version cannot read it.
+        UnsupportedBackboneError: there is none, this version cannot read it, a number is none of a
+            model, or a file is not in the folder.
     """
     remedy = "Write such a folder with `hetcache export`."
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
+        content = read_json(path, most=LARGEST_MANIFEST)
+        if isinstance(content, dict) and content.get("format") not in (None, FORMAT):
             raise UnsupportedBackboneError(
                 f"{path} has format {content['format']}, this version reads {FORMAT}",
                 remedy="Export the model again.",
             )
-        sizes: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in content["sizes"].items()
-        }
-        return Manifest(
-            backbone=content["backbone"],
-            sizes=SIZES_OF[content["model"]](**sizes),
-            graphs={name: graph["file"] for name, graph in content["graphs"].items()},
-            words=content["words"],
-            checkpoint=content["checkpoint"],
-            notice=content["notice"],
-        )
-    except OSError as error:
+        written: _Written = structure(content, _Written)
+        sizes = structure(written.sizes, SIZES_OF[written.model])
+        graphs = {name: graph.file for name, graph in written.graphs.items()}
+        for name in (*graphs.values(), *([CODEC] if written.words is not None else [])):
+            _check_inside(folder, name)
+    except ConfigError as error:
+        raise UnsupportedBackboneError(error.what, remedy=remedy) from error
+    except ValueError as error:
         raise UnsupportedBackboneError(
-            f"{path} cannot be read: {error.strerror or error}", remedy=remedy
+            f"{path} is no manifest of exported graphs: {error}", remedy=remedy
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnsupportedBackboneError(
-            f"{path} is no manifest of exported graphs", remedy=remedy
-        ) from error
+    return Manifest(
+        backbone=written.backbone,
+        sizes=sizes,
+        graphs=graphs,
+        words=written.words,
+        checkpoint=around or written.checkpoint,
+        asked=around is not None,
+        notice=written.notice,
+    )
+
+
+def _check_inside(folder: Path, name: str) -> None:
+    """Refuse names that lead out of a folder.
+
+    Raises:
+        ValueError: one does, or there is no such file.
+    """
+    path = folder / name
+    if Path(name).name != name or path.resolve().parent != folder.resolve():
+        raise ValueError(f"{name!r} is not in the folder")
+    if not path.is_file():
+        raise ValueError(f"there is no file {name!r}")
 
 
 def need_onnx(*, exports: bool = False) -> Any:

@@ -96,7 +96,7 @@ class OnnxLtx(Backbone):
         """Load a folder of graphs of LTX-Video."""
         need_float32(request)
         folder = Path(str(request.model)).expanduser()
-        return assemble_ltx(open_ltx(folder, request.device))
+        return assemble_ltx(open_ltx(folder, request.device, around=request.around))
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse what ``MaskedLTXPipeline.__call__`` does not take."""
@@ -184,26 +184,27 @@ def export_ltx(
     return write_folder(folder, ltx_parts(pipeline.transformer), manifest, around)
 
 
-def open_ltx(folder: Path, device: str) -> OpenedFolder[LtxSizes]:
+def open_ltx(folder: Path, device: str, *, around: str | None = None) -> OpenedFolder[LtxSizes]:
     """Read a folder of graphs of an LTX-Video model; no transformer of torch is made.
 
     Args:
         folder: the folder.
         device: "cpu", "cuda" or "cuda:N".
+        around: checkpoint for what lies not in the folder, which is loaded from only where it is given.
 
     Raises:
         UnsupportedBackboneError: it is no such folder, a library is missing, its checkpoint is, or
             onnxruntime cannot run it on this device.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, around=around)
+    place = manifest.outside() or str(folder / AROUND)
     kind = _pipeline_kind()
     sessions = open_sessions(folder, manifest, device)
-    place = manifest.checkpoint or str(folder / AROUND)
     request = LoadRequest(model=place, device=device, dtype="float32")
-    around = load_pipeline(
+    rest = load_pipeline(
         kind, request, accepts=lambda _: True, example=CHECKPOINT, without=("transformer",)
     )
-    return OpenedFolder(manifest=manifest, sessions=sessions, around=around, device=device)
+    return OpenedFolder(manifest=manifest, sessions=sessions, around=rest, device=device)
 
 
 def assemble_ltx(opened: OpenedFolder[LtxSizes]) -> Any:

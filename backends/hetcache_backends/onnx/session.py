@@ -72,6 +72,16 @@ def open_sessions(folder: Path, manifest: Manifest[Any], device: str) -> dict[st
 
 
 @final
+class _Graphs(dict[str, "Graph"]):
+    """Graphs by name."""
+
+    def __missing__(self, name: str) -> Graph:
+        raise UnsupportedBackboneError(
+            f"the folder holds no graph {name!r}", remedy="Export the model again."
+        )
+
+
+@final
 @frozen(eq=False, kw_only=True)
 class OpenedFolder(Generic[Sizes]):
     """A folder of graphs in memory; the folder itself is not needed any more.
@@ -91,7 +101,7 @@ class OpenedFolder(Generic[Sizes]):
 
     def graphs(self) -> dict[str, Graph]:
         """Make modules of the sessions."""
-        return {name: Graph(name, session) for name, session in self.sessions.items()}
+        return _Graphs({name: Graph(name, session) for name, session in self.sessions.items()})
 
     def marked(self, pipeline: Any) -> Any:
         """Write on a pipeline which backbone it belongs to, and what goes with its outputs."""

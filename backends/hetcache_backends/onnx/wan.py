@@ -15,6 +15,7 @@ from hetcache_backends.onnx.folder import (
     RUNS_WITH,
     Manifest,
     WanSizes,
+    first_line,
     need_float32,
     need_onnx,
     need_runtime,
@@ -69,7 +70,11 @@ class OnnxWan(Backbone):
     def load(self, request: LoadRequest) -> Any:
         """Load a folder of graphs of Wan-VACE."""
         need_float32(request)
-        return assemble(open_folder(Path(str(request.model)).expanduser(), request.device))
+        return assemble(
+            open_folder(
+                Path(str(request.model)).expanduser(), request.device, around=request.around
+            )
+        )
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse what ``WanVideoPipeline.__call__`` does not take."""
@@ -192,27 +197,39 @@ def export_wan(
     return write_folder(folder, parts, manifest, codec)
 
 
-def open_folder(folder: Path, device: str) -> OpenedFolder[WanSizes]:
+def open_folder(folder: Path, device: str, *, around: str | None = None) -> OpenedFolder[WanSizes]:
     """Read a folder of graphs.
 
     Args:
         folder: the folder.
         device: "cpu", "cuda" or "cuda:N".
+        around: checkpoint for VAE and text encoder, which is loaded from only where it is given.
 
     Raises:
         UnsupportedBackboneError: it is no such folder, a library is missing, or onnxruntime cannot
             run it on this device.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, around=around)
+    manifest.outside()
     import_diffsynth()
-    from safetensors.torch import load
-
     return OpenedFolder(
         manifest=manifest,
         sessions=open_sessions(folder, manifest, device),
-        around=load((folder / CODEC).read_bytes()) if manifest.words is not None else None,
+        around=None if manifest.words is None else _codec(folder / CODEC),
         device=device,
     )
+
+
+def _codec(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UnsupportedBackboneError(
+            f"{path} cannot be read: {first_line(error)}", remedy="Export the model again."
+        ) from error
 
 
 def assemble(opened: OpenedFolder[WanSizes]) -> Any:
@@ -236,7 +253,7 @@ def _around(opened: OpenedFolder[WanSizes]) -> Any:
     manifest, device = opened.manifest, opened.device
     if manifest.words is None or opened.around is None:
         return load_checkpoint(
-            LoadRequest(model=manifest.checkpoint, device=device, dtype="float32"), FILES_AROUND
+            LoadRequest(model=manifest.outside(), device=device, dtype="float32"), FILES_AROUND
         )
     from hetcache_backends.tiny_vace.fill import add_fill
     from hetcache_backends.tiny_vace.pipeline import pipeline_without_models
