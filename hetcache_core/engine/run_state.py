@@ -11,8 +11,8 @@ from attrs import define, field
 from hetcache_core.engine.active_rows import ActiveRows
 from hetcache_core.engine.flop_budget import Budget, outcome
 from hetcache_core.engine.gate import Gate
-from hetcache_core.engine.innovation import Innovation
 from hetcache_core.engine.held import begun
+from hetcache_core.engine.innovation import Innovation
 from hetcache_core.errors import CacheStateError, ConfigError
 from hetcache_core.policy.pieces import BlockDecider, GuidanceDecider, StepDecider
 from hetcache_core.policy.recipe import CachePolicy
