@@ -467,18 +467,12 @@ class Router:
         at = _place_of(current, self.scheduler)
         if at is not None and at != place:
             return False  # a call between the steps, such as a callback's
-        if current is None and hasattr(type(pipeline), "current_timestep"):
-            raise CacheStateError(
-                f"The model is called while the scheduler is at step {self._step}, and not by the loop "
-                f"of the {type(pipeline).__name__} in the session",
-                remedy="Give a pipeline that was made of its parts (components, copy) a session of its "
-                "own, after this one; a loop of your own cannot be followed.",
-            )
+        another = current is None and hasattr(type(pipeline), "current_timestep")
         timesteps = self.scheduler.timesteps
         # Looking would wait for the device in every call. Where the schedule is kept on the host, the
         # first step tells whether the loop follows it.
         told = at is not None or (given.device != timesteps.device and self._step > 0)
-        if told and given.device.type != "cpu":
+        if told and given.device.type != "cpu" and not another:
             return True
         if self._times is None or self._times[0] != given.dtype:
             # The pipeline may round them to its own dtype.
@@ -489,6 +483,13 @@ class Router:
             raise CacheStateError(
                 f"The model is called with timestep {float(given.max())} while the scheduler is at step "
                 f"{self._step} of {len(times) - offset}. A session needs the pipeline's own loop."
+            )
+        if another:
+            raise CacheStateError(
+                f"The model is called while the scheduler is at step {self._step}, and not by the loop "
+                f"of the {type(pipeline).__name__} in the session",
+                remedy="Give a pipeline that was made of its parts (components, copy) a session of its "
+                "own, after this one; a loop of your own cannot be followed.",
             )
         return True
 

@@ -291,3 +291,132 @@ def test_a_pipeline_of_the_same_parts_says_what_to_do_and_runs_afterwards(
     assert torch.equal(run(name, other), plain(name)["bare"])
     out, _ = run(name, other, scripted(F))
     assert torch.equal(out, plain(name)["bare"])
+
+
+# Weights that are not what they were
+
+
+class Quantized(torch.nn.Linear):
+    """A linear layer whose weight is codes of 8 bits, one scale a row."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features, bias=False)
+        self.scale = layer.weight.detach().abs().amax(dim=1, keepdim=True) / 127
+        codes = (layer.weight.detach() / self.scale).round().to(torch.int8)
+        self.weight = torch.nn.Parameter(codes, requires_grad=False)
+        self.bias = layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = (self.weight.float() * self.scale).to(x.dtype)
+        return torch.nn.functional.linear(x, weight, self.bias)
+
+
+def own(layer: torch.nn.Linear) -> tuple[torch.nn.Module, torch.Tensor]:
+    made = Quantized(layer)
+    return made, made.weight.float() * made.scale
+
+
+def gguf(layer: torch.nn.Linear) -> tuple[torch.nn.Module, torch.Tensor]:
+    library = pytest.importorskip("gguf")
+    from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
+
+    kind = library.GGMLQuantizationType.Q4_0 if layer.in_features % 32 == 0 else None
+    kind = library.GGMLQuantizationType.BF16 if kind is None else kind
+    packed = library.quants.quantize(layer.weight.detach().numpy(), kind)
+    made = GGUFLinear(layer.in_features, layer.out_features, True, compute_dtype=torch.float32)
+    made.weight = GGUFParameter(torch.from_numpy(packed), quant_type=kind)
+    made.bias = layer.bias
+    weight = torch.from_numpy(library.quants.dequantize(packed, kind))
+    return made, weight
+
+
+def four_bits(layer: torch.nn.Linear) -> tuple[torch.nn.Module, torch.Tensor]:
+    library = pytest.importorskip("bitsandbytes")
+    made = library.nn.Linear4bit(layer.in_features, layer.out_features)
+    made.weight = library.nn.Params4bit(layer.weight.detach(), requires_grad=False)
+    made.bias = layer.bias
+    made = made.to("cpu")
+    try:
+        made(torch.zeros(1, layer.in_features))
+    except (RuntimeError, NotImplementedError, AttributeError):
+        pytest.skip("bitsandbytes does not run here")
+    made.compute_dtype, made.compute_type_is_set = None, False
+    weight = library.functional.dequantize_4bit(made.weight.data, made.weight.quant_state)
+    return made, weight
+
+
+def eight_bits(layer: torch.nn.Linear) -> tuple[torch.nn.Module, torch.Tensor]:
+    library = pytest.importorskip("bitsandbytes")
+    made = library.nn.Linear8bitLt(layer.in_features, layer.out_features, has_fp16_weights=False)
+    made.load_state_dict({"weight": layer.weight.detach(), "bias": layer.bias.detach()})
+    made = made.to("cpu")
+    try:
+        made(torch.zeros(1, layer.in_features))
+    except (RuntimeError, NotImplementedError, AttributeError):
+        pytest.skip("bitsandbytes does not run here")
+    return made, layer.weight.detach()
+
+
+@pytest.mark.parametrize("quantize", [own, gguf, four_bits, eight_bits])
+@BOTH
+def test_signals_of_quantized_layers_are_those_of_what_they_stand_for(
+    name: str, quantize: Callable[[torch.nn.Linear], tuple[torch.nn.Module, torch.Tensor]]
+) -> None:
+    pipes = [PIPELINES[name][0](0) for _ in range(2)]
+    for pipe, packed in zip(pipes, (True, False), strict=True):
+        layers = {n: m for n, m in pipe.transformer.named_modules() if type(m) is torch.nn.Linear}
+        for path, layer in layers.items():
+            if not path.startswith(("time_embed", "condition_embedder.time_proj")):
+                continue  # Wan's time_embedder is kept in fp32 by the library, and breaks otherwise
+            made, weight = quantize(layer)
+            if packed:
+                pipe.transformer.set_submodule(path, made)
+            else:
+                layer.weight.data = weight.view_as(layer.weight)
+    traces = [run(name, pipe, "teacache", steps=6)[1].trace for pipe in pipes]
+    signals = [[r.signal for r in trace.records if r.signal is not None] for trace in traces]
+    assert signals[0] == pytest.approx(signals[1], rel=0.05)
+    assert traces[0].totals().flops_full == traces[1].totals().flops_full
+
+
+def with_lora(pipe: Any, seed: int) -> None:
+    """A LoRA of the time layers and of attention, large enough to be seen."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(seed)
+    time = "time_proj" if hasattr(pipe.transformer, "condition_embedder") else "time_embed.linear"
+    layers = ["to_q", "to_v", "linear_1", "linear_2", time]
+    config = peft.LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=layers)
+    pipe.transformer.add_adapter(config, f"lora{seed}")
+    pipe.transformer.set_adapters([f"lora{seed}"])
+
+
+@BOTH
+def test_a_lora_that_comes_inside_a_session_counts_as_if_it_were_fused(name: str) -> None:
+    """Compiled or not, and also where the adapters change between two steps."""
+    pipes = [PIPELINES[name][0](0) for _ in range(3)]
+    outputs, signals = [], []
+    for pipe, fused, compiled in zip(
+        pipes, (True, False, False), (False, False, "eager"), strict=True
+    ):
+        with accelerate(pipe, "teacache", compile=compiled) as session:
+            before = run(name, pipe)
+            with_lora(pipe, 1)
+            if fused:
+                pipe.transformer.fuse_lora()
+            outputs.append(run(name, pipe))
+        assert not torch.allclose(before, outputs[-1])
+        signals.append([r.signal for r in session.trace.records if r.signal is not None])
+    for output, signal in zip(outputs[1:], signals[1:], strict=True):
+        torch.testing.assert_close(output, outputs[0], rtol=1e-4, atol=1e-4)
+        assert signal == pytest.approx(signals[0], rel=1e-3)
+
+    def swap(pipeline: Any, step: int, now: Any, values: dict[str, Any]) -> dict[str, Any]:
+        pipeline.transformer.set_adapters(["lora1"], [0.5 * step])
+        return {}
+
+    def whole(policy: Any) -> torch.Tensor:
+        pipes[1].transformer.set_adapters(["lora1"], [1.0])
+        made = run(name, pipes[1], policy, callback_on_step_end=swap)
+        return made if policy is None else made[0]
+
+    assert torch.equal(whole(None), whole(LOOKING))

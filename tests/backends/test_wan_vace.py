@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from hetcache_core import (
     mask_to_tokens,
 )
 from hetcache_core.policy.partial import ControlMode, KVMode
+from hetcache_core.testing.scripted import BlockScript
 
 pytest.importorskip("diffsynth")
 
@@ -394,29 +396,77 @@ def test_a_call_out_of_step_with_the_scheduler_is_an_error(pipe: Any) -> None:
             pipe.model_fn(dit=pipe.dit, timestep=torch.tensor([123.0]))
 
 
-def test_memory_managed_models_run_the_same() -> None:
-    """DiffSynth's memory management wraps blocks; sub-layer hooks look behind the wrapper."""
+@pytest.mark.parametrize("kept", ["cpu", "disk"])
+def test_memory_managed_models_run_the_same(kept: str, tmp_path: Path) -> None:
+    """DiffSynth's memory management wraps blocks and layers; on disk, nothing is left to be read."""
     from diffsynth.configs import VRAM_MANAGEMENT_MODULE_MAPS
+    from diffsynth.core.vram.disk_map import DiskMap
     from diffsynth.core.vram.layers import enable_vram_management
     from diffsynth.models.model_loader import ModelPool
+    from safetensors.torch import save_file
 
-    policy = partial_policy(F, P, R, P, R, F, control_mode=ControlMode.RECOMPUTE)
-    plain, _ = cached(make_pipeline(), policy)
+    policies = {
+        "partial": partial_policy(F, P, R, P, R, F, control_mode=ControlMode.RECOMPUTE),
+        "blocks": CachePolicy(name="blocks", blocks=BlockScript(whole=True)),
+        "signals": "teacache",
+    }
+    own = make_pipeline()
+    plain = {name: cached(own, policy)[0] for name, policy in policies.items()}
     pipe = make_pipeline()
-    config: dict[str, Any] = {}
-    for stage in ("offload", "onload", "preparing", "computation"):
-        config |= {f"{stage}_dtype": torch.float32, f"{stage}_device": "cpu"}
+    config: dict[str, Any] = {"computation_dtype": torch.float32, "computation_device": "cpu"}
+    for stage in ("offload", "onload", "preparing"):
+        dtype = "disk" if kept == "disk" else torch.float32
+        config |= {f"{stage}_dtype": dtype, f"{stage}_device": kept}
     pool = ModelPool()
     for name in ("dit", "vace"):
         model = getattr(pipe, name)
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
         assert kind in VRAM_MANAGEMENT_MODULE_MAPS
-        setattr(
-            pipe, name, enable_vram_management(model, pool.fetch_module_map(kind, config), config)
-        )
+        disk = None
+        if kept == "disk":
+            file = tmp_path / f"{name}.safetensors"
+            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, file)
+            disk = DiskMap(str(file), "cpu")
+            model.to("meta")
+        modules = pool.fetch_module_map(kind, config)
+        setattr(pipe, name, enable_vram_management(model, modules, config, disk_map=disk))
     assert type(pipe.dit.blocks[0]).__name__.startswith("AutoWrapped")
-    managed, _ = cached(pipe, policy)
-    assert torch.equal(plain, managed)
+    assert any(p.is_meta for p in pipe.dit.parameters()) == (kept == "disk")
+    for name, policy in policies.items():
+        assert torch.equal(cached(pipe, policy)[0], plain[name]), name
+
+
+def test_forward_hooks_run_where_a_policy_looks_inside(pipe: Any) -> None:
+    seen: list[tuple[str, int, tuple[str, ...]]] = []
+
+    def before(module: Any, args: Any, kwargs: Any) -> None:
+        seen.append((type(module).__name__, len(args), tuple(kwargs)))
+
+    def after(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        seen.append((type(module).__name__, len(args), tuple(kwargs)))
+        # Control blocks hand earlier hints on in the library, and here have none to hand on.
+        return None if hasattr(module, "after_proj") else 1.1 * output
+
+    bare = denoise(pipe)
+    handles = []
+    for block in (*pipe.dit.blocks, *pipe.vace.vace_blocks):
+        for module in (block, block.self_attn, block.cross_attn, block.ffn):
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(after, with_kwargs=True))
+    try:
+        hooked = denoise(pipe)
+        expected, seen = sorted(seen), []
+        looking = CachePolicy(name="looking", blocks=BlockScript(reuses=False))
+        out, _ = cached(pipe, looking)
+        assert torch.equal(out, hooked)
+        assert not torch.equal(out, bare)
+        assert sorted(seen) == expected
+        seen = []
+        cached(pipe, partial_policy(F))
+        assert sorted(seen) == expected
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @pytest.mark.parametrize("modes", [(F,), (F, P, P), (F, R)])

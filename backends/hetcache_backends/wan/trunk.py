@@ -8,6 +8,7 @@ sub-layers are ours; the block itself is never changed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final, final
 
 import torch
@@ -21,6 +22,8 @@ from hetcache_core import (
     ContractError,
     DitFlops,
     SubLayer,
+    call_inside,
+    call_through,
     matrix_macs,
 )
 
@@ -129,7 +132,7 @@ class WanBlocks(DitBlocks):
         self, index: int, state: Tensor | None, view: DitTrunk, hooks: BlockHooks | None
     ) -> tuple[Tensor, Tensor]:
         """Run control block ``index``."""
-        branch, compiler = self.control_branch, self.compiler
+        branch = self.control_branch
         if branch is None:
             raise ContractError("This call has no control branch.")
         block = branch.model.vace_blocks[index]
@@ -137,18 +140,18 @@ class WanBlocks(DitBlocks):
             embed = branch.model.vace_patch_embedding
             embedded = [embed(each[None]).flatten(2).transpose(1, 2) for each in branch.context]
             state = padded_rows(torch.cat(embedded), view.tokens, view.rows)  # (Bc, n, D)
-        if hooks is None and (compiler is None or not compiler.takes(block, None)):
+        if not self._compiled(block, hooks):
             # The library's block takes earlier hints stacked before its state and hands them on;
             # giving it none spares copying them block after block.
             stacked = state if block.block_id == 0 else state[None]
-            arguments = (view.x, self.context, self.modulation, self.freqs)
-            hint, state = block(stacked, *arguments)  # (B, n, D) each
+            arguments = (stacked, view.x, self.context, self.modulation, self.freqs)
+            run = block if hooks is None else partial(_looking, block, hooks)
+            hint, state = run(*arguments)  # (B, n, D) each
             return hint, state
-        inner = _unwrapped(block)
         if block.block_id == 0:
-            state = inner.before_proj(state) + view.x
+            state = block.before_proj(state) + view.x
         state = self._run(block, state, hooks)
-        projected: Tensor = inner.after_proj(state)
+        projected: Tensor = block.after_proj(state)
         return projected, state
 
     def embed(self, timesteps: Sequence[float], device: torch.device) -> Tensor:
@@ -165,18 +168,23 @@ class WanBlocks(DitBlocks):
 
     def first_modulation(self, rows: Tensor) -> Tensor:
         """Add the first block's own table (6, D)."""
-        table: Tensor = _unwrapped(self.dit.blocks[0]).modulation[0]
+        block = self.dit.blocks[0]
+        inner = block.computation() if _is_managed(block) else block
+        table: Tensor = inner.modulation[0]
         return table.to(rows.device, torch.float32) + rows
+
+    def _compiled(self, block: Any, hooks: BlockHooks | None) -> bool:
+        """Whether a block is run compiled."""
+        compiler = self.compiler
+        return compiler is not None and not _is_managed(block) and compiler.takes(block, hooks)
 
     def _run(self, block: Any, hidden: Tensor, hooks: BlockHooks | None) -> Tensor:
         arguments = (hidden, self.context, self.modulation, self.freqs)
-        compiler = self.compiler
-        if compiler is not None and compiler.takes(block, hooks) and _unwrapped(block) is block:
-            return compiler.run(_forward, block, hooks, *arguments)
-        if hooks is None:
-            plain: Tensor = block(*arguments)
-            return plain
-        return _forward(_unwrapped(block), hooks, *arguments)
+        if self.compiler is not None and self._compiled(block, hooks):
+            return self.compiler.run(_forward, block, hooks, *arguments)
+        output: Tensor
+        output = block(*arguments) if hooks is None else _looking(block, hooks, *arguments)
+        return output
 
 
 def waves(width: int, timesteps: Sequence[float], device: torch.device) -> Tensor:
@@ -195,6 +203,19 @@ def _forward(block: Any, hooks: BlockHooks | None, *arguments: Any) -> Tensor:
     subject = block if hooks is None else _BlockStandIn(block, hooks)
     output: Tensor = DiTBlock.forward(subject, *arguments)
     return output
+
+
+def _looking(block: Any, hooks: BlockHooks, *arguments: Any) -> Any:
+    """Call a block with something inside it seen or replaced, within hooks and memory management."""
+
+    def inside(module: Any, *given: Any) -> Any:
+        parts = _BlockStandIn(module, hooks)
+        names = ("self_attn", "cross_attn", "ffn")
+        return call_inside(module, {name: getattr(parts, name) for name in names}, *given)
+
+    if not _is_managed(block):
+        return inside(block, *arguments)
+    return call_through(block, lambda *given: inside(block.computation(), *given), *arguments)
 
 
 @final
@@ -217,8 +238,15 @@ class _BlockStandIn:
             if not hooks.attends:
                 plain: Tensor = attention(x, freqs)
                 return plain
-            hooked: Tensor = type(attention).forward(_AttentionStandIn(attention, hooks), x, freqs)
-            return hooked
+            hooked = partial(type(attention).forward, _AttentionStandIn(attention, hooks))
+            # What hooks into it is not called in a graph, which blocks that have hooks are not made into.
+            called = (
+                hooked
+                if torch.compiler.is_compiling()
+                else partial(call_through, attention, hooked)
+            )
+            attended: Tensor = called(x, freqs)
+            return attended
 
         return self._part(SubLayer.SELF_ATTENTION, compute)
 
@@ -261,8 +289,8 @@ class _AttentionStandIn:
         return self._hooks.attend(q, k, v, self._attention.attn)
 
 
-def _unwrapped(block: Any) -> Any:
-    """Return the module behind DiffSynth's memory management, its own parameters on the device."""
+def _is_managed(block: Any) -> bool:
+    """Whether DiffSynth's memory management holds a module."""
     from diffsynth.core.vram.layers import AutoWrappedModule
 
-    return block.computation() if isinstance(block, AutoWrappedModule) else block
+    return isinstance(block, AutoWrappedModule)
