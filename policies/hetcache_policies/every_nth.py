@@ -43,6 +43,10 @@ PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
 """About 50, 36 and 28 % of the steps, the last one included."""
 
 
+ROUNDING: Final = 1e-9
+"""A step that lies on a whole number of gaps counts as on it."""
+
+
 @final
 @frozen(kw_only=True)
 class UniformSteps(StepPolicy):
@@ -71,7 +75,8 @@ class UniformSteps(StepPolicy):
             stretch: what the distance is multiplied with.
         """
         gap = max(1.0, self.every * stretch)
-        if math.floor(since / gap) > math.floor((since - 1) / gap):
+        done, before = (math.floor(count / gap + ROUNDING) for count in (since, since - 1))
+        if done > before:
             return Decision(Mode.FULL, f"every {gap:.3g} steps")
         return Decision(Mode.REUSE, f"every {gap:.3g} steps, not yet")
 
@@ -86,7 +91,12 @@ class _Decider(StepDecider):
         if self._counted_from is None or step.computed:
             self._counted_from = step.index
             return Decision(Mode.FULL, "distances count from here")
-        return self._policy.decision(step.index - self._counted_from, signals.threshold_factor)
+        since, stretch = step.index - self._counted_from, signals.threshold_factor
+        if stretch != 1.0:
+            # Gaps of one size to the last step, which is computed anyway: one just before it is wasted.
+            way, every = step.total - 1 - self._counted_from, self._policy.every
+            stretch = way / max(1, round(way / max(1.0, every * stretch))) / every
+        return self._policy.decision(since, stretch)
 
 
 @final

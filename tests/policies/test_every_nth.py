@@ -68,6 +68,17 @@ def test_a_stretched_distance_stays_uniform() -> None:
     assert {piece.decision(since, 0.1).mode for since in range(1, 4)} == {Mode.FULL}
 
 
+@pytest.mark.parametrize("factor", [0.7, 1.3, 1.9, 2.6, 4.0])
+@pytest.mark.parametrize("steps", [8, 20, 50])
+def test_a_stretched_schedule_computes_no_step_just_before_the_last(
+    steps: int, factor: float
+) -> None:
+    found = decide(EveryNth(every=3), steps=steps, threshold_factor=factor).letters()
+    gaps = [len(gap) for gap in found[1:-1].split("F")]
+    assert found.endswith("F")
+    assert max(gaps) - min(gaps) <= 1
+
+
 def test_a_distance_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"every must be .*>= 1"):
         EveryNth(every=0)
