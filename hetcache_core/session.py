@@ -379,6 +379,13 @@ def _find_backbone(pipeline: Any, wanted: str | Backbone | None, registry: Regis
         raise UnsupportedBackboneError(
             f"it does not take a {kind}, nor does any other", backbone=asked.name
         )
+    if any(base.endswith(".ModularPipeline") for base in bases):
+        raise UnsupportedBackboneError(
+            f"a {type(pipeline).__name__} is made of modules with a guider, whose calls no backbone follows",
+            where="accelerate",
+            remedy="Use the library's own pipeline for the model, which is no modular one, with the same "
+            "components.",
+        )
     broken = f" Not usable here: {'; '.join(unusable)}." if unusable else ""
     raise UnsupportedBackboneError(
         f"No installed backbone takes a {kind}. "

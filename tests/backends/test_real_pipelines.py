@@ -177,6 +177,16 @@ def test_a_forward_that_hides_its_block_is_refused_by_name(pipe: Any) -> None:
         run("wan-vace-diffusers", pipe, LOOKING)
 
 
+def test_a_modular_pipeline_is_refused_by_name() -> None:
+    modular = pytest.importorskip("diffusers.modular_pipelines.wan.modular_blocks_wan")
+    session = modular.WanBlocks().init_pipeline()
+    with pytest.raises(
+        UnsupportedBackboneError, match="WanModularPipeline is made of modules"
+    ) as it:
+        accelerate(session)
+    assert "own pipeline" in it.value.remedy
+
+
 # Parts that are replaced inside a session
 
 

@@ -18,7 +18,12 @@ pytest.importorskip("diffsynth")
 from diffusers import FlowMatchHeunDiscreteScheduler
 from safetensors.torch import save_file
 
-from hetcache_backends.diffusers.cases import small_ltx, small_wan_vace, wan_vace_arguments
+from hetcache_backends.diffusers.cases import (
+    ltx_arguments,
+    small_ltx,
+    small_wan_vace,
+    wan_vace_arguments,
+)
 from hetcache_backends.diffusers.ltx_video import LtxVideo
 from hetcache_backends.diffusers.wan_vace import WanVaceDiffusers
 from hetcache_backends.tiny_vace.backbone import TinyVace
@@ -245,6 +250,30 @@ def test_a_single_file_is_loaded_with_the_rest_from_elsewhere(
     save_file({name: value.contiguous() for name, value in other.state_dict().items()}, file)
     loaded = backbone.load(LoadRequest(model=str(file), around=around)).transformer.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in other.state_dict().items())
+
+
+def test_a_gguf_file_is_loaded_and_runs_in_a_session(tmp_path: Path) -> None:
+    """GGUF holds up to four dimensions, so that Wan's patch embedding does not go into one as it is."""
+    gguf = pytest.importorskip("gguf")
+    around = saved(small_ltx, tmp_path / "around")
+    file = tmp_path / "transformer.gguf"
+    writer = gguf.GGUFWriter(file, "ltxv")
+    kinds = gguf.GGMLQuantizationType
+    for name, value in small_ltx(1).transformer.state_dict().items():
+        kind = kinds.BF16 if value.dim() == 2 and "table" not in name else kinds.F32
+        packed = gguf.quants.quantize(value.numpy(), kind)
+        writer.add_tensor(name, packed, raw_dtype=kind)
+    for write in ("header_to_file", "kv_data_to_file", "tensors_to_file"):
+        getattr(writer, f"write_{write}")()
+    writer.close()
+    loaded = LtxVideo().load(LoadRequest(model=str(file), around=around))
+    assert type(loaded.transformer.transformer_blocks[0].attn1.to_q).__name__ == "GGUFLinear"
+    bare = loaded(num_inference_steps=4, **ltx_arguments()).frames
+    with accelerate(loaded, "none"):
+        assert torch.equal(loaded(num_inference_steps=4, **ltx_arguments()).frames, bare)
+    with accelerate(loaded, "hetcache") as session:
+        loaded(num_inference_steps=4, **ltx_arguments())
+    assert session.trace.totals().flops_full > session.trace.totals().flops
 
 
 @pytest.mark.parametrize(("backbone", "make"), LOADED, ids=["wan", "ltx"])

@@ -276,6 +276,25 @@ def test_the_rooms_shown_are_the_folders_there_are() -> None:
     assert not [folder for folder in shown if not folder.is_dir()]
 
 
+def test_what_people_do_with_pipelines_is_what_the_tests_do() -> None:
+    page = (ROOT / "docs" / "backbones.md").read_text()
+    table = page.partition("## What people do with pipelines")[2].partition("\n## ")[0]
+    rows = [line.split("|")[2:5] for line in table.splitlines() if line.startswith("| ")][1:]
+    tests = "".join(
+        f.read_text()
+        for room in ("backends", "device")
+        for f in (ROOT / "tests" / room).glob("*.py")
+    )
+    assert len(rows) > 15
+    for diffusers, diffsynth, test in rows:
+        verdicts = [v.strip() for v in (diffusers, diffsynth) if v.strip()]
+        assert verdicts
+        assert all(v.startswith(("carried", "refused", "runs uncached")) for v in verdicts), (
+            verdicts
+        )
+        assert f"def {test.strip().strip('`')}(" in tests, test
+
+
 def test_the_readme_sets_up_with_two_commands() -> None:
     """``.ci/run`` runs what this section shows; a third command would be one more to get wrong."""
     section = README.read_text(encoding="utf-8").split("\n## Set up\n")[1].split("\n## ")[0]
