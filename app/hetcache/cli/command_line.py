@@ -88,8 +88,9 @@ class _Group(typer.core.TyperGroup):
         commands: Any = self.commands
         for line in commands.broken:
             note(line, kind="warning")
-        with formatter.section("Commands"):
-            formatter.write_dl(sorted(commands.summaries.items()))
+        if commands.summaries:
+            with formatter.section("Commands"):
+                formatter.write_dl(sorted(commands.summaries.items()))
 
 
 def _group(
