@@ -10,7 +10,7 @@ from attrs import frozen
 from hetcache.media.options import MaskConfig
 from hetcache.quality.weights import WeightsConfig
 from hetcache.running.device import PlaceConfig
-from hetcache.running.groups import FramesConfig, JsonConfig
+from hetcache.running.groups import JsonConfig, PictureConfig
 from hetcache.running.limits import CacheConfig
 from hetcache.running.options import written
 from hetcache_core import ConfigError, setting
@@ -69,7 +69,10 @@ class CompareConfig:
     )
     steps: int = setting(50, ge=1, doc="steps of the sampler")
     repeat: int = setting(REPEAT, ge=1, doc="how often every run is made, for the clock")
-    given: FramesConfig = group(FramesConfig())
+    frames: int | None = setting(
+        None, ge=1, doc="how many frames", metadata=written(unset="the model's own number")
+    )
+    given: PictureConfig = group(PictureConfig())
     composite: bool = setting(
         default=False, doc="measure with the video's own pixels outside of the mask"
     )

@@ -9,8 +9,9 @@ from attrs import asdict, evolve, frozen
 from rich.console import Console
 from rich.text import Text
 
-from hetcache.editing.config import CalibrateConfig, EditConfig
+from hetcache.editing.config import CalibrateConfig, EditConfig, SpanConfig
 from hetcache.editing.job import prepare
+from hetcache.media.fit import plan_frames
 from hetcache.quality.regions import compare
 from hetcache.running.console import note
 from hetcache.running.progress import step_bars
@@ -151,6 +152,11 @@ def _requests(config: CalibrateConfig, backbone: Backbone) -> Iterator[EditReque
                 options=dict(config.given.options),
             )
         return
+    geometry = backbone.geometry
+    wanted = geometry.default_frames if config.frames is None else config.frames
+    length = plan_frames(
+        geometry, wanted, wanted
+    )  # one window: the noise levels are those of a length
     for index, (video, mask) in enumerate(zip(config.video, config.mask, strict=True)):
         job = prepare(
             EditConfig(
@@ -161,13 +167,16 @@ def _requests(config: CalibrateConfig, backbone: Backbone) -> Iterator[EditReque
                 model=config.model,
                 steps=config.steps,
                 seed=config.seed + index,
+                span=SpanConfig(frames=length, window=length),
                 given=config.given,
             ),
             backbone,
         )
         for text in job.notes:
             note(f"{video}: {text}")
-        yield job.request
+        request = job.request(job.windows[0], job.clip.frames)
+        if request is not None:
+            yield request
 
 
 def _sigmas(trace: Trace) -> tuple[float, ...]:

@@ -8,18 +8,41 @@ from attrs import frozen
 
 from hetcache.media.options import VIDEO_SUFFIXES, MaskConfig
 from hetcache.running.device import PlaceConfig
-from hetcache.running.groups import FramesConfig, JsonConfig, ModelConfig, PolicyConfig
+from hetcache.running.groups import JsonConfig, ModelConfig, PictureConfig, PolicyConfig
 from hetcache.running.limits import CacheConfig, LimitsConfig
 from hetcache.running.options import written
 from hetcache_core import ConfigError, setting
 from hetcache_core.settings.declare import group
 
-__all__ = ["CalibrateConfig", "DemoConfig", "EditConfig"]
+__all__ = ["CalibrateConfig", "DemoConfig", "EditConfig", "SpanConfig"]
 
 DEMO_STEPS: Final = 20
 """Enough for a policy to show all its kinds of steps, and under two minutes on two CPU cores."""
 
 LARGEST_SEED: Final = 2**63
+
+
+@final
+@frozen(kw_only=True)
+class SpanConfig:
+    """Which frames of a video are edited, and how many of them in one run of the model."""
+
+    start: int = setting(0, ge=0, doc="the first frame, counted from 0")
+    frames: int | None = setting(
+        None, ge=1, doc="how many frames", metadata=written(unset="all that follow")
+    )
+    window: int | None = setting(
+        None,
+        ge=1,
+        doc="frames that the model is given at once",
+        metadata=written(unset="the model's own number"),
+    )
+    overlap: int | None = setting(
+        None,
+        ge=0,
+        doc="frames that a window shares with the one before",
+        metadata=written(unset="a quarter of it, and enough to fade over"),
+    )
 
 
 @final
@@ -43,7 +66,8 @@ class EditConfig:
     policy: PolicyConfig = group(PolicyConfig())
     steps: int = setting(50, ge=1, doc="steps of the sampler")
     seed: int = setting(0, ge=0, lt=LARGEST_SEED, doc="seed of the noise")
-    given: FramesConfig = group(FramesConfig())
+    span: SpanConfig = group(SpanConfig())
+    given: PictureConfig = group(PictureConfig())
     cfg_merge: bool = setting(default=False, doc="run both guidance branches in one call")
     place: PlaceConfig = group(PlaceConfig())
     limits: LimitsConfig = group(LimitsConfig())
@@ -110,7 +134,10 @@ class CalibrateConfig:
     seed: int = setting(
         0, ge=0, lt=LARGEST_SEED, doc="seed of the noise; later clips count up from it"
     )
-    given: FramesConfig = group(FramesConfig())
+    frames: int | None = setting(
+        None, ge=1, doc="how many frames", metadata=written(unset="the model's own number")
+    )
+    given: PictureConfig = group(PictureConfig())
     place: PlaceConfig = group(PlaceConfig())
     answer: JsonConfig = group(JsonConfig())
 

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from attrs import field, frozen
 
 from hetcache.editing.config import EditConfig
 from hetcache.editing.job import Job, prepare
+from hetcache.editing.kept import KeptWindows
 from hetcache.editing.report import Comparison, Report, measure, speedup
+from hetcache.editing.whole import EditedWindow, run_windows
 from hetcache.media.video import write_video
 from hetcache.quality.regions import compare
 from hetcache.running.console import note
-from hetcache.running.progress import Steps, step_bars
-from hetcache.running.run import PolicyChoice, Runner, RunResult, check_policy, load
-from hetcache.running.specs import REFERENCE
+from hetcache.running.progress import step_bars
+from hetcache.running.run import Runner, check_policy, load
 
 if TYPE_CHECKING:
-    from hetcache_core import EditRequest, Registry, Trace
+    from numpy.typing import NDArray
 
-__all__ = ["Edited", "comment", "edit", "held_against", "run_both", "said_of"]
+    from hetcache_core import Registry, Trace
+
+__all__ = ["Edited", "comment", "edit", "held_against", "said_of"]
 
 
 @frozen(eq=False, kw_only=True)
@@ -32,14 +37,19 @@ class Edited:
 
     Attributes:
         output: The video that was written.
-        trace: What every step did, and why.
+        traces: What every step did, and why, of each window that was run.
         report: What it cost, what was written and what a person should know; with ``compare``, how it
             compares with the reference.
     """
 
     output: Path
-    trace: Trace = field(repr=False)
+    traces: tuple[Trace, ...] = field(repr=False)
     report: Report = field(repr=False)
+
+    @property
+    def trace(self) -> Trace:
+        """The trace of the first window; most clips have one."""
+        return self.traces[0]
 
     @property
     def speedup(self) -> float:
@@ -55,7 +65,8 @@ def edit(config: EditConfig, registry: Registry) -> Edited:
         registry: Where the backbone and the policy are looked up.
 
     Raises:
-        HetCacheError: Something is wrong with what was asked for; nothing was written.
+        HetCacheError: Something is wrong with what was asked for; no output was written, and finished
+            windows of a long clip are kept.
     """
     policy = config.policy.choose(config.limits, config.cache, config.steps)
     check_policy(policy, registry)
@@ -70,65 +81,63 @@ def edit(config: EditConfig, registry: Registry) -> Edited:
     notice = backbone.notice(runner.pipeline)
     if notice:
         note(notice, kind="notice")
-    with step_bars() as steps:
-        if config.compare:
-            reference, result = run_both(runner, job.request, policy, steps)
-        else:
-            reference, result = None, runner.run(job.request, policy, steps.track(policy.name))
-    of_run = said_of(result.trace, notice)
-    files = _write(config, job, result, notice)
-    _, height, width, _ = job.request.video.shape
+    kept = KeptWindows.of(config) if len(job.windows) > 1 else None
+    with step_bars() as steps, _goes_on(kept, job):
+        frames, done = run_windows(job, runner, policy, steps, compare=config.compare, kept=kept)
+        of_run = said_of([each.result.trace for each in done], notice)
+        files = _write(config, job, frames, done, notice)
+    if kept:
+        kept.remove()
+    height, width = job.fit.size
     report = Report(
         backbone=backbone.name,
         model=loaded.model,
         device=device,
         dtype=dtype,
         seed=config.seed,
-        frames=len(job.request.video),
+        frames=len(frames),
+        windows=len(done),
         height=height,
         width=width,
         fps=Fraction(job.clip.fps),
         load_seconds=runner.load_seconds,
-        run=measure(result),
-        comparison=held_against(result, reference, runner, job.request) if reference else None,
+        run=measure([each.result for each in done]),
+        comparison=held_against(done, runner) if config.compare else None,
         files=files,
         notes=(*job.notes, *of_run),
         notice=notice,
     )
-    return Edited(output=Path(config.output), trace=result.trace, report=report)
+    return Edited(
+        output=Path(config.output),
+        traces=tuple(each.result.trace for each in done),
+        report=report,
+    )
 
 
-def run_both(
-    runner: Runner, request: EditRequest, policy: PolicyChoice, steps: Steps
-) -> tuple[RunResult, RunResult]:
-    """Run an edit without and with caching, after one step that is not measured.
-
-    The reference comes first. What a first call costs (allocations, kernels, plans) falls into
-    the unmeasured step, so that it does not count against the reference.
-
-    Args:
-        runner: The loaded pipeline.
-        request: The edit.
-        policy: The policy of the second run.
-        steps: Where progress is shown.
-
-    Returns:
-        The reference and the cached run.
-    """
-    runner.warm_up(request, policy)
-    reference = runner.run(request, PolicyChoice(name=REFERENCE), steps.track("reference"))
-    return reference, runner.run(request, policy, steps.track(policy.name))
+@contextmanager
+def _goes_on(kept: KeptWindows | None, job: Job) -> Iterator[None]:
+    """Say what of a long clip is kept where it does not come to its end."""
+    if kept and kept.count():
+        note(f"{kept.count()} of {len(job.windows)} windows are finished from an earlier run")
+    try:
+        yield
+    except BaseException:
+        if kept and kept.count():
+            note(
+                f"{kept.count()} of {len(job.windows)} windows are kept in {kept.folder}; the same "
+                "command goes on from there"
+            )
+        raise
 
 
-def held_against(
-    result: RunResult, reference: RunResult, runner: Runner, request: EditRequest
-) -> Comparison:
-    """Compare a run with the reference, on the frames as the model made them."""
-    cost, run = measure(reference), measure(result)
+def held_against(done: Sequence[EditedWindow], runner: Runner) -> Comparison:
+    """Compare runs with their references, on the frames as the model made them."""
+    references = [each.reference for each in done if each.reference is not None]
+    run, cost = measure([each.result for each in done]), measure(references)
     psnr = compare(
-        result.frames,
-        reference.frames,
-        request.mask,
+        np.concatenate([each.result.frames for each in done]),
+        np.concatenate([reference.frames for reference in references]),
+        np.concatenate([each.request.mask for each in done]),
         runner.backbone.geometry.size_multiple,
     )
     met, inside = None, psnr["mask"]
@@ -137,12 +146,12 @@ def held_against(
     return Comparison(reference=cost, speedup=speedup(run, cost), psnr=psnr, met=met)
 
 
-def said_of(trace: Trace, notice: str | None) -> tuple[str, ...]:
-    """Say on stderr what a trace notes, and return it; the backbone's own notice is left out."""
-    notes = tuple(text for text in trace.notes if text != notice)
-    for text in notes:
+def said_of(traces: Sequence[Trace], notice: str | None) -> tuple[str, ...]:
+    """Say on stderr what traces note, each note once, and return it; without the backbone's notice."""
+    said = dict.fromkeys(text for trace in traces for text in trace.notes if text != notice)
+    for text in said:
         note(text)
-    return notes
+    return tuple(said)
 
 
 def comment(trace: Trace, notice: str | None) -> str:
@@ -152,10 +161,12 @@ def comment(trace: Trace, notice: str | None) -> str:
 
 
 def _write(
-    config: EditConfig, job: Job, result: RunResult, notice: str | None
+    config: EditConfig,
+    job: Job,
+    frames: NDArray[np.uint8],
+    done: Sequence[EditedWindow],
+    notice: str | None,
 ) -> Mapping[str, str]:
-    frames = job.finish(result.frames, composite=config.composite)
-    about = comment(result.trace, notice)
     write_video(
         Path(config.output),
         frames,
@@ -163,10 +174,18 @@ def _write(
         times=job.clip.times,
         aspect=job.clip.aspect,
         sound=job.clip.sound if config.audio else None,
-        comment=about,
+        comment=comment(done[0].result.trace, notice),
     )
     files = {"output": config.output}
-    if config.trace is not None:
-        result.trace.save(config.trace)
-        files["trace"] = config.trace
+    if config.trace is None:
+        return files
+    if len(job.windows) == 1:
+        done[0].result.trace.save(config.trace)
+        return {**files, "trace": config.trace}
+    path = Path(config.trace)
+    for each in done:
+        number = job.windows.index(each.window) + 1
+        name = str(path.with_stem(f"{path.stem}-{number}"))
+        each.result.trace.save(name)
+        files[f"trace {number}"] = name
     return files

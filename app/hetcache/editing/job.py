@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,8 @@ import numpy as np
 from attrs import field, frozen
 
 from hetcache.editing.config import EditConfig
-from hetcache.media.fit import Fit, plan_frames, plan_size
+from hetcache.editing.windows import Window, faded, plan_windows
+from hetcache.media.fit import Fit, plan_size
 from hetcache.media.masks import read_mask
 from hetcache.media.video import VideoClip, is_odd, read_video
 from hetcache_core import ConfigError, EditRequest
@@ -17,7 +20,7 @@ from hetcache_core import ConfigError, EditRequest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from hetcache_core import Backbone, Geometry
+    from hetcache_core import Backbone
 
 __all__ = ["Job", "prepare"]
 
@@ -30,30 +33,55 @@ class Job:
         clip: The video, cut to the frames that are edited.
         mask: (F, H, W) bool at the video's size.
         fit: How the video and the model's size go together.
-        request: What the backbone is asked.
+        windows: What is run, one after the other.
+        ask: Makes a request of a video and a mask at the model's size.
+        composite: Whether the video's own pixels are taken outside of the mask.
         notes: What a person should know about it.
     """
 
     clip: VideoClip
     mask: NDArray[np.bool_] = field(repr=False)
     fit: Fit
-    request: EditRequest
+    windows: tuple[Window, ...]
+    ask: Callable[..., EditRequest] = field(repr=False)
+    composite: bool
     notes: tuple[str, ...]
 
-    def finish(self, edited: NDArray[np.uint8], *, composite: bool) -> NDArray[np.uint8]:
-        """Bring a model's frames to the size of the video.
+    def request(self, window: Window, result: NDArray[np.uint8]) -> EditRequest | None:
+        """Ask for a window, or for nothing where none of its new frames has anything to edit.
 
         Args:
-            edited: (F, h, w, 3) uint8, as the model made them.
-            composite: Take the video's own pixels outside of the mask.
-
-        Returns:
-            (F, H, W, 3) uint8.
+            window: The window.
+            result: (F, H, W, 3) uint8, what earlier windows have made; elsewhere the video.
         """
-        result = self.fit.to_source(edited, self.clip.frames)  # (F, H, W, 3)
-        if composite:
-            result = np.where(self.mask[..., None], result, self.clip.frames)
-        return result
+        at = self._frames_of(window)
+        mask = self.mask[at]  # a copy, as is the video
+        mask[: window.known] = False
+        if not mask[window.shared :].any():
+            return None
+        model_mask = self.fit.mask_to_model(mask)
+        if not model_mask.any():
+            return None
+        return self.ask(video=self.fit.video_to_model(result[at]), mask=model_mask)
+
+    def put(self, window: Window, made: NDArray[np.uint8], result: NDArray[np.uint8]) -> None:
+        """Bring what a model made of a window to the size of the video, and put it in its place.
+
+        Args:
+            window: The window.
+            made: (f, h, w, 3) uint8, as the model made them.
+            result: (F, H, W, 3) uint8, changed in place.
+        """
+        inside = slice(window.start, min(window.stop, len(result)))
+        length = inside.stop - inside.start
+        source, mask = self.clip.frames[inside], self.mask[inside, ..., None]
+        frames = self.fit.to_source(made[:length], source)
+        frames = faded(window, result[inside][: window.shared], frames)
+        result[inside] = np.where(mask, frames, source) if self.composite else frames
+
+    def _frames_of(self, window: Window) -> NDArray[np.int64]:
+        """Frames of a window, the last one again and again where the clip is too short for it."""
+        return np.minimum(np.arange(window.start, window.stop), len(self.clip.frames) - 1)
 
 
 def prepare(config: EditConfig, backbone: Backbone) -> Job:
@@ -66,35 +94,39 @@ def prepare(config: EditConfig, backbone: Backbone) -> Job:
     Raises:
         ConfigError: A file cannot be used, or does not go with the options.
     """
-    geometry = backbone.geometry
-    wanted = geometry.default_frames if config.given.frames is None else config.given.frames
-    clip = read_video(Path(config.video), option="--video", max_frames=wanted)
-    count = plan_frames(geometry, len(clip.frames), config.given.frames)
-    notes = list(_notes_on_frames(config, geometry, clip, count))
-    clip = clip.first(count)
-    _, height, width, _ = clip.frames.shape
+    geometry, span = backbone.geometry, config.span
+    clip = read_video(
+        Path(config.video), option="--video", start=span.start, max_frames=span.frames
+    )
+    count, height, width, _ = clip.frames.shape
+    windows = plan_windows(geometry, count, window=span.window, overlap=span.overlap)
+    notes = _notes_on_frames(config, clip, windows)
     fit = plan_size(geometry, (height, width), config.given.height, config.given.width)
     read = read_mask(
         Path(config.mask),
-        frames=count,
+        frames=span.start + count,
         height=height,
         width=width,
         total=clip.total,
         options=config.reading,
     )
-    mask, notes = read.pixels, [*notes, *clip.notes, *read.notes]
+    mask, notes = read.pixels[span.start :], [*notes, *clip.notes, *read.notes]
+    if not mask.any():
+        raise ConfigError(
+            f"the mask {config.mask} is empty from frame {span.start} on",
+            where="--mask",
+            remedy="Begin at another frame with --start.",
+        )
     notes += _notes_on_pictures(mask, fit)
-    model_mask = fit.mask_to_model(mask)
-    if not model_mask.any():
+    if not fit.mask_to_model(mask).any():
         raise ConfigError(
             "all of the mask lies in the border that the model does not see",
             where="--mask",
             remedy="Choose --height and --width with the proportions of the video.",
         )
     scale = config.given.cfg_scale
-    request = EditRequest(
-        video=fit.video_to_model(clip.frames),
-        mask=model_mask,
+    ask = partial(
+        EditRequest,
         prompt=config.prompt,
         negative_prompt=config.negative_prompt,
         steps=config.steps,
@@ -103,24 +135,34 @@ def prepare(config: EditConfig, backbone: Backbone) -> Job:
         merge_guidance=config.cfg_merge,
         options=dict(config.given.options),
     )
-    return Job(clip=clip, mask=mask, fit=fit, request=request, notes=tuple(notes))
+    return Job(
+        clip=clip,
+        mask=mask,
+        fit=fit,
+        windows=windows,
+        ask=ask,
+        composite=config.composite,
+        notes=tuple(notes),
+    )
 
 
-def _notes_on_frames(
-    config: EditConfig, geometry: Geometry, clip: VideoClip, count: int
-) -> list[str]:
-    available = len(clip.frames)
-    if count == (clip.total if config.given.frames is None else config.given.frames):
-        return []
-    reasons = []
-    if config.given.frames is None and available == geometry.default_frames:
-        reasons.append(f"{config.model.spec.name} takes {available} unless --frames asks for more")
-    if config.given.frames is not None and available < config.given.frames:
-        reasons.append(f"there are no {config.given.frames}")
-    if count < available:
-        reasons.append(f"the model takes {geometry.frame_stride}k+{geometry.frame_offset}")
-    whole = "" if clip.total is None else f" of {clip.total}"
-    return [f"the first {count}{whole} frames are edited and written: {', and '.join(reasons)}"]
+def _notes_on_frames(config: EditConfig, clip: VideoClip, windows: tuple[Window, ...]) -> list[str]:
+    span, count, length = config.span, len(clip.frames), windows[0].stop
+    notes = []
+    if span.frames is not None and count < span.frames:
+        notes.append(f"{count} frames are edited, since there are no {span.frames}")
+    if length > count:
+        notes.append(
+            f"the model is given {length} frames, the last one {length - count + 1} times, since it "
+            f"does not take {count}"
+        )
+    if len(windows) > 1:
+        shared = windows[1].shared
+        notes.append(
+            f"{count} frames are edited in {len(windows)} windows of {length}, of which {shared} "
+            "frames are shared with the one before"
+        )
+    return notes
 
 
 def _notes_on_pictures(mask: NDArray[np.bool_], fit: Fit) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +100,8 @@ class Report:
         device: Where it ran.
         dtype: In which precision.
         seed: Seed of the noise.
-        frames: Frames that were edited.
+        frames: Frames that were written.
+        windows: Runs of the model that they took; windows with nothing to edit took none.
         height: Height that the model worked at.
         width: Width that the model worked at.
         fps: Frames a second of what was written.
@@ -118,6 +119,7 @@ class Report:
     dtype: str
     seed: int
     frames: int
+    windows: int
     height: int
     width: int
     fps: Fraction
@@ -140,25 +142,27 @@ class Report:
         return {**plain, "fps": str(self.fps), "notes": list(self.notes), **compared}
 
 
-def measure(result: RunResult) -> Measures:
-    """Take from a run what it cost."""
-    totals = result.trace.totals()
+def measure(results: Sequence[RunResult]) -> Measures:
+    """Take from runs of one policy what they cost together."""
+    totals = [result.trace.totals() for result in results]
+    flops = sum(each.flops for each in totals)
+    first = results[0].trace
     return Measures(
-        policy=result.trace.policy,
-        settings={name: _finite(value) for name, value in result.trace.settings.items()},
-        denoise_seconds=totals.denoise_seconds,
-        total_seconds=result.total_seconds,
-        flops=totals.flops,
-        steps=totals.steps,
-        steps_full=totals.steps_full,
-        steps_partial=totals.steps_partial,
-        steps_reused=totals.steps_reused,
-        peak_cache_bytes=totals.peak_cache_bytes,
-        target_speedup=result.trace.target_speedup,
+        policy=first.policy,
+        settings={name: _finite(value) for name, value in first.settings.items()},
+        denoise_seconds=sum(each.denoise_seconds for each in totals),
+        total_seconds=sum(result.total_seconds for result in results),
+        flops=flops,
+        steps=sum(each.steps for each in totals),
+        steps_full=sum(each.steps_full for each in totals),
+        steps_partial=sum(each.steps_partial for each in totals),
+        steps_reused=sum(each.steps_reused for each in totals),
+        peak_cache_bytes=max(each.peak_cache_bytes for each in totals),
+        target_speedup=first.target_speedup,
         target_quality=next(
-            (v for k, v in result.trace.settings.items() if k.rpartition(".")[2] == QUALITY), None
+            (v for k, v in first.settings.items() if k.rpartition(".")[2] == QUALITY), None
         ),
-        reached_speedup=totals.flops_speedup,
+        reached_speedup=sum(each.flops_full for each in totals) / flops if flops else 1.0,
     )
 
 
@@ -182,8 +186,9 @@ def speedup(run: Measures, reference: Measures) -> Speedup:
 def print_report(report: Report) -> None:
     """Print a report for people on stdout."""
     console = Console()
+    windows = f" in {report.windows} windows" if report.windows > 1 else ""
     title = (
-        f"{report.backbone}, {report.frames} frames of {report.height}x{report.width}, "
+        f"{report.backbone}, {report.frames} frames of {report.height}x{report.width}{windows}, "
         f"{report.run.steps} steps, {report.device} {report.dtype}"
     )
     console.print(Text(title, style="bold"), soft_wrap=True)

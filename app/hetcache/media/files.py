@@ -11,7 +11,12 @@ from pathlib import Path
 from hetcache_core import ConfigError
 from hetcache_core.files import resolved
 
-__all__ = ["check_folder", "check_writable"]
+__all__ = ["check_folder", "check_writable", "memory_bytes"]
+
+
+def memory_bytes() -> int:
+    """How much memory the machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_writable(path: Path, *, option: str) -> None:

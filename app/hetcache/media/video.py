@@ -18,6 +18,7 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import ColorRange, Colorspace
 
 from hetcache.media.colour import HLG, PQ, to_sdr
+from hetcache.media.files import memory_bytes
 from hetcache.media.pictures import LARGEST
 from hetcache_core import ConfigError
 from hetcache_core.files import replacing
@@ -106,22 +107,26 @@ class VideoClip:
         return evolve(self, frames=self.frames[:count], times=self.times[:count])
 
 
-def read_video(path: Path, *, option: str, max_frames: int | None = None) -> VideoClip:
+def read_video(
+    path: Path, *, option: str, start: int = 0, max_frames: int | None = None
+) -> VideoClip:
     """Decode a video file.
 
     Args:
         path: The file.
         option: The command-line option that named it.
+        start: Leave out so many frames.
         max_frames: Stop after this many frames.
 
     Raises:
-        ConfigError: It is missing, unreadable or damaged, or holds no video or no frame.
+        ConfigError: It is missing, unreadable or damaged, holds no video or no such frame, or more than
+            memory has room for.
     """
     frames: list[NDArray[np.uint8]] = []
     shown: list[Fraction] = []
     turned = False
     notes: dict[str, None] = {}
-    ended = True
+    ended, passed = True, 0
     with _opened(path, option) as (container, stream):
         fps = stream.average_rate or stream.guessed_rate or DEFAULT_FPS
         declared, has_audio = stream.frames, bool(container.streams.audio)
@@ -130,11 +135,20 @@ def read_video(path: Path, *, option: str, max_frames: int | None = None) -> Vid
             if len(frames) == max_frames:
                 ended = False
                 break
+            if passed < start:
+                passed += 1
+                continue
             if frame.pts is not None and frame.time_base is not None:
                 shown.append(frame.pts * frame.time_base)
             notes.update(dict.fromkeys(f"{path.name} {text}" for text in _notes(frame)))
             frames.append(_upright(frame, "rgb24"))
+            if len(frames) == 1:
+                _check_memory(path, frames[0].nbytes, max_frames or declared, option)
             turned = _turn(frame)[0]
+    if passed and not frames:
+        raise ConfigError(
+            f"{path} has {passed} frames, and none from {start} on", where="--start", given=start
+        )
     if not frames:
         raise ConfigError(f"{path} has a video stream without any frame", where=option)
     if any(frame.shape != frames[0].shape for frame in frames):
@@ -142,12 +156,25 @@ def read_video(path: Path, *, option: str, max_frames: int | None = None) -> Vid
     return VideoClip(
         frames=np.stack(frames),  # (F, H, W, 3)
         fps=fps,
-        total=len(frames) if ended else declared or None,
+        total=passed + len(frames) if ended else declared or None,
         times=_uneven(shown, fps) if len(shown) == len(frames) else (),
         aspect=1 / aspect if turned else aspect,
         sound=(path, shown[0] if shown else Fraction(0)) if has_audio else None,
         notes=tuple(notes),
     )
+
+
+def _check_memory(path: Path, frame_bytes: int, count: int, option: str) -> None:
+    """Refuse what would fill memory: the frames, their mask, and what is made of them."""
+    needed, there = 3 * frame_bytes * count, memory_bytes()
+    if needed > there // 2:
+        fitting = there // 2 // (3 * frame_bytes)
+        raise ConfigError(
+            f"{count} frames of {path} take {needed / 2**30:.1f} GiB of memory, and the machine has "
+            f"{there / 2**30:.1f}",
+            where=option,
+            remedy=f"Edit the clip in parts: --frames {fitting}, then --start {fitting}.",
+        )
 
 
 def _uneven(shown: Sequence[Fraction], fps: Fraction) -> tuple[Fraction, ...]:

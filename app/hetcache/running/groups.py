@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hetcache.running.run import PolicyChoice
     from hetcache_core import Backbone, LoadRequest, Registry
 
-__all__ = ["FramesConfig", "JsonConfig", "ModelConfig", "PolicyConfig", "Preset"]
+__all__ = ["JsonConfig", "ModelConfig", "PictureConfig", "PolicyConfig", "Preset"]
 
 Preset = Literal["quality", "balanced", "fast"]
 
@@ -159,12 +159,9 @@ class PolicyConfig:
 
 @final
 @frozen(kw_only=True)
-class FramesConfig:
-    """What the model is given: length, size, guidance, and its library's own arguments."""
+class PictureConfig:
+    """What the model is given: size, guidance, and its library's own arguments."""
 
-    frames: int | None = setting(
-        None, ge=1, doc="how many frames", metadata=written(unset="the model's own number")
-    )
     height: int | None = setting(
         None,
         ge=1,

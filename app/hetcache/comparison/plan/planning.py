@@ -206,11 +206,11 @@ def _sized(
     geometries = {name: adapter.geometry for name, adapter in adapters.items()}
     joint = join(geometries)
     check_size(
-        geometries, frames=config.given.frames, height=config.given.height, width=config.given.width
+        geometries, frames=config.frames, height=config.given.height, width=config.given.width
     )
     clips = []
     for source in sources:
-        base = source.size(joint, config.given.frames, config.given.height, config.given.width)
+        base = source.size(joint, config.frames, config.given.height, config.given.width)
         sizes = {
             scaled(base, joint, frames=frames, side=side): None
             for frames in ready.frames
