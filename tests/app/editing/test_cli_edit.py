@@ -38,12 +38,13 @@ STEPS = 8
 
 KEYS = {
     "backbone", "device", "dtype", "files", "fps", "frames", "height",
-    "load_seconds", "model", "notes", "notice", "psnr", "reference", "run", "seed", "speedup",
+    "load_seconds", "met", "model", "notes", "notice", "psnr", "reference", "run", "seed", "speedup",
     "width", "windows",
 }  # fmt: skip
 RUN_KEYS = {
     "denoise_seconds", "flops", "peak_cache_bytes", "policy", "reached_speedup", "settings",
-    "steps", "steps_full", "steps_partial", "steps_reused", "target_speedup", "total_seconds",
+    "steps", "steps_full", "steps_partial", "steps_reused", "target_quality", "target_speedup",
+    "total_seconds",
 }  # fmt: skip
 SPEEDUP_KEYS = {"clock", "clock_per_flops", "flops", "total"}
 REGIONS = {"background", "margin", "mask", "whole"}
