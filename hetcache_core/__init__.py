@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         RandomModels,
         RunInfo,
     )
-    from hetcache_core.backbone.block_trunk import BlockTrunk
+    from hetcache_core.backbone.block_trunk import BlockTrunk, SeenAttention
     from hetcache_core.backbone.compiling import BlockCompiler
     from hetcache_core.backbone.flops import DitFlops, matrix_macs
     from hetcache_core.backbone.modules import call_inside, call_through, in_fp32, own_parameter
@@ -109,7 +109,7 @@ _HOMES: Final[dict[str, str]] = {
     for module, names in {
         "backbone.adapter": "Backbone EditRequest Exporter Features FlopModel Geometry LoadRequest "
         "ModelCall RandomModels RunInfo",
-        "backbone.block_trunk": "BlockTrunk",
+        "backbone.block_trunk": "BlockTrunk SeenAttention",
         "backbone.compiling": "BlockCompiler",
         "backbone.flops": "DitFlops matrix_macs",
         "backbone.modules": "call_inside call_through in_fp32 own_parameter",
@@ -215,6 +215,7 @@ __all__ = [
     "RunInfo",
     "RunTrunk",
     "Schedule",
+    "SeenAttention",
     "Selection",
     "SelectionRequest",
     "Session",

@@ -188,13 +188,14 @@ def accelerate(
     if target_quality is not None:
         settings = with_quality(policy, settings or {}, target_quality, registry, target_speedup)
     composed, used = resolve_policy(policy, settings or {}, preset, model, registry)
-    missing = adapter.features.missing(composed.needs())
+    features = adapter.features_of(pipeline)
+    missing = features.missing(composed.needs())
     if missing:
         raise UnsupportedBackboneError(
             f"Policy {composed.name!r} cannot run on backbone {adapter.name!r}, which lacks: "
             f"{', '.join(missing)}. `hetcache backbones` shows what each can carry."
         )
-    if composed.guidance is not None and "separate" not in adapter.features.guidance:
+    if composed.guidance is not None and "separate" not in features.guidance:
         raise UnsupportedBackboneError(
             f"policy {composed.name!r} predicts one guidance branch from the other",
             where=f"backbone {adapter.name}",
@@ -207,7 +208,7 @@ def accelerate(
             where="target_speedup",
             remedy="Ask the run for it whose schedule is replayed",
         )
-    if compile and not adapter.features.compiled:
+    if compile and not features.compiled:
         raise UnsupportedBackboneError(
             "its blocks cannot be run with torch.compile",
             where=f"backbone {adapter.name}",
@@ -348,7 +349,7 @@ def _plain_settings(recipe: PolicyRecipe) -> dict[str, Any]:
 def _find_backbone(pipeline: Any, wanted: str | Backbone | None, registry: Registry) -> Backbone:
     asked: Backbone | None = registry.backbone(wanted)() if isinstance(wanted, str) else wanted
     if asked is not None and asked.accepts(pipeline):
-        return asked.for_pipeline(pipeline)
+        return asked
     kind = f"{type(pipeline).__module__}.{type(pipeline).__qualname__}"
     unusable = []
     known = registry.names("backbone")
@@ -361,7 +362,7 @@ def _find_backbone(pipeline: Any, wanted: str | Backbone | None, registry: Regis
     for candidate in sorted(candidates, key=lambda adapter: adapter.general):
         if candidate.accepts(pipeline):
             if asked is None:
-                return candidate.for_pipeline(pipeline)
+                return candidate
             raise UnsupportedBackboneError(
                 f"it does not take a {kind}",
                 backbone=asked.name,

@@ -293,9 +293,9 @@ class Backbone(ABC):
         """
         return self
 
-    def for_pipeline(self, pipeline: Any) -> Backbone:
-        """Return the adapter for a pipeline that ``accepts`` takes; likewise, by default this one."""
-        return self
+    def features_of(self, pipeline: Any) -> Features:
+        """Say what can be carried of a pipeline that ``accepts`` takes; by default ``features``."""
+        return self.features
 
     @abstractmethod
     def accepts(self, pipeline: object) -> bool:

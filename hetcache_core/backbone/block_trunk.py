@@ -89,7 +89,7 @@ class BlockTrunk(TrunkCall, TrunkView):
                 "sub-layers of a BlockTrunk cannot be seen",
                 remedy="Its backbone's features say sub_layers=False.",
             )
-        seen = _Attention(hooks, self.attention)
+        seen = SeenAttention(hooks, self.attention)
         with seen if hooks.attends else nullcontext():
             output = self.run_block(self.blocks[index], hidden, self.follow)
         if hooks.attends and seen.calls <= self.attention:
@@ -123,8 +123,8 @@ class BlockTrunk(TrunkCall, TrunkView):
 
 
 @define(eq=False)
-class _Attention(TorchFunctionMode):
-    """Hands one attention of a block to the hooks, as long as the context lasts.
+class SeenAttention(TorchFunctionMode):
+    """Hands one call of ``scaled_dot_product_attention`` to the hooks, as long as the context lasts.
 
     Attributes:
         hooks: what wants to see q, k and v.
@@ -146,13 +146,16 @@ class _Attention(TorchFunctionMode):
         self.calls += 1
         if self.calls != self.which + 1:
             return func(*args, **kwargs)
-        heads = args[0].shape[1]
+        names = ("query", "key", "value")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        query, key, value = (given[name].transpose(1, 2).flatten(2) for name in names)  # (B, n, D)
+        others = {name: each for name, each in kwargs.items() if name not in names}
+        heads = given["query"].shape[1]
 
         def attend(*joined: Tensor) -> Tensor:
             split = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in joined)
-            out: Tensor = func(*split, *args[3:], **kwargs).transpose(1, 2).flatten(2)
+            out: Tensor = func(*split, *args[3:], **others).transpose(1, 2).flatten(2)
             return out  # (B, n, D)
 
-        query, key, value = (t.transpose(1, 2).flatten(2) for t in args[:3])  # (B, n, D)
         attended = self.hooks.attend(query, key, value, attend)
         return attended.unflatten(2, (heads, -1)).transpose(1, 2)  # (B, heads, n, d)

@@ -78,6 +78,20 @@ class Loop(PIPELINE):  # type: ignore[misc]
         return outputs
 
 
+def rows_follow(trunk: Any) -> None:
+    """Rows in another order come out in that order: all that follows them has been gathered with them."""
+    first, tokens = trunk.leading, trunk.x.shape[1]
+    order = torch.randperm(tokens - first, generator=torch.Generator().manual_seed(0)) + first
+    rows = torch.cat([torch.arange(first), order])
+    outputs = []
+    for view in (trunk.view(None), trunk.view(rows)):
+        hidden = view.x
+        for index in range(trunk.layers):
+            hidden = view.block(index, hidden, None, None)
+        outputs.append(hidden)
+    torch.testing.assert_close(outputs[1], outputs[0][:, rows], rtol=1e-4, atol=1e-4)
+
+
 def _tensors(result: Any) -> list[Tensor]:
     if isinstance(result, Tensor):
         return [result]
@@ -148,6 +162,8 @@ def test_a_described_class_is_carried(name: str) -> None:
     for made, own in zip(outputs, expected, strict=True):
         assert torch.equal(made, own)
     assert engine.trace.variant == description.name
+    if description.tokens:
+        rows_follow(engine.seen[0].trunk)
     # At one noise level the latents stay, and a reused step makes what the computed one made.
     engine = watched(scripted(Mode.FULL, Mode.REUSE, Mode.REUSE), 3, [0.5, 0.5, 0.5])
     assert len(runs) == len(every) * 2

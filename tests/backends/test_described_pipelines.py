@@ -214,6 +214,112 @@ def test_a_pipeline_is_carried_as_it_is(
     assert torch.equal(run(), expected)
 
 
+def coder(channels: int) -> Any:
+    """A small image autoencoder: a latent covers 2 x 2 pixels."""
+    torch.manual_seed(0)
+    return LIBRARY.AutoencoderKL(
+        block_out_channels=(4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=channels,
+        norm_num_groups=2,
+        shift_factor=0.0,
+    ).eval()
+
+
+def flux_inpaint() -> tuple[Any, dict[str, Any]]:
+    """Flux that puts the source back outside of the mask after each step."""
+    own, given = distilled()
+    parts = {name: part for name, part in own.components.items() if name in PARTS}
+    return LIBRARY.FluxInpaintPipeline(**parts, vae=coder(1), **texts(encoders=2)), given
+
+
+def qwen_inpaint() -> tuple[Any, dict[str, Any]]:
+    """Qwen-Image likewise, with two branches whose texts differ in length."""
+    own, given = qwen()
+    torch.manual_seed(0)
+    vae = LIBRARY.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    ).eval()
+    parts = {name: part for name, part in own.components.items() if name in PARTS}
+    return LIBRARY.QwenImageInpaintPipeline(**parts, vae=vae, **texts(encoders=1)), given
+
+
+def sd3_inpaint() -> tuple[Any, dict[str, Any]]:
+    """SD3 likewise, with both branches in one call and texts last in attention."""
+    _, given = sd3()
+    torch.manual_seed(0)
+    model = LIBRARY.SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
+    ).eval()
+    pipeline = LIBRARY.StableDiffusion3InpaintPipeline(
+        scheduler=LIBRARY.FlowMatchEulerDiscreteScheduler(),
+        transformer=model,
+        vae=coder(16),
+        **texts(encoders=3),
+    )
+    return pipeline, given
+
+
+PARTS = ("scheduler", "transformer")
+
+
+@pytest.mark.parametrize("make", [flux_inpaint, qwen_inpaint, sd3_inpaint])
+def test_the_mask_of_an_inpainting_pipeline_reaches_the_policy(make: Callable[[], Any]) -> None:
+    pipeline, given = make()
+    pipeline.set_progress_bar_config(disable=True)
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., 4:16, 8:20] = 1
+    given |= {"image": normal(1, 3, 32, 32).clamp(-1, 1) / 2 + 0.5, "mask_image": mask}
+    given |= {"height": 32, "width": 32, "strength": 1.0}
+
+    def run() -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        made: Tensor = pipeline(
+            **given,
+            num_inference_steps=6,
+            generator=generator,
+            output_type="latent",
+            return_dict=False,
+        )[0]
+        return made
+
+    expected = run()
+    processor = pipeline.mask_processor
+    with accelerate(pipeline, FULL_STEPS) as session:
+        assert torch.equal(run(), expected)
+    every = session.trace.totals().flops
+    for settings in ({}, {"kv_mode": "pruned"}):
+        with accelerate(pipeline, "hetcache", settings=settings) as session:
+            made = run()
+        trace = session.trace
+        partial = [record for record in trace.records if record.mode is Mode.PARTIAL]
+        assert partial
+        assert all(0 < record.active < record.tokens for record in partial)
+        assert trace.tokens_by_role["generative"] > 0
+        assert trace.tokens_by_role["pinned"] > 0  # the text's
+        assert trace.totals().flops < every
+        # Outside of the mask it is the source, whatever was computed.
+        changed = made != expected
+        assert 0 < changed.float().mean() < 0.5
+    assert pipeline.mask_processor is processor
+
+
 class Block(torch.nn.Module):
     """A block that nobody knows."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Final, final
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from hetcache_backends.diffusers.common import (
     COND,
@@ -17,6 +18,7 @@ from hetcache_backends.diffusers.common import (
     DiffusersCalls,
     is_diffusers_pipeline,
     missing_library,
+    refuse_options,
     unwrapped,
 )
 from hetcache_core import (
@@ -28,6 +30,7 @@ from hetcache_core import (
     Grid,
     LoadRequest,
     ModelInfo,
+    StandIn,
     UnsupportedBackboneError,
     attached,
     discover,
@@ -88,9 +91,11 @@ class DiffusersModels(Backbone):
 
     description: ModelDescription | None = None
 
-    def for_pipeline(self, pipeline: Any) -> DiffusersModels:
-        """Return the adapter for a pipeline's model."""
-        return evolve(self, description=self._described(pipeline))
+    def features_of(self, pipeline: Any) -> Features:
+        """Say what is carried of a pipeline: partial steps where its tokens are described."""
+        if not self._described(pipeline).tokens:
+            return self.features
+        return self.features.with_values(rows=True, attention=True, mask=True)
 
     def accepts(self, pipeline: object) -> bool:
         """Whether this is a diffusers pipeline around a described transformer."""
@@ -228,10 +233,15 @@ class DescribedCalls(DiffusersCalls):
     costs: BlockCosts
     _layouts: dict[Any, Layout] = field(factory=dict, init=False)
     _checked: set[int] = field(factory=set, init=False)
+    _mask: Tensor | None = field(default=None, init=False)
 
     def blocks(self, model: Any) -> Sequence[Any]:
         """All blocks."""
         return [block for each in self.description.lists for block in getattr(model, each.name)]
+
+    def refuse(self, model: Any, engine: Engine) -> None:
+        """Refuse options that a session cannot carry; attention is looked into by torch's own function."""
+        refuse_options(model, self.blocks(model))
 
     def reset(self) -> None:
         """Look at the calls of the next run anew: tokens may depend on a mask."""
@@ -266,17 +276,52 @@ class DescribedCalls(DiffusersCalls):
         return _stacked(first)
 
     def grid(self, model: Any, arguments: Mapping[str, Any]) -> Grid:
-        """Count the tokens; how they lie is not described."""
+        """Count the tokens, and lay them out where they fill the picture that there is a mask of."""
         layout = self._layout(model, arguments)
+        tokens, side = layout.tokens - layout.leading, self._side(layout)
+        height = 1 if self._mask is None or not side else self._mask.shape[1] // side
         return Grid(
             frames=1,
-            height=1,
-            width=layout.tokens - layout.leading,
+            height=height,
+            width=tokens // height,
             prefix=layout.leading,
-            pixel_height=1,
-            pixel_width=1,
+            pixel_height=side or 1,
+            pixel_width=side or 1,
             frame_stride=1,
         )
+
+    def mask(self, model: Any, arguments: Mapping[str, Any]) -> Tensor | None:
+        """The mask (1, H, W) that the pipeline has prepared, of a picture that the tokens fill."""
+        return self._mask if self._side(self._layout(model, arguments)) else None
+
+    def _side(self, layout: Layout) -> int:
+        """Pixels that a token is high and wide; 0 where the tokens do not fill the mask's picture."""
+        if self._mask is None or not self.description.tokens:
+            return 0
+        _, height, width = self._mask.shape
+        side = math.isqrt(height * width // (layout.tokens - layout.leading))
+        fits = side and height % side == 0 and width % side == 0
+        whole = fits and (height // side) * (width // side) == layout.tokens - layout.leading
+        return side if whole else 0
+
+    @contextmanager
+    def routed(self) -> Iterator[None]:
+        """See the mask as an inpainting pipeline prepares it, in its own size."""
+        own = getattr(self.pipeline, "mask_processor", None)
+        if own is None:
+            yield
+            return
+
+        def preprocess(*args: Any, **kwargs: Any) -> Any:
+            made = own.preprocess(*args, **kwargs)  # (B, 1, H, W)
+            self._mask = (made[:1, 0] > 0.5).to(made.device)  # noqa: PLR2004 - as the pipeline binarizes
+            return made
+
+        self.pipeline.mask_processor = StandIn(own, preprocess=preprocess)
+        try:
+            yield
+        finally:
+            self.pipeline.mask_processor = own
 
     def run_branches(self, arguments: Mapping[str, Any], context: str | None) -> tuple[str, ...]:
         """All branches: rows of one batch, or as many calls as guidance needs."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from attrs import field, frozen
 
 from hetcache_core import ContractError
 
-GridKind = Literal["patches", "ids", "shapes", ""]
-"""Where a model's tokens say how they lie: ``config.patch_size`` and the latents, ``img_ids``,
-``img_shapes``, or nowhere."""
+Axes = int | tuple[int | None, ...]
+"""Axis of the tokens in an argument, or in each of several that it holds."""
 
 
 @frozen(kw_only=True)
@@ -24,15 +23,16 @@ class BlockList:
         state: arguments of a block's ``forward`` that it changes, in the order in which it returns them;
             everything else is handed to each block as the library does.
         follow: arguments with one row a token, by name, and the axis that the tokens lie on: rotary
-            tables, modulation that each token has. They describe the video's tokens or all of them.
+            tables, modulation that each token has. They describe the video's tokens or all of them. An
+            axis for each where the argument holds several, None for what has no such rows.
     """
 
     name: str
     state: tuple[str, ...]
-    follow: Mapping[str, int] = field(factory=dict)
+    follow: Mapping[str, Axes] = field(factory=dict)
 
 
-def blocks(name: str, *state: str, **follow: int) -> BlockList:
+def blocks(name: str, *state: str, **follow: Axes) -> BlockList:
     """Describe a list by its name, its state and the axes of what follows the tokens."""
     return BlockList(name=name, state=state or ("hidden_states",), follow=follow)
 
@@ -54,8 +54,9 @@ class ModelDescription:
             the scheduler's.
         guessed: whether nobody has written it: it is held against the library before it is used.
         token_axis: axis of the state that the tokens lie on.
-        grid: where it is said how the tokens lie in the picture, "" where it is not: partial steps are
-            refused then.
+        tokens: whether blocks run on some of the tokens: ``follow`` then names all that has one row a
+            token, and attention is over all of the trunk's tokens.
+        attends_last: whether other tokens come after the video's in attention, and not before them.
         modulated: sub-module of the first block whose input tells how the step differs from the last,
             "" to look for its first attention.
         time: modules that embed a timestep, applied in turn, by their path in the transformer; empty
@@ -72,7 +73,8 @@ class ModelDescription:
     other_times: bool = False
     guessed: bool = False
     token_axis: int = 1
-    grid: GridKind = ""
+    tokens: bool = False
+    attends_last: bool = False
     modulated: str = ""
     time: tuple[str, ...] = ()
 

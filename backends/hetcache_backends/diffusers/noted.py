@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hetcache_core import (
     ContractError,
+    SeenAttention,
     TrunkCall,
     TrunkView,
     UnsupportedBackboneError,
@@ -226,6 +227,7 @@ class NotedTrunk(TrunkCall, TrunkView):
         around: FLOPs of embeddings and head.
         costs: counts blocks.
         compiler: what blocks are run with, or None to run them as they are.
+        whole: whether these are all tokens, in the library's order.
     """
 
     model: Any
@@ -236,6 +238,7 @@ class NotedTrunk(TrunkCall, TrunkView):
     around: int
     costs: BlockCosts
     compiler: BlockCompiler | None = None
+    whole: bool = True
     _last: tuple[Tensor, dict[str, Tensor]] | None = field(default=None, init=False)
 
     @property
@@ -270,25 +273,48 @@ class NotedTrunk(TrunkCall, TrunkView):
         calls = []
         for call in self.calls:
             given = call.named()
+            if any(
+                isinstance(v, dict) and any(map(torch.is_tensor, v.values()))
+                for v in given.values()
+            ):
+                raise UnsupportedBackboneError(
+                    "texts of different lengths in one batch mask the attention of all tokens, which some of "
+                    "them cannot have",
+                    remedy="Run one prompt at a time, or a policy of whole steps, such as teacache",
+                )
             followed = {
-                name: gather(given[name], axis)
-                for name, axis in call.described.follow.items()
+                name: gather(given[name], axes)
+                for name, axes in call.described.follow.items()
                 if given.get(name) is not None
             }
             calls.append(call.with_values(**followed))
-        return evolve(self, x=self.x.index_select(1, rows), calls=calls)
+        return evolve(self, x=self.x.index_select(1, rows), calls=calls, whole=False)
 
     def block(
         self, index: int, hidden: Tensor, hint: Tensor | None, hooks: BlockHooks | None
     ) -> Tensor:
         """Run one block: (B, n, D)."""
-        if hooks is not None:
+        if hooks is not None and hooks.parts:
             raise ContractError(
-                "a described model's blocks run whole",
-                remedy="Its backbone's features say sub_layers=False and attention=False.",
+                "sub-layers of a described model cannot be seen",
+                remedy="Its backbone's features say sub_layers=False.",
             )
         call = self.calls[index]
-        state = call.with_values(**self.state(hidden, call.described.state)).run(self.compiler)
+        call = call.with_values(**self.state(hidden, call.described.state))
+        if hooks is None:
+            state = call.run(self.compiler)
+        else:
+            if self.form.description.attends_last:
+                hooks = _VideoFirst(hooks, self.leading)
+            with SeenAttention(hooks, 0) as seen:
+                state = call.run()
+            if not seen.calls:
+                raise UnsupportedBackboneError(
+                    f"This policy looks into self-attention, which a {type(call.block).__name__} does "
+                    "without torch's scaled_dot_product_attention",
+                    remedy='Call set_attention_backend("native") on the transformer, or choose a '
+                    "policy that runs whole blocks, such as teacache",
+                )
         joined = self.form.joined(state)
         self._last = joined, state
         return joined
@@ -297,10 +323,8 @@ class NotedTrunk(TrunkCall, TrunkView):
         """Part (B, n, D) into a state of these names, that of the last block as it made it."""
         if self._last is not None and x is self._last[0] and set(self._last[1]) == set(names):
             return self._last[1]
-        if x is self.x and self._last is None and set(self.form.shapes) == set(names):
-            state = self.calls[0].state()
-            if self.form.joined(state).shape == x.shape:
-                return state
+        if self.whole and x is self.x and set(self.form.shapes) == set(names):
+            return self.calls[0].state()  # the library's own tensors
         return self.form.parted(x, names)
 
     def control(self, index: int, hooks: BlockHooks | None) -> Tensor:
@@ -369,19 +393,41 @@ def _seen(*args: Any, **kwargs: Any) -> Any:
     raise _Seen(value)
 
 
-def _followed(value: Any, axis: int, *, rows: Tensor, leading: int, tokens: int) -> Any:
+def _followed(value: Any, axes: Any, *, rows: Tensor, leading: int, tokens: int) -> Any:
     """Gather rows of a table, or of each of several, of the video's tokens or of all."""
     if isinstance(value, list | tuple):
-        gathered = [_followed(v, axis, rows=rows, leading=leading, tokens=tokens) for v in value]
-        return type(value)(gathered)
-    if not isinstance(value, Tensor) or value.shape[axis] == 1:
+        each = axes if isinstance(axes, tuple) else (axes,) * len(value)
+        gather = functools.partial(_followed, rows=rows, leading=leading, tokens=tokens)
+        return type(value)(
+            v if axis is None else gather(v, axis) for v, axis in zip(value, each, strict=True)
+        )
+    if not isinstance(value, Tensor) or value.shape[axes] == 1:
         return value
-    count = value.shape[axis]
-    if count == tokens:
-        return value.index_select(axis, rows)
-    if count == tokens - leading:
-        return value.index_select(axis, rows[leading:] - leading)
-    return value
+    if value.shape[axes] == tokens:
+        return value.index_select(axes, rows)
+    return value.index_select(axes, rows[leading:] - leading)
+
+
+@final
+@define(eq=False)
+class _VideoFirst:
+    """Hands attention on in the trunk's order where the library has the video's tokens first.
+
+    Attributes:
+        hooks: what wants to see it.
+        leading: tokens that come after the video's there.
+    """
+
+    hooks: BlockHooks
+    leading: int
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attend: Any) -> Tensor:
+        """Turn the rows round, and those of the result back; all (B, n, D)."""
+        query, key, value = (x.roll(self.leading, dims=1) for x in (q, k, v))
+        return self.hooks.attend(query, key, value, attend).roll(-self.leading, dims=1)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.hooks, name)
 
 
 def made_stand_in(

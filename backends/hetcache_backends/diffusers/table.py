@@ -21,5 +21,5 @@ def _row(model: ModelDescription) -> str:
     lists = ", ".join(f"`{each.name}`" for each in model.lists)
     states = sorted(model.lists[0].state, key=lambda name: name == model.video)
     state = ", ".join(f"`{name}`" for name in states)
-    tokens = "whole steps and blocks" if not model.grid else "partial steps too"
+    tokens = "partial steps too" if model.tokens else "whole steps and blocks"
     return f"| {model.name} | `{model.transformer}` | {lists} | {state} | {tokens} |\n"
