@@ -340,6 +340,11 @@ class Backbone(ABC):
             UnsupportedBackboneError: the library is not installed.
         """
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Short names of the models that it carries by descriptions, sorted."""
+        return ()
+
     def draft(self, subject: str) -> str:
         """Write a first description of a model that this backbone could carry, as source.
 

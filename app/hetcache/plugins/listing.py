@@ -142,11 +142,12 @@ def backbones_as_json(registry: Registry) -> list[dict[str, Any]]:
                 "features": features,
                 "guidance": guidance,
                 "geometry": asdict(kind.geometry),
+                "models": list(kind().models),
                 "error": None,
             }
         except HetCacheError as error:
             unknown = ("library", "library_version", "library_supported", "features", "geometry")
-            entry |= {**dict.fromkeys(unknown), "guidance": [], "error": str(error)}
+            entry |= {**dict.fromkeys(unknown), "guidance": [], "models": [], "error": str(error)}
         listed.append(entry)
     return listed
 
@@ -196,6 +197,10 @@ def print_backbones(registry: Registry) -> None:
                 Text(f"  tokens    one for {side}x{side} pixels and {stride} frames"),
                 Text(f"  guidance  {', '.join(backbone['guidance'])}"),
                 Text(f"  control   {control}"),
+                *(
+                    [Text(f"  models    {', '.join(backbone['models'])}")]
+                    * bool(backbone["models"])
+                ),
                 Text(f"  carries   {carried}" + (f"; not {lacking}" if lacking else "")),
                 Text(
                     f"  sizes     multiples of {geometry['size_multiple']}, up to {height}x{width} "

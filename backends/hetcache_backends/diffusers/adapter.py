@@ -162,6 +162,11 @@ class DiffusersModels(Backbone):
             "source, and held against the library's own output at the first call."
         )
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All described models."""
+        return tuple(sorted(model.name for model in described_models().values()))
+
     def draft(self, subject: str) -> str:
         """Write a first description of a class of diffusers, or of the transformer of a pipeline."""
         from hetcache_backends.diffusers.guessing import drafted

@@ -28,7 +28,7 @@ POLICY_KEYS = {"name", "summary", "source", "settings", "presets", "preset_share
 SETTING_KEYS = {"name", "type", "default", "doc", "allowed", "required", "pieces"}
 BACKBONE_KEYS = {
     "name", "summary", "library", "library_version", "library_supported", "features", "guidance",
-    "geometry", "error",
+    "geometry", "models", "error",
 }  # fmt: skip
 DOCTOR_KEYS = {
     "hetcache", "python", "executable", "platform", "cpu_count", "torch", "cuda_devices",
@@ -161,6 +161,9 @@ def test_backbones_are_listed_with_what_they_can_carry(capsys: pytest.CaptureFix
     assert tiny["features"]["mask"] is True
     assert tiny["geometry"]["size_multiple"] == tiny["geometry"]["token_size"] == 16
     assert "separate" in tiny["guidance"]
+    described = next(backbone for backbone in backbones if backbone["name"] == "diffusers")
+    assert {"flux", "wan", "ltx2"} <= set(described["models"])
+    assert "  models " in shown
     ltx = shown[shown.index("ltx-video") : shown.index("onnx-runtime")]
     about = dict(line.split(maxsplit=1) for line in ltx.splitlines() if line.startswith("  "))
     assert about["library"].endswith(" (supported: >=0.36)")
