@@ -175,5 +175,9 @@ class ProgressBarStandIn:
         return self._target.__exit__(kind, error, traceback)
 
     def __iter__(self) -> Iterator[Any]:
-        yield from self._target
+        try:
+            yield from self._target
+        except BaseException as error:  # also where an exception leaves the loop over this
+            self._router.loop_left(error)
+            raise
         self._router.loop_left(None)

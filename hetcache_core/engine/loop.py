@@ -135,7 +135,11 @@ class Engine:
         records = run.leave(guided)
         step = run.step_info(run.index)
         if self.on_step is not None:
-            self.on_step(step, records)
+            try:
+                self.on_step(step, records)
+            except BaseException:
+                self.abort_run()
+                raise
         if step.is_last:
             run.trace.complete = True
             self.end_run()
@@ -181,6 +185,13 @@ class Engine:
             CacheStateError: the step index does not follow on.
             ContractError: the trunk has another size than the run's grid.
         """
+        try:
+            return self._called(call, forward)
+        except BaseException:
+            self.abort_run()  # whoever catches it inside the session would else keep the cache alive
+            raise
+
+    def _called(self, call: ModelCall, forward: Callable[[RunTrunk], Tensor]) -> Tensor:
         run = self._need_run()
         self._fit(run, call)
         step = run.enter(call)

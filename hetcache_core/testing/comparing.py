@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -143,20 +143,30 @@ class Snapshot:
                 values |= {f"{where}.{k}": _copied(v) for k, v in found.items()}
         return cls(values)
 
-    def require_unchanged(self, pipeline: Any, when: str) -> None:
+    def changes(self, pipeline: Any) -> dict[str, str]:
+        """Say what of a pipeline is no longer what it was: "gone", "left behind" or "changed", by place."""
+        now = Snapshot.of(pipeline).values
+        found = dict.fromkeys(sorted(self.values.keys() - now.keys()), "gone")
+        found |= dict.fromkeys(sorted(now.keys() - self.values.keys()), "left behind")
+        changed = [k for k, v in self.values.items() if k in now and not _same(v, now[k])]
+        return found | dict.fromkeys(changed, "changed")
+
+    def require_unchanged(self, pipeline: Any, when: str, but: Collection[str] = ()) -> None:
         """Raise if a pipeline no longer is what it was.
+
+        Args:
+            pipeline: the pipeline.
+            when: after what, for the message.
+            but: places that the library itself leaves otherwise.
 
         Raises:
             ContractError: says what changed.
         """
-        now = Snapshot.of(pipeline).values
-        gone = sorted(self.values.keys() - now.keys())
-        new = sorted(now.keys() - self.values.keys())
-        changed = [k for k, v in self.values.items() if k in now and not _same(v, now[k])]
+        found = {place: verb for place, verb in self.changes(pipeline).items() if place not in but}
         what = [
-            f"{verb} {', '.join(names[:3])}"
-            for verb, names in (("gone:", gone), ("left behind:", new), ("changed:", changed))
-            if names
+            f"{verb}: {', '.join(list(places)[:3])}"
+            for verb in dict.fromkeys(found.values())
+            if (places := [place for place, of in found.items() if of == verb])
         ]
         require(
             not what,

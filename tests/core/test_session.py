@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, final
 
@@ -32,6 +33,37 @@ from hetcache_core.testing import FULL_STEPS, TinyBackbone, TinyPipeline, script
 from hetcache_core.testing.scripted import BlockScript, ScriptedError
 
 FULL, REUSE = Mode.FULL, Mode.REUSE
+
+
+def test_an_error_that_is_caught_inside_the_session_frees_the_cache() -> None:
+    video, mask = tiny_video()
+    for place in ("block", "on_step"):
+        pipeline = TinyPipeline()
+
+        def fail(step: StepInfo, _records: Sequence[CallRecord], place: str = place) -> None:
+            if place == "on_step" and step.index == 1:
+                raise ScriptedError("raised on purpose")
+
+        policy = scripted(FULL, raises_at=1) if place == "block" else scripted(FULL)
+        with accelerate(pipeline, policy, backbone=TinyBackbone(), on_step=fail) as session:
+            with pytest.raises(ScriptedError):
+                pipeline(video, mask, steps=3)
+            assert not session._engine.running
+            assert session.traces == []
+
+
+def test_many_runs_in_one_process_leave_nothing_behind() -> None:
+    (video, mask), pipeline = tiny_video(), TinyPipeline()
+
+    def run(times: int) -> int:
+        for _ in range(times):
+            with accelerate(pipeline, scripted(FULL, REUSE), backbone=TinyBackbone()):
+                pipeline(video, mask, steps=2)
+        gc.collect()
+        return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+
+    first = run(5)
+    assert run(500 - 5) == first
 
 
 @final

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from hetcache.extra import needs_app
@@ -22,8 +26,11 @@ USAGE: Final = 2
 UNREAD: Final = 1
 """Exit status where the reader of a pipe left before all was written, as typer has it too."""
 
-INTERRUPTED: Final = 130
-"""Exit status after Ctrl-C: 128 plus the number of the signal, as shells count."""
+SIGNALLED: Final = 128
+"""Exit status after a signal: this plus its number, as shells count; 130 after Ctrl-C."""
+
+ENDING: Final = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that end a process; Windows has no SIGHUP."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows ``hetcache`` on the command line; that of the process by default.
 
     Returns:
-        The exit status: 0, 2 for a mistake that is named on one line of stderr, 130 after Ctrl-C, 1
-        where whoever reads the output has left.
+        The exit status: 0, 2 for a mistake that is named on one line of stderr, 128 plus its number after
+        a signal (130 after Ctrl-C), 1 where a run failed or whoever reads the output has left.
     """
     if not sys.stderr.isatty():
         # Read by tqdm when it is imported: bars of libraries would fill a log with fragments.
@@ -44,16 +51,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # these take 1.08 times as long (17x384x384, tiny-vace).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        with needs_app():
+        with needs_app(), _ended_by_signals():
             return _flushed(_run(arguments))
     except HetCacheError as error:
         return _fail(str(error))
+    except _Ended as error:
+        return _interrupted(error.number)
     except KeyboardInterrupt:
         return _interrupted()
     except BrokenPipeError:
         # What a buffer still holds would fail once more when the interpreter leaves, on stderr.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNREAD
+
+
+class _Ended(KeyboardInterrupt):
+    """The process was asked to end by another signal than that of Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """End as by Ctrl-C where the process is terminated or its terminal goes: half-written files go too."""
+
+    def end(number: int, _frame: object) -> None:
+        raise _Ended(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING:
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one, and means it
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _flushed(status: int) -> int:
@@ -77,8 +113,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     except usage_error as error:
         where = f"{error.ctx.command_path}: " if error.ctx else ""
         return _fail(f"{where}{error.format_message()}")
-    except typer.Abort:
-        return _interrupted()
+    except typer.Abort as error:  # what typer makes of an interruption
+        return _interrupted(getattr(error.__cause__, "number", signal.SIGINT))
     return status if isinstance(status, int) else 0
 
 
@@ -89,6 +125,7 @@ def _fail(message: str) -> int:
     return USAGE
 
 
-def _interrupted() -> int:
-    sys.stderr.write("interrupted\n")
-    return INTERRUPTED
+def _interrupted(number: int = signal.SIGINT) -> int:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        sys.stderr.write("interrupted\n")
+    return SIGNALLED + number

@@ -10,7 +10,7 @@ from attrs import frozen
 from hetcache.media.options import MaskConfig
 from hetcache.quality.weights import WeightsConfig
 from hetcache.running.device import PlaceConfig
-from hetcache.running.groups import JsonConfig, PictureConfig
+from hetcache.running.groups import MOST_FRAMES, MOST_STEPS, JsonConfig, PictureConfig
 from hetcache.running.limits import CacheConfig
 from hetcache.running.options import written
 from hetcache_core import ConfigError, setting
@@ -67,10 +67,14 @@ class CompareConfig:
     seeds: str = setting(
         "0", doc="seeds of the noise, by commas", metadata=written(metavar="INT,...")
     )
-    steps: int = setting(50, ge=1, doc="steps of the sampler")
-    repeat: int = setting(REPEAT, ge=1, doc="how often every run is made, for the clock")
+    steps: int = setting(50, ge=1, le=MOST_STEPS, doc="steps of the sampler")
+    repeat: int = setting(REPEAT, ge=1, le=1000, doc="how often every run is made, for the clock")
     frames: int | None = setting(
-        None, ge=1, doc="how many frames", metadata=written(unset="the model's own number")
+        None,
+        ge=1,
+        le=MOST_FRAMES,
+        doc="how many frames",
+        metadata=written(unset="the model's own number"),
     )
     given: PictureConfig = group(PictureConfig())
     composite: bool = setting(

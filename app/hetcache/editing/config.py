@@ -8,7 +8,14 @@ from attrs import frozen
 
 from hetcache.media.options import VIDEO_SUFFIXES, MaskConfig
 from hetcache.running.device import PlaceConfig
-from hetcache.running.groups import JsonConfig, ModelConfig, PictureConfig, PolicyConfig
+from hetcache.running.groups import (
+    MOST_FRAMES,
+    MOST_STEPS,
+    JsonConfig,
+    ModelConfig,
+    PictureConfig,
+    PolicyConfig,
+)
 from hetcache.running.limits import CacheConfig, LimitsConfig
 from hetcache.running.options import written
 from hetcache_core import ConfigError, setting
@@ -27,19 +34,21 @@ LARGEST_SEED: Final = 2**63
 class SpanConfig:
     """Which frames of a video are edited, and how many of them in one run of the model."""
 
-    start: int = setting(0, ge=0, doc="the first frame, counted from 0")
+    start: int = setting(0, ge=0, le=MOST_FRAMES, doc="the first frame, counted from 0")
     frames: int | None = setting(
-        None, ge=1, doc="how many frames", metadata=written(unset="all that follow")
+        None, ge=1, le=MOST_FRAMES, doc="how many frames", metadata=written(unset="all that follow")
     )
     window: int | None = setting(
         None,
         ge=1,
+        le=MOST_FRAMES,
         doc="frames that the model is given at once",
         metadata=written(unset="the model's own number"),
     )
     overlap: int | None = setting(
         None,
         ge=0,
+        le=MOST_FRAMES,
         doc="frames that a window shares with the one before",
         metadata=written(unset="a quarter of it, and enough to fade over"),
     )
@@ -64,7 +73,7 @@ class EditConfig:
     reading: MaskConfig = group(MaskConfig())
     model: ModelConfig = group(ModelConfig())
     policy: PolicyConfig = group(PolicyConfig())
-    steps: int = setting(50, ge=1, doc="steps of the sampler")
+    steps: int = setting(50, ge=1, le=MOST_STEPS, doc="steps of the sampler")
     seed: int = setting(0, ge=0, lt=LARGEST_SEED, doc="seed of the noise")
     span: SpanConfig = group(SpanConfig())
     given: PictureConfig = group(PictureConfig())
@@ -99,7 +108,7 @@ class DemoConfig:
     )
     model: ModelConfig = group(ModelConfig())
     policy: PolicyConfig = group(PolicyConfig(policy="hetcache"))
-    steps: int = setting(DEMO_STEPS, ge=1, doc="steps of the sampler")
+    steps: int = setting(DEMO_STEPS, ge=1, le=MOST_STEPS, doc="steps of the sampler")
     seed: int = setting(0, ge=0, lt=LARGEST_SEED, doc="seed of the noise")
     place: PlaceConfig = group(PlaceConfig())
     limits: LimitsConfig = group(LimitsConfig())
@@ -128,14 +137,23 @@ class CalibrateConfig:
     )
     prompt: str = setting("", doc="what to put into the masks")
     clips: int = setting(
-        1, ge=1, doc="without videos: how often to run the model's own clip, each with another seed"
+        1,
+        ge=1,
+        le=1000,
+        doc="without videos: how often to run the model's own clip, each with another seed",
     )
-    steps: int = setting(50, ge=1, doc="steps of the sampler, for which alone the file will be")
+    steps: int = setting(
+        50, ge=1, le=MOST_STEPS, doc="steps of the sampler, for which alone the file will be"
+    )
     seed: int = setting(
         0, ge=0, lt=LARGEST_SEED, doc="seed of the noise; later clips count up from it"
     )
     frames: int | None = setting(
-        None, ge=1, doc="how many frames", metadata=written(unset="the model's own number")
+        None,
+        ge=1,
+        le=MOST_FRAMES,
+        doc="how many frames",
+        metadata=written(unset="the model's own number"),
     )
     given: PictureConfig = group(PictureConfig())
     place: PlaceConfig = group(PlaceConfig())

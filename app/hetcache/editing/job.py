@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 from hetcache.editing.config import EditConfig
 from hetcache.editing.windows import Window, faded, plan_windows
-from hetcache.media.fit import Fit, plan_size
+from hetcache.media.fit import Fit, check_pixels, plan_size
 from hetcache.media.masks import read_mask
 from hetcache.media.video import VideoClip, is_odd, read_video
 from hetcache_core import ConfigError, EditRequest
@@ -102,6 +102,7 @@ def prepare(config: EditConfig, backbone: Backbone) -> Job:
     windows = plan_windows(geometry, count, window=span.window, overlap=span.overlap)
     notes = _notes_on_frames(config, clip, windows)
     fit = plan_size(geometry, (height, width), config.given.height, config.given.width)
+    check_pixels(max(window.stop - window.start for window in windows), *fit.size)
     read = read_mask(
         Path(config.mask),
         frames=span.start + count,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 from attrs import frozen
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from hetcache_core import Geometry
 
-__all__ = ["Fit", "plan_frames", "plan_size"]
+__all__ = ["Fit", "check_pixels", "plan_frames", "plan_size"]
+
+MOST_PIXELS: Final = 1 << 28
+"""Of all frames of a run together: 290 of 720p. Three bytes each are held several times over."""
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -99,6 +102,20 @@ def plan_frames(geometry: Geometry, available: int, asked: int | None) -> int:
             f"the model takes at least {offset} frames, and there are {wanted}", where="--frames"
         )
     return (wanted - offset) // stride * stride + offset
+
+
+def check_pixels(frames: int, height: int, width: int) -> None:
+    """Refuse what no memory holds, before any of it is given out.
+
+    Raises:
+        ConfigError: There are too many pixels.
+    """
+    if frames * height * width > MOST_PIXELS:
+        raise ConfigError(
+            f"{frames} frames of {height} x {width} pixels are more than the {MOST_PIXELS:,} pixels that "
+            "are taken",
+            remedy="Give smaller --height and --width, or fewer --frames.",
+        )
 
 
 def plan_size(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 import attrs
 from attrs import evolve, frozen
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["JsonConfig", "ModelConfig", "PictureConfig", "PolicyConfig", "Preset"]
 
 Preset = Literal["quality", "balanced", "fast"]
+
+MOST_STEPS: Final = 10_000
+MOST_FRAMES: Final = 1 << 20
+LONGEST_SIDE: Final = 1 << 13
+"""Far more than any model takes, and small enough that no size computed from them is out of range."""
 
 
 @final
@@ -165,12 +170,14 @@ class PictureConfig:
     height: int | None = setting(
         None,
         ge=1,
+        le=LONGEST_SIDE,
         doc="height that the model works at",
         metadata=written(unset="what fits the video"),
     )
     width: int | None = setting(
         None,
         ge=1,
+        le=LONGEST_SIDE,
         doc="width that the model works at",
         metadata=written(unset="what fits the video"),
     )

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["CacheConfig", "LimitsConfig", "guards", "read_size", "store_settings"]
 
 SIZE: Final = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>([KMGT]i?)?B?)", re.IGNORECASE)
+MOST: Final = 2.0**60
+"""More bytes than there are; a number of hundreds of digits would be infinite."""
+
 UNITS: Final = {
     "": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4,
     "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40,
@@ -129,4 +132,4 @@ def read_size(text: str, *, option: str) -> int:
             remedy="Write a number of bytes, such as 500MB or 2GiB.",
         )
     unit = found["unit"].lower().removesuffix("b")
-    return int(float(found["number"]) * UNITS[unit])
+    return int(min(float(found["number"]), MOST) * UNITS[unit])

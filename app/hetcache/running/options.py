@@ -16,6 +16,7 @@ from attrs import frozen
 
 from hetcache_core import ConfigError
 from hetcache_core.errors import NOT_GIVEN
+from hetcache_core.files import read_text
 from hetcache_core.settings.declare import Declared, build, declared, parse_assignments
 from hetcache_core.settings.fitting import NUMBER
 
@@ -33,6 +34,11 @@ __all__ = [
 T = TypeVar("T")
 
 _KEY: Final = "hetcache option"
+
+LARGEST_FILE: Final = 1 << 20
+"""Bytes of a configuration file."""
+
+LONGEST_NUMBER: Final = 20
 
 
 @frozen(kw_only=True)
@@ -186,7 +192,11 @@ def from_text(text: str | list[str], info: Declared) -> object:
             given=text,
             remedy=many if get_origin(info.hint) is tuple else one,
         )
-    numbers = [int(part) if part.strip().isdigit() else float(part) for part in parts]
+    # A number too long for int() is out of every range, which the check of the range says.
+    numbers = [
+        int(part) if part.strip().isdigit() and len(part) < LONGEST_NUMBER else float(part)
+        for part in parts
+    ]
     return numbers if get_origin(info.hint) is tuple else numbers[0]
 
 
@@ -222,17 +232,20 @@ def _read_yaml(path: Path) -> dict[str, object]:
     """
     import yaml
 
+    from hetcache.running.yaml import UniqueLoader
+
+    text = read_text(path, where="--config", most=LARGEST_FILE)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror or error}", where="--config"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {error}", where="--config") from error
+        content = yaml.load(text, UniqueLoader)  # noqa: S506 - a safe loader
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(f"{path} is no YAML: {reason}", where="--config") from error
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise ConfigError(
             f"{path} holds no keys", where="--config", remedy="Write lines such as steps: 20."
         )
-    return {str(key).replace("-", "_"): value for key, value in content.items()}
+    keys = {str(key).replace("-", "_"): value for key, value in content.items()}
+    if len(keys) < len(content):
+        raise ConfigError(f"{path} names a key twice, with - and with _", where="--config")
+    return keys

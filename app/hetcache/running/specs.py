@@ -190,6 +190,10 @@ def parse_backbones(text: str, *, option: str = "--backbones") -> tuple[Backbone
     return _each_once(tuple(specs), option)
 
 
+LARGEST: Final = 2**63
+"""Whole numbers stay below: seeds of torch do."""
+
+
 def parse_numbers(
     text: str, kind: Callable[[str], Number], *, option: str, least: Number, what: str = "numbers"
 ) -> tuple[Number, ...]:
@@ -207,7 +211,8 @@ def parse_numbers(
     """
     try:
         numbers = tuple(kind(part) for part in split_list(text))
-        right = bool(numbers) and all(least <= number < float("inf") for number in numbers)
+        most = float("inf") if isinstance(least, float) else LARGEST
+        right = bool(numbers) and all(least <= number < most for number in numbers)
     except ValueError:
         right = False
     if not right:

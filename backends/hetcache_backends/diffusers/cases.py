@@ -158,10 +158,7 @@ def wan_vace_arguments(seed: int = 0, *, guided: bool = True) -> dict[str, Any]:
 
 
 def _sample(pipeline: Any, steps: int, arguments: dict[str, Any]) -> Tensor:
-    try:
-        latents: Tensor = pipeline(num_inference_steps=steps, **arguments).frames
-    finally:
-        pipeline._current_timestep = None  # noqa: SLF001 - the library leaves it where an error struck
+    latents: Tensor = pipeline(num_inference_steps=steps, **arguments).frames
     return latents
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import subprocess
+import zlib
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -49,6 +50,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "sizes.yaml").write_text("max-cache-bytes: much\n")
     (tmp_path / "broken.yaml").write_text("steps: [3\n")
     Image.new("L", (48, 32), 255).save(tmp_path / "white.png")
+    header = b"IHDR" + (200_000).to_bytes(4, "big") * 2 + b"\x08\0\0\0\0"
+    (tmp_path / "huge.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n\0\0\0\x0d"
+        + header
+        + zlib.crc32(header).to_bytes(4, "big")
+        + b"\0\0\0\0IDAT"
+        + zlib.crc32(b"IDAT").to_bytes(4, "big")
+    )
+    (tmp_path / "deep.yaml").write_text("steps: " + "[" * 3000)
+    (tmp_path / "twice.yaml").write_text("steps: 3\nsteps: 4\n")
+    (tmp_path / "dashes.yaml").write_text("max-cache-bytes: 3\nmax_cache_bytes: 4\n")
+    (tmp_path / "number.yaml").write_text("steps: " + "9" * 5000)
     with av.open(str(tmp_path / "frameless.avi"), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
@@ -185,6 +198,31 @@ HETCACHE = {"--policy": "hetcache"}
         ),
         pytest.param({"--config": "list.yaml"}, "holds no keys", id="file without keys"),
         pytest.param({"--config": "broken.yaml"}, "is no YAML", id="file that is no YAML"),
+        pytest.param({"--height": "1000000"}, "height must be >= 1 and <= 8192", id="too high"),
+        pytest.param({"--width": "9" * 20}, "width must be", id="a width of 20 digits"),
+        pytest.param({"--frames": "9" * 20}, "frames must be", id="frames of 20 digits"),
+        pytest.param({"--steps": "9" * 20}, "steps must be", id="steps of 20 digits"),
+        pytest.param({"--seed": "9" * 20}, "seed must be", id="a seed of 20 digits"),
+        pytest.param({"--first-steps": "9" * 5000}, "first_steps must be", id="a long number"),
+        pytest.param(
+            {
+                "--max-cache-bytes": "9" * 400,
+                "--height": "8192",
+                "--width": "8192",
+                "--frames": "5",
+            },
+            "more than the 268,435,456 pixels",
+            id="more pixels than memory",
+        ),
+        pytest.param({"--config": "/dev/zero"}, "has more than 1,048,576 bytes", id="no end"),
+        pytest.param({"--config": "deep.yaml"}, "nested too deeply", id="deep YAML"),
+        pytest.param({"--config": "twice.yaml"}, "the key 'steps' twice", id="a key twice"),
+        pytest.param(
+            {"--config": "dashes.yaml"}, "twice, with - and with _", id="a key in two ways"
+        ),
+        pytest.param({"--config": "number.yaml"}, "is no YAML", id="a number past all digits"),
+        pytest.param({"--mask": "huge.png"}, "200000 x 200000 pixels", id="a huge declared size"),
+        pytest.param({"--trace": "clip.mp4"}, "overwrite the video", id="the trace is the video"),
         pytest.param({"--frobnicate": "1"}, "--frobnicate", id="unknown option"),
     ],
 )

@@ -358,27 +358,28 @@ def test_nothing_but_messages_goes_to_a_stderr_that_is_no_terminal(
     assert all(line.startswith(("note: ", "notice: ")) for line in err.splitlines())
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_leaves_nothing_behind(
-    clip: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    clip: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
     returned = threading.Event()
 
     def interrupt() -> None:
         # Again after a while: a signal that falls into a library's callback is lost there.
         while not returned.wait(4.0):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     # A shell that starts the tests in the background lets them ignore it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=interrupt)
     thread.start()
     try:
-        status = edit(clip, tmp_path / "out.mp4", "--steps", "100000", "--policy", "none")
+        status = edit(clip, tmp_path / "out.mp4", "--steps", "10000", "--policy", "none")
     finally:
         returned.set()
         thread.join()
         signal.signal(signal.SIGINT, before)
-    assert status == 130
+    assert status == 128 + number
     assert not list(tmp_path.iterdir())
     assert "Traceback" not in capsys.readouterr().err
 

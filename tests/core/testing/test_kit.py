@@ -51,6 +51,7 @@ from hetcache_core.testing import (
     tiny_case,
     tiny_video,
 )
+from hetcache_core.testing.checks.backbone import check_an_error_leaves_the_pipeline_as_it_was
 from hetcache_core.testing.comparing import Snapshot, require_close, require_same
 from hetcache_core.testing.kit import run_checks
 from hetcache_core.testing.scripted import MaskRoles
@@ -268,6 +269,18 @@ class Careless(TinyBackbone):  # type: ignore[misc]  # final, so that only a tes
 def test_an_adapter_that_does_not_restore_after_an_error_is_caught() -> None:
     case = tiny_case().with_values(backbone=Careless())
     assert "changed: " in fails("check_an_error_leaves_the_pipeline_as_it_was", case)
+
+
+def test_what_the_library_leaves_after_an_error_is_no_fault_of_the_adapter() -> None:
+    case = tiny_case()
+
+    def leaving(pipeline: Any, *arguments: Any) -> torch.Tensor:
+        pipeline.under_way = torch.zeros(1)
+        result = case.run(pipeline, *arguments)
+        pipeline.under_way = None
+        return result
+
+    check_an_error_leaves_the_pipeline_as_it_was(evolve(case, run=leaving))
 
 
 def test_an_adapter_that_takes_a_second_session_is_caught() -> None:
