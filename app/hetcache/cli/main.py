@@ -50,35 +50,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # whatever else runs: two of them on two busy cores took 70 times as long as these do. On idle cores
     # these take 1.08 times as long (17x384x384, tiny-vace).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    ended = [int(signal.SIGINT)]
     try:
-        with needs_app(), _ended_by_signals():
-            return _flushed(_run(arguments))
+        with needs_app(), _ended_by_signals(ended):
+            status = _flushed(_run(arguments))
+            # typer makes the status of Ctrl-C of every interruption.
+            return SIGNALLED + ended[-1] if len(ended) > 1 else status
     except HetCacheError as error:
         return _fail(str(error))
-    except _Ended as error:
-        return _interrupted(error.number)
     except KeyboardInterrupt:
-        return _interrupted()
+        return _interrupted(ended[-1])
     except BrokenPipeError:
         # What a buffer still holds would fail once more when the interpreter leaves, on stderr.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNREAD
 
 
-class _Ended(KeyboardInterrupt):
-    """The process was asked to end by another signal than that of Ctrl-C."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """End as by Ctrl-C where the process is terminated or its terminal goes: half-written files go too."""
+def _ended_by_signals(ended: list[int]) -> Iterator[None]:
+    """End as by Ctrl-C where the process is terminated or its terminal goes: half-written files go too.
+
+    Args:
+        ended: the numbers of the signals that came are appended.
+    """
 
     def end(number: int, _frame: object) -> None:
-        raise _Ended(number)
+        ended.append(number)
+        raise KeyboardInterrupt
 
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -114,7 +112,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         where = f"{error.ctx.command_path}: " if error.ctx else ""
         return _fail(f"{where}{error.format_message()}")
     except typer.Abort as error:  # what typer makes of an interruption
-        return _interrupted(getattr(error.__cause__, "number", signal.SIGINT))
+        raise KeyboardInterrupt from error
     return status if isinstance(status, int) else 0
 
 
@@ -125,7 +123,7 @@ def _fail(message: str) -> int:
     return USAGE
 
 
-def _interrupted(number: int = signal.SIGINT) -> int:
+def _interrupted(number: int) -> int:
     with contextlib.suppress(OSError):  # the terminal may be gone
         sys.stderr.write("interrupted\n")
     return SIGNALLED + number

@@ -191,7 +191,7 @@ def parse_backbones(text: str, *, option: str = "--backbones") -> tuple[Backbone
 
 
 LARGEST: Final = 2**63
-"""Whole numbers stay below: seeds of torch do."""
+"""Numbers stay below, as seeds of torch do."""
 
 
 def parse_numbers(
@@ -211,8 +211,7 @@ def parse_numbers(
     """
     try:
         numbers = tuple(kind(part) for part in split_list(text))
-        most = float("inf") if isinstance(least, float) else LARGEST
-        right = bool(numbers) and all(least <= number < most for number in numbers)
+        right = bool(numbers) and all(least <= number < LARGEST for number in numbers)
     except ValueError:
         right = False
     if not right:
