@@ -296,3 +296,16 @@ def test_store_settings_and_guards_reach_the_run(registry: Registry) -> None:
 def test_a_speed_up_that_cannot_be_is_refused(target: float, registry: Registry) -> None:
     with pytest.raises(ConfigError, match="target speed-up"):
         accelerate(TinyPipeline(), "nth", registry=registry, target_speedup=target)
+
+
+def test_a_step_is_described_with_its_own_timestep_and_sigma() -> None:
+    seen: list[StepInfo] = []
+    (video, mask), pipeline = tiny_video(), TinyPipeline()
+    with accelerate(
+        pipeline, scripted(FULL), backbone=TinyBackbone(), on_step=lambda s, _: seen.append(s)
+    ) as run:
+        pipeline(video, mask, steps=4)
+    timesteps, sigmas = pipeline.scheduler.timesteps, pipeline.scheduler.sigmas
+    assert [step.timestep for step in seen] == pytest.approx(timesteps.tolist())
+    assert [step.sigma for step in seen] == pytest.approx(sigmas[:4].tolist())
+    assert [record.timestep for record in run.trace.records][::2] == [s.timestep for s in seen]

@@ -198,3 +198,12 @@ def test_padding_is_a_power_of_two_that_costs_at_most_a_sixteenth(
 ) -> None:
     assert pad_multiple(tokens) == multiple
     assert multiple <= max(1, tokens / 16)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_selector_is_given_the_seed_of_the_settings(seed: int) -> None:
+    selector = Scored()
+    settings = PartialSettings(seed=seed, context_ratio=0.5, pad_to=1)
+    rows = ActiveRows(partition(), settings, selector)
+    rows.after_full_step(torch.rand(20), torch.rand(20, 2))
+    assert [request.seed for request in selector.asked] == [seed]
