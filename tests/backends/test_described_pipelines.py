@@ -21,7 +21,7 @@ from hetcache_backends.diffusers.adapter import DiffusersModels
 from hetcache_backends.diffusers.described import DiffusersModelSet
 from hetcache_backends.diffusers.description import BlockList, ModelDescription, blocks
 from hetcache_backends.diffusers.guessing import guessed
-from hetcache_core import ConfigError, Mode, UnsupportedBackboneError, accelerate
+from hetcache_core import ConfigError, Mode, ReusePoint, UnsupportedBackboneError, accelerate
 from hetcache_core.testing.scripted import FULL_STEPS, scripted
 
 _FILE = Path(__file__).with_name("described_samples.py")
@@ -211,6 +211,16 @@ def test_a_pipeline_is_carried_as_it_is(
     assert reused.isfinite().all()
     assert not torch.equal(reused, expected)
     assert Mode.REUSE in {record.mode for record in session.trace.records}
+    whole = scripted(Mode.FULL, Mode.REUSE, reuse_point=ReusePoint.OUTPUT)
+    if DiffusersModels().features_of(pipeline).output:
+        with accelerate(pipeline, whole) as session:
+            assert run().isfinite().all()
+        assert 0 in {
+            record.flops for record in session.trace.records
+        }  # nothing of those calls was run
+    else:
+        with pytest.raises(UnsupportedBackboneError, match="lacks: output"):
+            accelerate(pipeline, whole)
     assert torch.equal(run(), expected)
 
 

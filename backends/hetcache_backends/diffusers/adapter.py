@@ -92,10 +92,14 @@ class DiffusersModels(Backbone):
     description: ModelDescription | None = None
 
     def features_of(self, pipeline: Any) -> Features:
-        """Say what is carried of a pipeline: partial steps where its tokens are described."""
-        if not self._described(pipeline).tokens:
-            return self.features
-        return self.features.with_values(rows=True, attention=True, mask=True)
+        """Say what is carried of a pipeline, by the description and the channels of its model."""
+        described, config = self._described(pipeline), self._models(pipeline)[0].config
+        channels = config.get("in_channels")
+        alike = channels == (config.get("out_channels") or channels)
+        tokens = described.tokens
+        return self.features.with_values(
+            rows=tokens, attention=tokens, mask=tokens, output=described.output and alike
+        )
 
     def accepts(self, pipeline: object) -> bool:
         """Whether this is a diffusers pipeline around a described transformer."""

@@ -54,6 +54,8 @@ class ModelDescription:
             the scheduler's.
         guessed: whether nobody has written it: it is held against the library before it is used.
         token_axis: axis of the state that the tokens lie on.
+        output: whether ``forward`` returns one tensor, of the shape of its latents where the model has as
+            many channels going in as coming out: whole calls can be left out then.
         tokens: whether blocks run on some of the tokens: ``follow`` then names all that has one row a
             token, and attention is over all of the trunk's tokens.
         attends_last: whether other tokens come after the video's in attention, and not before them.
@@ -73,6 +75,7 @@ class ModelDescription:
     other_times: bool = False
     guessed: bool = False
     token_axis: int = 1
+    output: bool = False
     tokens: bool = False
     attends_last: bool = False
     modulated: str = ""
