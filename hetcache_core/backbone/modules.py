@@ -178,15 +178,14 @@ class _Fp32(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in WEIGHTED:
             return func(*args, **kwargs)
-        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        own = next((t.dtype for t in given if type(t) not in {Tensor, nn.Parameter}), None)
-        x = given[0]
+        device = next(
+            value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor)
+        )
 
         def cast(value: Any) -> Any:
-            if type(value) not in {Tensor, nn.Parameter} or not value.is_floating_point():
-                return value
-            # A quantized weight multiplies as it does, in the dtype that it stands for.
-            return value.to(x.device, own or torch.float32)
+            # A quantized one whose dtype is what it stands for changes its scales.
+            floats = isinstance(value, Tensor) and value.is_floating_point()
+            return value.to(device, torch.float32) if floats else value
 
         cast_kwargs = {name: cast(value) for name, value in kwargs.items()}
         output: Tensor = func(*map(cast, args), **cast_kwargs)

@@ -209,6 +209,8 @@ class Router:
     models: dict[str, Any]
     scheduler: Any = field(init=False)
     open: bool = field(default=True, init=False)
+    at: int | None = field(default=None, init=False)
+    """Timestep that the pipeline's loop is at, where it goes over them itself."""
     context: str | None = field(default=None, init=False)
     _stack: ExitStack = field(factory=ExitStack, init=False)
     _described: ModelInfo = field(init=False)
@@ -464,7 +466,7 @@ class Router:
         place = offset + self._step
         pipeline = self.calls.pipeline
         current = getattr(pipeline, "_current_timestep", None)
-        at = _place_of(current, self.scheduler)
+        at = _place_of(current, self.scheduler) if self.at is None else self.at
         if at is not None and at != place:
             return False  # a call between the steps, such as a callback's
         another = current is None and hasattr(type(pipeline), "current_timestep")

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
+import torch
+from torch import Tensor
+
 from hetcache_core.errors import UnsupportedBackboneError
 
 if TYPE_CHECKING:
@@ -140,7 +143,20 @@ def scheduler_stand_in(
 
         return property(lambda _: function, replace)
 
+    def followed(_: Any) -> Any:
+        timesteps = target.timesteps
+        if not isinstance(timesteps, Tensor) or not router.open:
+            return timesteps
+        told = timesteps.as_subclass(FollowedTimesteps)
+        told.router = router
+        return told
+
     members = {name: member(name, function) for name, function in replaced.items()}
+    if not hasattr(type(router.calls.pipeline), "current_timestep"):
+        # Where the pipeline does not tell the step that its loop is at, its timesteps do.
+        members["timesteps"] = property(
+            followed, lambda _, value: setattr(target, "timesteps", value)
+        )
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     own = type(
         kind.__name__,
@@ -150,6 +166,28 @@ def scheduler_stand_in(
     made: SchedulerStandIn = object.__new__(own)
     object.__setattr__(made, "__dict__", vars(target))
     return made
+
+
+@final
+class FollowedTimesteps(Tensor):
+    """A schedule's timesteps (S,), which tell the router how far a loop over them is."""
+
+    router: Router
+    # What is made of them is plain.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # noqa: SLF001
+
+    def __iter__(self) -> Iterator[Tensor]:
+        timesteps = self.as_subclass(Tensor).unbind()
+        if self.router.at is not None:  # somebody looks at them inside the loop
+            yield from timesteps
+            return
+        try:
+            for index, timestep in enumerate(timesteps):
+                self.router.at = index
+                yield timestep
+        finally:
+            self.router.at = None
+            self.router.loop_left(GeneratorExit())
 
 
 @final

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -655,3 +657,23 @@ def test_an_edit_request_runs_end_to_end() -> None:
     frames = WanVace().edit(pipe, evolve(request, options={"tiled": False}))
     assert frames.shape == (FRAMES, HEIGHT, WIDTH, 3)
     assert frames.dtype == np.uint8
+
+
+def test_parts_replaced_and_copied_inside_a_session_are_the_library_s(pipe: Any) -> None:
+    own, name = (pipe.scheduler, pipe.dit), type(pipe.scheduler)
+    bare, other = denoise(pipe), make_pipeline(seed=1)
+    with accelerate(pipe, step_policy(F, R), backbone=WanVace()) as session:
+        for made in (copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))):
+            assert type(made(pipe.scheduler)) is name
+        twin = copy.deepcopy(pipe)
+        assert torch.equal(denoise(twin), bare)
+        assert not session.traces
+        pipe.scheduler, pipe.dit = new = copy.deepcopy(own[0]), other.dit
+        out = denoise(pipe)
+    try:
+        assert (pipe.scheduler, pipe.dit) == new
+        assert session.trace.modes() == [F, R] * (STEPS // 2)
+        assert torch.equal(cached(pipe, step_policy(F, R))[0], out)
+        assert torch.equal(denoise(twin), bare)
+    finally:
+        pipe.scheduler, pipe.dit = own

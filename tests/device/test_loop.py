@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,3 +98,35 @@ def test_timesteps_of_tokens_are_not_read_where_the_loop_tells_its_step(log: Any
         pipe(num_inference_steps=STEPS, **there(ltx_arguments()))
     assert len(steps) == STEPS
     assert not any(steps[1:])
+
+
+def test_a_loop_over_the_timesteps_themselves_tells_its_step_and_when_it_is_left(log: Any) -> None:
+    """DiffSynth's loop keeps its timesteps on the host, and says nowhere else how far it is."""
+    pytest.importorskip("diffsynth")
+    from hetcache_core import EditRequest, LoadRequest, discover
+
+    adapter = discover().backbone("wan-vace")()
+    pipe = adapter.random_models.pipeline(LoadRequest(device="cuda:0", dtype="float32"))
+    request = EditRequest(
+        video=np.zeros((5, 64, 96, 3), np.uint8), mask=np.ones((5, 64, 96), dtype=bool), steps=STEPS
+    )
+    calls: list[dict[str, Any]] = []
+    own = pipe.model_fn
+    with torch.no_grad(), accelerate(pipe, "every-nth") as session:
+        routed = pipe.model_fn
+
+        def cancelling(**arguments: Any) -> Any:
+            calls.append(arguments)
+            if len(calls) > 2 * 3:
+                raise RuntimeError("cancelled")
+            return routed(**arguments)
+
+        pipe.model_fn = cancelling
+        try:
+            adapter.edit(pipe, request)
+        except RuntimeError as error:
+            assert str(error) == "cancelled"  # noqa: PT017 - its frames hold the loop until they go
+        pipe.model_fn = routed
+        call = calls[-1]  # which every-nth would have answered from the cache
+        assert torch.equal(pipe.model_fn(**call), own(**call))
+        assert not session.traces
