@@ -202,7 +202,7 @@ def test_a_checkpoint_is_noted_and_its_vae_and_text_encoder_loaded_from_it(
     monkeypatch.setattr(onnx_export, "write_graphs", lambda *_: written)
     around, pipeline.vae = pipeline.vae, torch.nn.Identity()
     WanVace().exporter.export(pipeline, tmp_path / "graphs", model=str(tmp_path))
-    manifest = read_manifest(tmp_path / "graphs")
+    manifest = read_manifest(tmp_path / "graphs", around=str(tmp_path))
     assert (manifest.checkpoint, manifest.words) == (str(tmp_path), None)
     asked = []
 

@@ -355,6 +355,7 @@ def test_an_edit_on_the_command_line_decides_as_with_the_model(
         made = ["--output", str(tmp_path / f"{backbone}.mp4"), "--trace", str(trace)]
         common = ["--steps", "8", "--device", "cpu", "--policy", "hetcache"]
         chosen = ["--backbone", backbone, "--model", str(model)]
+        chosen += ["--around", str(checkpoint)] if model is exported else []
         assert main(["edit", *files, *made, *common, *chosen]) == 0
         content = json.loads(trace.read_text(encoding="utf-8"))
         assert content["backbone"] == backbone

@@ -77,7 +77,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_people_are_told_how_to_run_what_was_written(capsys: pytest.CaptureFixture[str]) -> None:
     made = app_export.Exported(
         output="graphs", backbone="tiny-vace", runs_with="onnx-runtime", graphs=65, files=68,
-        bytes=2**20, notice="random weights",
+        bytes=2**20, around=None, notice="random weights",
     )  # fmt: skip
     app_export.print_export(made)
     assert capsys.readouterr().out.splitlines() == [
