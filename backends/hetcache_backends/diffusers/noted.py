@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from hetcache_core import (
     ContractError,
     SeenAttention,
+    StandIn,
     TrunkCall,
     TrunkView,
     UnsupportedBackboneError,
@@ -40,25 +40,6 @@ _names = functools.cache(
         if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     ][1:]
 )
-
-
-@final
-class ModelStandIn:
-    """A transformer with some attributes replaced, also for its own methods."""
-
-    def __init__(self, target: Any, **replaced: Any) -> None:
-        self.__dict__.update(replaced)
-        self.__dict__["_target"] = target
-
-    @property  # type: ignore[misc]  # methods may call super()
-    def __class__(self) -> type:
-        return type(self._target)
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._target, name)
-        if isinstance(value, types.MethodType) and value.__self__ is self._target:
-            return types.MethodType(value.__func__, self)
-        return value
 
 
 @final
@@ -354,7 +335,7 @@ class NotedTrunk(TrunkCall, TrunkView):
         if not name:
             return self.x.float()
         try:
-            stand_in = ModelStandIn(call.block, **{name: _seen})
+            stand_in = StandIn(call.block, **{name: _seen})
             type(call.block).forward(stand_in, *call.args, **call.kwargs)
         except _Seen as seen:
             return self.form._rows(seen.value).float()  # noqa: SLF001 - as the state's
@@ -432,7 +413,7 @@ class _VideoFirst:
 
 def made_stand_in(
     model: Any, description: ModelDescription, run: Callable[[list[NotedCall]], dict[str, Tensor]]
-) -> tuple[ModelStandIn, list[NotedCall]]:
+) -> tuple[StandIn, list[NotedCall]]:
     """Make a transformer whose blocks take note of their calls.
 
     Args:
@@ -458,7 +439,7 @@ def made_stand_in(
         described.name: [BlockStandIn(b, functools.partial(called, described)) for b in found]
         for described, found in lists
     }
-    return ModelStandIn(model, **replaced), calls
+    return StandIn(model, **replaced), calls
 
 
 def heads_of(model: Any) -> int:
