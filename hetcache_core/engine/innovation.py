@@ -40,6 +40,10 @@ TINY: Final = 1e-20
 """Of a squared length: shorter than that, two outputs are the same."""
 
 
+SHORTEST: Final = 3
+"""Steps of the shortest run in which a step can be reused between two that are computed."""
+
+
 @define(eq=False)
 class Innovation:
     """The measurements of one run.
@@ -72,9 +76,9 @@ class Innovation:
         return self._run.sampler in self._policy.corrector.samplers
 
     def refused(self) -> str | None:
-        """Say that nothing is paid back, and why, or return None."""
+        """Say that nothing is paid back, and why, or return None: also where no step lies between two."""
         corrector = self._policy.corrector
-        if self.pays or not corrector.samplers:
+        if self.pays or not corrector.samplers or self._run.steps < SHORTEST:
             return None
         name = self._run.sampler or "an unknown kind"
         return (
