@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["outlined", "side_by_side", "strip"]
+__all__ = ["even", "outlined", "side_by_side", "stacked", "strip"]
 
 COLUMNS: Final = 5
 """Frames in a strip, evenly spread over the clip."""
@@ -86,7 +87,7 @@ def strip(
         policy: Name of the policy of ``cached``.
         footer: A sentence below everything.
     """
-    chosen = np.linspace(0, len(source) - 1, min(COLUMNS, len(source))).round().astype(int)
+    chosen = even(len(source))
     difference = np.abs(reference[chosen].astype(np.int16) - cached[chosen]) * GAIN
     rows = {
         "source, and outline of the mask": outlined(source[chosen], mask[chosen]),
@@ -94,13 +95,32 @@ def strip(
         policy: cached[chosen],
         f"difference of the two, times {GAIN}": difference.clip(0, 255).astype(np.uint8),
     }
-    width = len(chosen) * source.shape[2]
+    return Image.fromarray(stacked(rows, footer=footer))
+
+
+def even(frames: int) -> NDArray[np.int64]:
+    """Choose a few frames, evenly spread over a clip."""
+    chosen: NDArray[np.int64] = np.linspace(0, frames - 1, min(COLUMNS, frames)).round().astype(int)
+    return chosen
+
+
+def stacked(rows: Mapping[str, NDArray[np.uint8]], *, footer: str = "") -> NDArray[np.uint8]:
+    """Put rows of frames below one another, each under a line of text.
+
+    Args:
+        rows: (n, H, W, 3) uint8 by title.
+        footer: A sentence below everything.
+
+    Returns:
+        (height, n * W, 3) uint8.
+    """
     lines = []
     for title, frames in rows.items():
-        lines += [_bar(title, width), np.concatenate(list(frames), axis=1)]  # (H, n * W, 3)
+        row = np.concatenate(list(frames), axis=1)  # (H, n * W, 3)
+        lines += [_bar(title, row.shape[1]), row]
     if footer:
-        lines.append(_bar(footer, width))
-    return Image.fromarray(np.concatenate(lines))
+        lines.append(_bar(footer, row.shape[1]))
+    return np.concatenate(lines)
 
 
 def _bar(text: str, width: int) -> NDArray[np.uint8]:

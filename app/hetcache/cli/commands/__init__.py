@@ -74,6 +74,11 @@ COMMANDS: Final = [
             "List the caching policies with their settings and presets.",
         ),
         (
+            "preview",
+            "preview:PreviewCommand",
+            "Show mask, margin and context of an edit as the tokens of a model, without the model.",
+        ),
+        (
             "report",
             "report:ReportCommand",
             "Write a comparison as one HTML page: tables, plots, timelines, and the videos in step.",
