@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hetcache_core.backbone.adapter import ModelCall, RunInfo
 from hetcache_core.backbone.trunk import RunTrunk, TrunkCall
+from hetcache_core.engine.held import own_bytes
 from hetcache_core.engine.loop import Engine
 from hetcache_core.policy.recipe import CachePolicy
 from hetcache_core.records.trace import Trace
@@ -33,7 +34,8 @@ class Seen:
         trunk: the trunk call, or None if it was not entered.
         trunk_output: (B, N, D) what the engine answered it, or None.
         flops: FLOPs that torch counted, or None where nobody asked.
-        held_bytes: bytes of the tensors that the store holds after the call, counted one by one.
+        held_bytes: bytes of the tensors that the store and the deciders hold after the call, counted one
+            by one.
     """
 
     call: ModelCall
@@ -149,7 +151,8 @@ class WatchedEngine(Engine):
         if self._run is None:
             return 0
         entries = [e for kept in self._run.store._values.values() for e in kept]  # noqa: SLF001 - the books are checked against what is really there
-        return sum(e.value.untyped_storage().nbytes() for e in entries)
+        stored = sum(e.value.untyped_storage().nbytes() for e in entries)
+        return stored + own_bytes(self._run.deciders)
 
 
 def counting_flops(call: Callable[[], Tensor]) -> tuple[Tensor, int]:
