@@ -491,7 +491,8 @@ class Router:
                 f"The model is called while the scheduler is at step {self._step}, and not by the loop "
                 f"of the {type(pipeline).__name__} in the session",
                 remedy="Give a pipeline that was made of its parts (components, copy) a session of its "
-                "own, after this one; a loop of your own cannot be followed.",
+                "own, after this one. A loop of your own notes each timestep in pipeline._current_timestep "
+                "before it calls the model, as the library's loops do.",
             )
         return True
 

@@ -174,7 +174,7 @@ class Innovation:
             length = span.square().sum()
             fit = (missed * span).sum() / length.clamp_min(TINY)
             fit = fit.clamp(self._measured.low, self._measured.high)
-            self.gain = gain = torch.where(length > TINY, fit, torch.as_tensor(reach).to(fit))
+            self.gain = gain = torch.where(length > TINY, fit, reach)
             missed = missed - reach * span
         size = self._inside(missed)
         self.error = abs(self._gap(step).drift) * size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, Final, final
 
 from attrs import define, evolve, field
 from torch import Tensor, nn
@@ -16,9 +16,14 @@ from hetcache_core.engine.loop import Engine
 from hetcache_core.policy.recipe import CachePolicy
 from hetcache_core.records.trace import Trace
 from hetcache_core.testing.case import BackboneCase
+from hetcache_core.testing.comparing import Snapshot, failing_block, raising
+from hetcache_core.testing.scripted import ScriptedError
 
 CallKey = tuple[int, str]
 """Step and branch key of a call."""
+
+_FEW: Final = 3
+"""Steps after which every sampler has shown what it leaves."""
 
 Forward = Callable[[RunTrunk], Tensor]
 """Runs the library's own call; see ``Engine.model_call``."""
@@ -227,3 +232,22 @@ def watched_run(
     with case.backbone.attach(pipeline, engine):
         result = case.run(pipeline, steps, layout, 0)
     return engine, result
+
+
+def left_by_the_library(case: BackboneCase, layout: str) -> frozenset[str]:
+    """Find what an error changes in a pipeline without any session: no session answers for that.
+
+    Args:
+        case: the case.
+        layout: guidance layout.
+
+    Returns:
+        Places, as ``Snapshot.changes`` names them.
+    """
+    pipeline, error = case.make_pipeline(0), ScriptedError("raised on purpose")
+    case.run(pipeline, _FEW, layout, 0)
+    before = Snapshot.of(pipeline)
+    failing = failing_block(case.main_blocks(pipeline)[-1], 1, error)
+    with raising(ScriptedError, "an error in a block"), failing:
+        case.run(pipeline, _FEW, layout, 0)
+    return frozenset(before.changes(pipeline))

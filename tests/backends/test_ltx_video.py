@@ -355,6 +355,7 @@ class GuidedByPerturbation(LTXPipeline):
         generator = torch.Generator().manual_seed(0)
         latents = torch.randn(1, TOKENS, 128, generator=generator)
         for timestep in self.scheduler.timesteps:
+            self._current_timestep = timestep
             noise = self.transformer(
                 hidden_states=torch.cat([latents] * 3),
                 encoder_hidden_states=torch.cat([negative, text, text]),

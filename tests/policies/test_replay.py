@@ -288,7 +288,8 @@ def test_a_run_under_a_byte_limit_is_replayed_under_it(
     assert trace.peak_cache_bytes < unlimited.peak_cache_bytes
     again, replayed = run(CASE, "replay", schedule_of(trace, tmp_path), store=store)
     assert torch.equal(again, result)
-    assert replayed.peak_cache_bytes == trace.peak_cache_bytes
+    # What decisions kept is not kept again.
+    assert 0 < replayed.peak_cache_bytes <= trace.peak_cache_bytes
 
 
 # Other clips

@@ -28,7 +28,7 @@ from hetcache_core.testing.comparing import (
     require_same,
 )
 from hetcache_core.testing.scripted import FULL_STEPS, ScriptedError, scripted
-from hetcache_core.testing.watch import watched_run
+from hetcache_core.testing.watch import left_by_the_library, watched_run
 from hetcache_core.tokens import mask_to_tokens
 
 _REUSING: Final = scripted(Mode.FULL, Mode.REUSE)
@@ -177,7 +177,7 @@ def check_an_error_leaves_the_pipeline_as_it_was(case: BackboneCase) -> None:
     bare = case.run(pipeline, _STEPS, layout, 0)
     before = Snapshot.of(pipeline)
     error = ScriptedError("raised on purpose")
-    left = _left_by_the_library(case, error)
+    left = left_by_the_library(case, layout)
 
     def fail(step: StepInfo, _records: Sequence[CallRecord]) -> None:
         if step.index == 1:
@@ -197,17 +197,6 @@ def check_an_error_leaves_the_pipeline_as_it_was(case: BackboneCase) -> None:
     with raising(ScriptedError, "an error in a block"), failing_block(block, 1, error):
         run(FULL_STEPS)
     _require_restored(case, pipeline, before, bare, left, "after an error in a block")
-
-
-def _left_by_the_library(case: BackboneCase, error: ScriptedError) -> frozenset[str]:
-    """Find what an error changes in a pipeline without any session: no adapter answers for that."""
-    pipeline, layout = case.make_pipeline(0), case.layouts[-1]
-    case.run(pipeline, _STEPS, layout, 0)
-    before = Snapshot.of(pipeline)
-    block = case.main_blocks(pipeline)[-1]
-    with raising(ScriptedError, "an error in a block"), failing_block(block, 1, error):
-        case.run(pipeline, _STEPS, layout, 0)
-    return frozenset(before.changes(pipeline))
 
 
 def _require_restored(

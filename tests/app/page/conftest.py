@@ -25,6 +25,15 @@ FPS = Fraction(16)
 WORST = 20
 """The frame in which the faster policy is worst."""
 
+PLAN = {
+    "arguments": {},
+    "grid": {
+        "backbones": ["tiny-vace"], "policies": ["hetcache", "teacache"], "seeds": [0], "steps": 4,
+        "clips": [{"name": EVIL}, {"name": "plain"}], "repeat": 1,
+    },
+}  # fmt: skip
+"""What was asked for, as far as it is read again."""
+
 POLICIES = {"none": 1, "hetcache": 2, "teacache fast": 4}
 """Policies and variants, and how many times less each computes."""
 
@@ -75,7 +84,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Results:
     from hetcache.media.video import write_video
 
     results = Results(folder=tmp_path_factory.mktemp("comparison"))
-    results.write_plan({"clips": [EVIL, "plain"], "steps": 4})
+    results.write_plan(PLAN)
     for clip in (EVIL, "plain"):
         folder = results.clip_folder(clip)
         folder.mkdir(parents=True)
@@ -121,3 +130,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Results:
 @pytest.fixture(scope="session")
 def evil() -> str:
     return EVIL
+
+
+@pytest.fixture(scope="session")
+def plan() -> dict[str, object]:
+    return PLAN

@@ -146,10 +146,12 @@ def test_only_the_clips_that_were_named_are_shown(filled: Results, tmp_path: Pat
     assert caught.value.nearest == "plain"
 
 
-def test_folders_without_a_comparison_or_a_run_are_refused(tmp_path: Path) -> None:
+def test_folders_without_a_comparison_or_a_run_are_refused(
+    tmp_path: Path, plan: dict[str, object]
+) -> None:
     with pytest.raises(ConfigError, match="holds no comparison"):
         write_page(tmp_path, max_bytes=1)
-    Results(folder=tmp_path).write_plan({})
+    Results(folder=tmp_path).write_plan(plan)
     with pytest.raises(ConfigError, match="holds no finished run"):
         write_page(tmp_path, max_bytes=1)
 
@@ -164,9 +166,11 @@ def test_a_comparison_without_videos_still_has_its_tables(filled: Results, tmp_p
     assert "teacache fast" in text
 
 
-def test_a_page_of_refused_policies_alone_says_why(tmp_path: Path, filled: Results) -> None:
+def test_a_page_of_refused_policies_alone_says_why(
+    tmp_path: Path, filled: Results, plan: dict[str, object]
+) -> None:
     results = Results(folder=tmp_path)
-    results.write_plan({})
+    results.write_plan(plan)
     results.append(next(row for row in filled.rows() if row.status == "refused"))
     text = write_page(tmp_path, max_bytes=1).output.read_text()
     assert "&lt;b&gt;no&lt;/b&gt; blocks" in text
@@ -279,10 +283,10 @@ def test_roles_of_no_grid_are_not_made_up() -> None:
 
 
 def test_a_policy_without_an_uncached_video_is_shown_without_errors(
-    filled: Results, tmp_path: Path
+    filled: Results, tmp_path: Path, plan: dict[str, object]
 ) -> None:
     results = Results(folder=tmp_path)
-    results.write_plan({})
+    results.write_plan(plan)
     row: Row = next(row for row in filled.rows() if row.key.policy == "hetcache")
     results.append(evolve(row, key=evolve(row.key, clip="gone")))
     run = results.run_folder(evolve(row.key, clip="gone"))

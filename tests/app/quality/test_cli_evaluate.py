@@ -239,7 +239,7 @@ def arguments(changed: dict[str, str]) -> list[str]:
         pytest.param({"--clip": "empty"}, "empty is no folder with a CLIP", id="no CLIP"),
         pytest.param({"--token-pixels": "0"}, "token_pixels must be >= 1", id="no token"),
         pytest.param({"--device": "gpu"}, "no device 'gpu'", id="unknown device"),
-        pytest.param({"--output": "values.txt"}, "does not end in .csv", id="no CSV"),
+        pytest.param({"--output": "values.txt"}, "Let its name end in .csv", id="no CSV"),
         pytest.param({"--output": "new/values.csv"}, "does not exist", id="no such folder"),
         pytest.param({"--frobnicate": "1"}, "--frobnicate", id="unknown option"),
     ],

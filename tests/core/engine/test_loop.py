@@ -586,6 +586,7 @@ def test_steps_must_follow_on_one_another() -> None:
     with pytest.raises(CacheStateError) as error:
         engine.model_call(evolve(call, step=1), lambda _: call.latents)
     assert (error.value.step, error.value.expected_step) == (1, 0)
+    engine, call = engine_in_a_run()  # the error has ended that run
     engine.model_call(call, lambda _: call.latents)
     with pytest.raises(CacheStateError):
         engine.model_call(evolve(call, step=2), lambda _: call.latents)

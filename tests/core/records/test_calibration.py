@@ -198,7 +198,7 @@ def test_without_videos_the_models_own_clip_is_run_with_several_seeds(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--policy", "pab"], "policy pab has nothing to calibrate. Those that take one: magcache"),
+        (["--policy", "pab"], "policy pab has nothing to calibrate. Those that take one: auto"),
         (["--policy", "teacach"], "mean 'teacache'"),
         (["--policy", "teacache", "--video", "a.mp4"], "every --video needs its --mask"),
         (["--policy", "teacache", "--backbone", "wan-vace"], "no embedded clip"),
