@@ -563,12 +563,15 @@ def _sampler(scheduler: Any, offset: int, sigmas: Sequence[float]) -> str:
     if len(sigmas) <= PROBED:
         return type(scheduler).__name__
     trial = copy.deepcopy(scheduler)
+    for name, value in vars(trial).items():
+        if isinstance(value, torch.Tensor):  # its schedule may be in a device's memory
+            setattr(trial, name, value.cpu())
     latents = torch.linspace(-1, 1, 4).view(1, 1, 1, 2, 2)
     for index in range(PROBED):
         velocity = torch.linspace(1 + index, -1, 4).view_as(latents)
         expected = latents + (sigmas[index + 1] - sigmas[index]) * velocity
         try:
-            stepped = _sample(trial.step(velocity, scheduler.timesteps[offset + index], latents))
+            stepped = _sample(trial.step(velocity, trial.timesteps[offset + index], latents))
         except Exception:  # noqa: BLE001 - a sampler that cannot be tried out is none that is known
             return type(scheduler).__name__
         if stepped is None or not torch.allclose(stepped, expected, rtol=0, atol=1e-5):

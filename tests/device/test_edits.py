@@ -33,9 +33,9 @@ CASES = [
 """Every policy where there is a control branch and guidance in calls of its own, and those that look into
 blocks, choose tokens or read numbers on the others, in the dtypes of a GPU."""
 
-FIRST_STEP = 10
-"""Prompts, mask, schedule, noise levels, coordinates, roles, the clock and a signal of the whole schedule,
-each once or twice."""
+FIRST_STEP = 12
+"""Prompts, mask, schedule, noise levels, a copy of both to try the sampler with, coordinates, roles, the
+clock and a signal of the whole schedule, each once or twice."""
 AFTER_THE_LAST_STEP = 5
 """The clock, kept rows, roles, sizes of residuals."""
 
