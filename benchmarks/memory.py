@@ -59,6 +59,10 @@ BEYOND_LIMIT: Final = 0.01
 """Of the weights, for what was allocated beyond the store: tables of the schedule's signals, token roles."""
 
 
+PATCH: Final = 64
+"""Numbers of Wan's latents in a token: 16 channels in 2 x 2 places."""
+
+
 @frozen(kw_only=True)
 class MemoryOptions(ModelOptions):
     """Options of this benchmark."""
@@ -96,7 +100,7 @@ def run(options: MemoryOptions) -> Report:
 
 
 def _measured(subject: Subject, options: MemoryOptions) -> list[Row]:
-    info, _ = subject.caught()
+    info, _, latents = subject.caught()
     weights = weight_bytes(subject.pipeline)
     nothing = _held(subject, CachePolicy(name="nothing"), options)
     info = evolve(
@@ -113,11 +117,11 @@ def _measured(subject: Subject, options: MemoryOptions) -> list[Row]:
                 subject.scale,
                 subject.size,
                 spec,
-                _predicted(spec, info, options.cache_dtype),
+                _predicted(spec, info, latents[0].numel(), options.cache_dtype),
                 weights,
                 reported=held.peak,
-                measured=held.allocated - nothing.allocated,
-                beyond=held.allocated - nothing.allocated - held.stored,
+                measured=held.allocated[held.step] - nothing.allocated[held.step],
+                beyond=held.allocated[held.step] - nothing.allocated[held.step] - held.stored,
             )
         )
     return rows
@@ -128,13 +132,16 @@ class _Held:
     """What one run held.
 
     Attributes:
-        allocated: bytes of everything at the end of the last step but one, when the cache is full.
-        stored: bytes of the cache at the same time, by the store.
+        allocated: bytes of everything at the end of each step.
+        step: the last step, but for the final one, at whose end all is kept that its calls kept: where a
+            computed step is compared with what was expected of it, that is dropped with the step.
+        stored: bytes of the cache at the end of that step, by the store.
         peak: most bytes of the cache at any time, by the store.
         steps: the run's records, one a step.
     """
 
-    allocated: int
+    allocated: list[int]
+    step: int
     stored: int
     peak: int
     steps: list[CallRecord]
@@ -143,18 +150,20 @@ class _Held:
 def _held(subject: Subject, policy: CachePolicy | PolicySpec, options: MemoryOptions) -> _Held:
     allocated: list[int] = []
 
-    def ended(step: StepInfo, _records: Sequence[CallRecord]) -> None:
-        if step.index == max(step.total - 2, 0):
-            allocated.append(_allocated(subject.device))
+    def ended(_step: StepInfo, _records: Sequence[CallRecord]) -> None:
+        allocated.append(_allocated(subject.device))
 
     done = subject.denoise(
         options.steps, policy, store=StoreSettings(dtype=options.cache_dtype), on_step=ended
     )
     assert done.trace is not None  # noqa: S101 - for mypy: a session ran
     records = done.trace.records
+    compared = {step.step for step in done.trace.decisions if step.innovation is not None}
+    full = max((i for i in range(len(allocated) - 1) if i not in compared), default=0)
     return _Held(
-        allocated=allocated[0],
-        stored=records[max(len(records) - 2, 0)].cache_bytes,
+        allocated=allocated,
+        step=full,
+        stored=[record.cache_bytes for record in records if record.step == full][-1],
         peak=done.trace.peak_cache_bytes,
         steps=records,
     )
@@ -172,11 +181,13 @@ def _allocated(device: str) -> int:
     return sum(storages.values())
 
 
-def _predicted(spec: PolicySpec, info: RunInfo, dtype: str) -> tuple[int, float]:
-    """Return the bytes of all branches, and the share of tokens that partial steps run."""
+def _predicted(spec: PolicySpec, info: RunInfo, latents: int, dtype: str) -> tuple[int, float]:
+    """Return the bytes of all branches, and the share of tokens that partial steps run.
+
+    Whoever keeps whole outputs keeps as many numbers as one branch's latents have.
+    """
     policy, _ = resolve_policy(spec.name, spec.settings, spec.preset, info.model, discover())
-    # Latents are counted where a policy keeps whole outputs: 16 numbers for 2 x 2 patches.
-    kept = footprint(policy, info, latents=64 * info.grid.tokens)
+    kept = footprint(policy, info, latents=latents)
     each: torch.dtype = getattr(torch, dtype)
     trace = Trace(
         policy="", settings={}, backbone="", variant="", steps=info.steps,
@@ -234,7 +245,7 @@ def _published(options: MemoryOptions) -> list[Row]:
     return [
         _row("wan-vace", "published", PUBLISHED, spec, predicted, weights)
         for spec in options.policies
-        for predicted in [_predicted(spec, info, "bfloat16")]
+        for predicted in [_predicted(spec, info, PATCH * info.grid.tokens, "bfloat16")]
     ]
 
 

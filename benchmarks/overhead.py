@@ -101,7 +101,7 @@ def run(options: OverheadOptions) -> Report:
 
 def _measured(subject: Subject, options: OverheadOptions) -> list[Row]:
     full_s = median(subject.denoise(1 + options.repeats).laps_s[1:])
-    info, trunk = subject.caught()
+    info, trunk, _ = subject.caught()
     rows = _engine(info, trunk, options)
     rows += _pieces(info, trunk, options)
     place: Row = {

@@ -65,6 +65,7 @@ class _Catcher(Engine):
 
     info: RunInfo
     trunk: TrunkCall
+    latents: Tensor
 
     def begin_run(self, info: RunInfo) -> None:
         self.info = info
@@ -73,7 +74,7 @@ class _Catcher(Engine):
     def model_call(self, call: ModelCall, forward: Callable[[RunTrunk], Tensor]) -> Tensor:
         def caught(run: RunTrunk) -> Tensor:
             def catching(trunk: TrunkCall) -> Tensor:
-                self.trunk = trunk
+                self.trunk, self.latents = trunk, call.latents
                 return run(trunk)
 
             return forward(catching)
@@ -155,12 +156,12 @@ class Subject:
             **keeping,
         )
 
-    def caught(self) -> tuple[RunInfo, TrunkCall]:
-        """Return what the backbone tells the engine about this edit, and its first trunk call."""
+    def caught(self) -> tuple[RunInfo, TrunkCall, Tensor]:
+        """Return what the backbone tells the engine of an edit, its first trunk call and latents (B, …)."""
         catcher = _Catcher(policy=CachePolicy(name="full steps"))
         with self.backbone.attach(self.pipeline, catcher):
             self.denoise(1)
-        return catcher.info, catcher.trunk
+        return catcher.info, catcher.trunk, catcher.latents
 
     @property
     def _of_diffusers(self) -> bool:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
+pytest.importorskip("yaml")  # a configuration is among the inputs
+
 from hetcache.cli.commands.compile_schedule import CompileScheduleConfig
 from hetcache.cli.commands.report import ReportConfig
 from hetcache.comparison.config import CompareConfig
