@@ -209,11 +209,11 @@ def check_the_pipeline_is_left_as_it_was(subject: PolicySubject) -> None:
     case, pipeline = subject.case, subject.case.make_pipeline(0)
     bare = case.run(pipeline, STEPS, subject.layout, 0)
     before = Snapshot.of(pipeline)
+    left = left_by_the_library(case, subject.layout)
     subject.run(pipeline=pipeline)
-    before.require_unchanged(pipeline, "after a run")
+    before.require_unchanged(pipeline, "after a run", but=left)
     error = ScriptedError("raised on purpose")
     block = case.main_blocks(pipeline)[0]
-    left = left_by_the_library(case, subject.layout)
     with raising(ScriptedError, "an error in a block"), failing_block(block, 1, error):
         subject.run(pipeline=pipeline)
     before.require_unchanged(pipeline, "after a run that broke off", but=left)
