@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import Factory, evolve, field, fields, frozen
 
-from hetcache_core.errors import UnsupportedBackboneError
+from hetcache_core.errors import ConfigError, UnsupportedBackboneError
 from hetcache_core.steps import BranchRows, ModelInfo, Stack, SubLayer
 
 if TYPE_CHECKING:
@@ -186,6 +186,26 @@ class LoadRequest:
     variant: str | None = None
     device: str = "cpu"
     dtype: str = "float32"
+
+    def refuse(self, *names: str, why: str) -> None:
+        """Refuse what a backbone would leave unread.
+
+        Args:
+            names: attributes; those that are None are not asked for.
+            why: a sentence on what there is instead.
+
+        Raises:
+            ConfigError: one of them is asked for.
+        """
+        for name in names:
+            if (given := getattr(self, name)) is not None:
+                raise ConfigError(
+                    f"{given} would not be read: {why}",
+                    where=f"--{name}",
+                    setting=name,
+                    given=given,
+                    remedy="Leave it out.",
+                )
 
 
 @frozen(eq=False, kw_only=True)

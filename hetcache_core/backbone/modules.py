@@ -203,7 +203,8 @@ def in_fp32(module: Any, x: Tensor) -> Tensor:
     """
     kept = {id(m): (m, m.compute_dtype, m.compute_type_is_set) for m in _undecided(module)}
     with _Fp32():
-        output: Tensor = module(x).float()
+        # A layer whose activations are quantized too returns codes with scales.
+        output: Tensor = module(x).dequantize().float()
     for layer, dtype, is_set in kept.values():
         layer.compute_dtype, layer.compute_type_is_set = dtype, is_set
     return output

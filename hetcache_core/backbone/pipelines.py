@@ -71,6 +71,10 @@ def load_pipeline(
             f"{example}.",
         )
     single = Path(request.model).suffix in SINGLE_FILES
+    if not single:
+        request.refuse(
+            "around", why=f"{request.model} is no single file, and holds the rest itself"
+        )
     whole = (request.around or example) if single else request.model
     try:
         index = _index_of(kind, whole, carries, right)

@@ -367,7 +367,26 @@ def eight_bits(layer: torch.nn.Linear) -> tuple[torch.nn.Module, torch.Tensor]:
     return made, layer.weight.detach()
 
 
-@pytest.mark.parametrize("quantize", [own, gguf, four_bits, eight_bits])
+def torchao(layer: torch.nn.Linear) -> tuple[torch.nn.Module, torch.Tensor]:
+    library = pytest.importorskip("torchao.quantization")
+    made = copy.deepcopy(layer)
+    library.quantize_(made, library.Int8WeightOnlyConfig())
+    return made, made.weight.dequantize()
+
+
+def quanto(layer: torch.nn.Linear) -> tuple[torch.nn.Module, torch.Tensor]:
+    """With activations of 8 bits too, so that the layer returns codes."""
+    library = pytest.importorskip("optimum.quanto")
+    made = library.QLinear.from_module(
+        copy.deepcopy(layer), weights=library.qint8, activations=library.qint8
+    )
+    made.freeze()
+    with library.Calibration():
+        made(torch.randn(64, layer.in_features, generator=torch.Generator().manual_seed(0)))
+    return made, made.weight.dequantize()
+
+
+@pytest.mark.parametrize("quantize", [own, gguf, four_bits, eight_bits, torchao, quanto])
 @BOTH
 def test_signals_of_quantized_layers_are_those_of_what_they_stand_for(
     name: str, quantize: Callable[[torch.nn.Linear], tuple[torch.nn.Module, torch.Tensor]]
@@ -385,7 +404,8 @@ def test_signals_of_quantized_layers_are_those_of_what_they_stand_for(
                 layer.weight.data = weight.view_as(layer.weight)
     traces = [run(name, pipe, "teacache", steps=6)[1].trace for pipe in pipes]
     signals = [[r.signal for r in trace.records if r.signal is not None] for trace in traces]
-    assert signals[0] == pytest.approx(signals[1], rel=0.05)
+    # Outputs of 8 bits are off by some hundredths of what they change by in a step.
+    assert signals[0] == pytest.approx(signals[1], rel=0.15 if quantize is quanto else 0.05)
     assert traces[0].totals().flops_full == traces[1].totals().flops_full
 
 
@@ -430,3 +450,44 @@ def test_a_lora_that_comes_inside_a_session_counts_as_if_it_were_fused(name: str
         return made if policy is None else made[0]
 
     assert torch.equal(whole(None), whole(LOOKING))
+
+
+@BOTH
+def test_a_lora_that_is_swapped_by_name_is_followed_between_runs_and_between_steps(
+    name: str,
+) -> None:
+    """With the library's hotswap, which writes into the layers that are there."""
+    peft, loras = pytest.importorskip("peft"), []
+    for seed in (1, 2):
+        pipe = PIPELINES[name][0](0)
+        with_lora(pipe, seed)
+        state = peft.get_peft_model_state_dict(pipe.transformer, adapter_name=f"lora{seed}")
+        loras.append({f"transformer.{key}": value for key, value in state.items()})
+
+    def load(pipe: Any, index: int, hotswap: bool = True) -> None:
+        own = {key: value.clone() for key, value in loras[index].items()}
+        pipe.load_lora_weights(own, adapter_name="one", hotswap=hotswap)
+
+    def swap(pipeline: Any, step: int, now: Any, values: dict[str, Any]) -> dict[str, Any]:
+        load(pipeline, step % 2)
+        return {}
+
+    def prepared(index: int) -> Any:
+        pipe = PIPELINES[name][0](0)
+        pipe.transformer.enable_lora_hotswap(target_rank=4)
+        load(pipe, index, hotswap=False)
+        return pipe
+
+    signals = []
+    with accelerate(prepared(1), "teacache") as session:
+        expected = run(name, session.pipeline)
+    signals.append([r.signal for r in session.trace.records])
+    with accelerate(prepared(0), "teacache") as session:
+        first = run(name, session.pipeline)
+        load(session.pipeline, 1)
+        assert torch.equal(run(name, session.pipeline), expected)
+    signals.append([r.signal for r in session.trace.records])
+    assert signals[0] == signals[1]
+    assert not torch.allclose(first, expected)
+    bare = run(name, prepared(0), callback_on_step_end=swap)
+    assert torch.equal(run(name, prepared(0), LOOKING, callback_on_step_end=swap)[0], bare)

@@ -240,6 +240,20 @@ def test_a_variant_of_the_weights_is_loaded(backbone: Backbone, make: Any, tmp_p
         backbone.load(LoadRequest(model=folder))
 
 
+@backbones
+@pytest.mark.parametrize("name", ["variant", "around"])
+def test_what_would_not_be_read_of_a_request_is_refused(
+    backbone: Backbone, name: str, tmp_path: Path
+) -> None:
+    given = {"model": str(tmp_path / "weights.gguf"), name: "fp16"}
+    if backbone.name in {"wan-vace", "tiny-vace"}:
+        with pytest.raises((ConfigError, UnsupportedBackboneError), match=r"not be read|not read"):
+            backbone.load(LoadRequest(**given))
+    elif name == "around":
+        with pytest.raises(ConfigError, match=r"fp16 would not be read: .* is no single file"):
+            backbone.load(LoadRequest(**{**given, "model": str(tmp_path)}))
+
+
 @pytest.mark.parametrize(("backbone", "make"), LOADED, ids=["wan", "ltx"])
 def test_a_single_file_is_loaded_with_the_rest_from_elsewhere(
     backbone: Backbone, make: Any, tmp_path: Path

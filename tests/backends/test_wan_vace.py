@@ -632,6 +632,12 @@ def test_a_checkpoint_folder_loads_through_the_librarys_own_loader(
     result, session = cached(loaded, step_policy(F, R))
     assert torch.isfinite(result).all()
     assert session.trace.modes() == [F, R] * (STEPS // 2)
+    alone = tmp_path / "alone.safetensors"
+    (tmp_path / "diffusion_pytorch_model.safetensors").rename(alone)
+    given = LoadRequest(model=str(alone), around=str(tmp_path))
+    assert torch.equal(cached(WanVace().load(given), step_policy(F, R))[0], result)
+    with pytest.raises(UnsupportedBackboneError, match="holds another model"):
+        WanVace().load(evolve(given, model=str(tmp_path / "Wan2.1_VAE.safetensors")))
 
 
 def test_a_model_that_cannot_be_downloaded_is_one_clear_error(

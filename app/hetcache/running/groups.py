@@ -69,11 +69,14 @@ class ModelConfig:
             ConfigError: It cannot be read, names several, or names its model twice.
         """
         spec, *others = parse_backbones(self.backbone, option="--backbone")
-        if others or (spec.model and self.model):
-            both = f"{self.backbone!r} names the model, and so does --model {self.model}"
+        given = {name: getattr(self, name) for name in ("model", "variant", "around")}
+        given = {name: value for name, value in given.items() if value is not None}
+        twice = next((name for name in given if getattr(spec, name)), None)
+        if others or twice:
+            both = f"{self.backbone!r} names the {twice}, and so does --{twice} {given.get(twice or '')}"
             several = f"{self.backbone!r} names {1 + len(others)} backbones, and a run has one"
             raise ConfigError(several if others else both, where="--backbone")
-        return spec if self.model is None else evolve(spec, model=self.model)
+        return evolve(spec, **given)
 
     def find(self, registry: Registry) -> Backbone:
         """Look up the backbone.
@@ -89,15 +92,7 @@ class ModelConfig:
 
     def request(self, device: str, dtype: str) -> LoadRequest:
         """Say how the model is loaded."""
-        from hetcache_core import LoadRequest
-
-        return LoadRequest(
-            model=self.spec.model or None,
-            around=self.around,
-            variant=self.variant,
-            device=device,
-            dtype=dtype,
-        )
+        return self.spec.request(device, dtype)
 
 
 @final

@@ -199,6 +199,7 @@ def load(
         )
     with redirect_stdout(sys.stderr):
         if request.model == RANDOM and models is not None:
+            request.refuse("variant", "around", why="a random model is made, not loaded")
             pipeline = models.pipeline(evolve(request, model=None))
         else:
             pipeline = backbone.load(request)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from attrs import evolve, field, frozen
 
 from hetcache_core import ConfigError, Registry
 from hetcache_core.errors import nearest_name
 from hetcache_core.settings.declare import build, describe, parse_assignments
+
+if TYPE_CHECKING:
+    from hetcache_core import LoadRequest
 
 __all__ = [
     "ALL",
@@ -38,6 +41,12 @@ REFERENCE: Final = "none"
 RANDOM: Final = "random"
 """Stands for a backbone's small random model, in place of a checkpoint."""
 
+LOADED: Final = frozenset({"variant", "around"})
+"""What may be said of how a checkpoint is loaded."""
+
+LOADING: Final = re.compile(r":(?=\s*(?:variant|around)\s*=)")
+"""Where a checkpoint ends, whose path may have a colon of its own."""
+
 PRESETS: Final = ("quality", "balanced", "fast")
 TARGET: Final = re.compile(r"(?P<number>\d+(\.\d+)?)x")
 OPENING, CLOSING = "[{(", "]})"
@@ -50,14 +59,37 @@ class BackboneSpec:
     Attributes:
         name: Name of the backbone.
         model: Checkpoint, ``RANDOM``, or "" for the backbone's own.
+        variant: Which weights of the checkpoint, or None.
+        around: What the rest of a single file is loaded from, or None.
     """
 
     name: str
     model: str = ""
+    variant: str | None = None
+    around: str | None = None
+
+    @property
+    def weights(self) -> str:
+        """Write which weights run: the checkpoint, with what goes with it."""
+        given = {"variant": self.variant, "around": self.around}
+        words = ";".join(f"{name}={value}" for name, value in given.items() if value is not None)
+        return f"{self.model}:{words}" if words else self.model
 
     def __str__(self) -> str:
         """Write it as it is given."""
-        return f"{self.name}={self.model}" if self.model else self.name
+        return f"{self.name}={self.weights}" if self.weights else self.name
+
+    def request(self, device: str, dtype: str) -> LoadRequest:
+        """Say how the model is loaded."""
+        from hetcache_core import LoadRequest
+
+        return LoadRequest(
+            model=self.model or None,
+            around=self.around,
+            variant=self.variant,
+            device=device,
+            dtype=dtype,
+        )
 
 
 @frozen(kw_only=True)
@@ -165,7 +197,7 @@ def _policy(text: str, option: str) -> PolicySpec:
 
 
 def parse_backbones(text: str, *, option: str = "--backbones") -> tuple[BackboneSpec, ...]:
-    """Read ``NAME[=MODEL]``, separated by commas.
+    """Read ``NAME[=MODEL[:variant=WEIGHTS][;around=REST]]``, separated by commas.
 
     Args:
         text: The texts.
@@ -177,14 +209,19 @@ def parse_backbones(text: str, *, option: str = "--backbones") -> tuple[Backbone
     specs = []
     for part in split_list(text):
         name, equals, model = (word.strip() for word in part.partition("="))
-        if not name or (equals and not model):
+        model, *rest = LOADING.split(model)
+        given = [word.partition("=")[::2] for word in split_list(rest[0], at=";")] if rest else []
+        loading = {key.strip(): value.strip() for key, value in given}
+        right = len(loading) == len(given) and loading.keys() <= LOADED and all(loading.values())
+        if not name or (equals and not model) or not right:
             raise ConfigError(
                 f"cannot read {part!r}",
                 where=option,
                 given=part,
-                remedy=f"Write NAME, NAME=CHECKPOINT or NAME={RANDOM}.",
+                remedy=f"Write NAME, NAME=CHECKPOINT, NAME=CHECKPOINT:variant=fp16, "
+                f"NAME=FILE:around=FOLDER or NAME={RANDOM}.",
             )
-        specs.append(BackboneSpec(name=name, model=model))
+        specs.append(BackboneSpec(name=name, model=model, **loading))
     if not specs:
         raise ConfigError("no backbone is named", where=option, given=text)
     return _each_once(tuple(specs), option)

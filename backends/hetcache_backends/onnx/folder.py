@@ -340,11 +340,13 @@ def whole_path(model: str | None) -> str | None:
 
 
 def need_float32(request: LoadRequest) -> None:
-    """Refuse any other precision.
+    """Refuse any other precision, and other weights.
 
     Raises:
-        UnsupportedBackboneError: another one is asked for.
+        UnsupportedBackboneError: another precision is asked for.
+        ConfigError: other weights are.
     """
+    request.refuse("variant", why="a folder of graphs has one set of weights")
     if request.dtype != "float32":
         raise UnsupportedBackboneError(
             f"Exported graphs compute in float32, {request.dtype} was asked for",

@@ -68,6 +68,7 @@ class TinyVace(Backbone):
         """Build the pipeline; ``model`` may name another safetensors file of the same shape."""
         import torch
 
+        request.refuse("variant", "around", why="the weights of tiny-vace are one file, and whole")
         import_diffsynth()
         from hetcache_backends.tiny_vace.pipeline import WEIGHTS_PATH, build_pipeline
 

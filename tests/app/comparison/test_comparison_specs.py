@@ -18,6 +18,7 @@ from hetcache.comparison.plan.grid import Grid, SizedClip
 from hetcache.comparison.plan.grids import GRIDS
 from hetcache.comparison.plan.planning import choose_policies
 from hetcache.comparison.plan.sizes import Size, check_size, join, modest, scaled
+from hetcache.running.groups import ModelConfig
 from hetcache.running.specs import (
     BackboneSpec,
     PolicySpec,
@@ -26,7 +27,7 @@ from hetcache.running.specs import (
     parse_numbers,
     parse_policies,
 )
-from hetcache_core.backbone.adapter import Geometry
+from hetcache_core.backbone.adapter import Geometry, LoadRequest
 from hetcache_core.errors import ConfigError
 from hetcache_core.plugins.clips import ClipSet, EvaluationClip
 from hetcache_core.plugins.discovery import discover
@@ -129,12 +130,26 @@ def test_backbones_are_read_with_their_models() -> None:
     )
 
 
+def test_a_backbone_says_how_its_model_is_loaded() -> None:
+    text = r"ltx-video=C:\a.safetensors:around=/b;variant=fp16,wan-vace-diffusers=/c:variant=bf16"
+    single, folder = parse_backbones(text)
+    assert f"{single},{folder}" == text.replace("around=/b;variant=fp16", "variant=fp16;around=/b")
+    assert single.request("cpu", "float32") == LoadRequest(
+        model=r"C:\a.safetensors", around="/b", variant="fp16"
+    )
+    assert folder.weights == "/c:variant=bf16"
+    with pytest.raises(ConfigError, match="so does --variant fp16"):
+        ModelConfig(backbone=str(folder), variant="fp16").request("cpu", "float32")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("", "no backbone is named"),
         ("=x", "cannot read '=x'"),
         ("tiny-vace=", "cannot read 'tiny-vace='"),
+        ("ltx-video=a:variant=", "cannot read 'ltx-video=a:variant='"),
+        ("ltx-video=a:variant=b;dtype=c", "Write NAME, .* NAME=CHECKPOINT:variant=fp16"),
         ("tiny-vace,tiny-vace", "tiny-vace is given twice"),
     ],
 )

@@ -118,7 +118,7 @@ class Grid:
     ) -> RowKey:
         return RowKey(
             backbone=backbone.name,
-            model=backbone.model,
+            model=backbone.weights,
             clip=clip.name,
             seed=seed,
             policy=policy.name,

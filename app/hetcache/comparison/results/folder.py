@@ -83,7 +83,7 @@ class RowKey:
 
     Attributes:
         backbone: Name of the backbone.
-        model: Checkpoint, or "" for the backbone's own.
+        model: Checkpoint with what goes with it, or "" for the backbone's own.
         clip: Name of the clip.
         seed: Seed of the noise.
         policy: Name of the policy, or several joined by "+".

@@ -35,7 +35,6 @@ from hetcache_core import (
     ConfigError,
     EditRequest,
     HetCacheError,
-    LoadRequest,
     NonFiniteError,
     UnsupportedBackboneError,
 )
@@ -264,12 +263,7 @@ class Bench:
         self._runner = self._spec = None  # the memory of one model may not be enough for two
         self._warm.clear()
         backbone = self.registry.backbone(spec.name)().for_model(spec.model or None)
-        device = self.device
-        request = LoadRequest(
-            model=spec.model or None,
-            device=device,
-            dtype=choose_dtype(self.settings.dtype, device),
-        )
+        request = spec.request(self.device, choose_dtype(self.settings.dtype, self.device))
         self._runner = load(backbone, request, self.registry)
         self._spec = spec
         return self._runner
