@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         PluginError,
         PluginLoadError,
         PluginWarning,
+        RunCancelledError,
         UnsupportedBackboneError,
         nearest_name,
     )
@@ -121,7 +122,7 @@ _HOMES: Final[dict[str, str]] = {
         "engine.loop": "Engine",
         "errors": "CacheBudgetError CacheStateError ConfigError ContractError HetCacheError "
         "NonFiniteError PipelineBusyError PluginConflictError PluginError PluginLoadError PluginWarning "
-        "UnsupportedBackboneError nearest_name",
+        "RunCancelledError UnsupportedBackboneError nearest_name",
         "files": "read_json write_text",
         "plugins.clips": "ClipSet EvaluationClip",
         "plugins.discovery": "Registry discover",
@@ -212,6 +213,7 @@ __all__ = [
     "Registry",
     "ReusePoint",
     "Role",
+    "RunCancelledError",
     "RunInfo",
     "RunTrunk",
     "Schedule",

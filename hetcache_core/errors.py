@@ -14,6 +14,7 @@
     │                                 or the step index does not follow on
     ├── CacheBudgetError              storing a value would pass the hard byte limit
     ├── PipelineBusyError             another session has the pipeline
+    ├── RunCancelledError             Session.cancel ended the run, or the wait for the pipeline
     └── NonFiniteError                a run ended in latents that hold NaN or infinity
 
 Every error is made as ``Error(what, where=…, remedy=…, **facts)``: ``what`` went wrong, ``where`` (a
@@ -46,6 +47,7 @@ __all__ = [
     "PluginError",
     "PluginLoadError",
     "PluginWarning",
+    "RunCancelledError",
     "UnsupportedBackboneError",
     "nearest_name",
 ]
@@ -285,6 +287,23 @@ class NonFiniteError(HetCacheError):
 
     first_step: int = field(kw_only=True)
     steps: int = field(kw_only=True)
+
+
+@final
+@define(slots=False)
+class RunCancelledError(HetCacheError):
+    """``Session.cancel`` ended a run, or the wait for its pipeline.
+
+    Attributes:
+        steps_done: Steps that were done.
+        steps: Steps of the run; 0 where it had not begun.
+        run_id: The run, as in its trace and log records; "" where it had not begun.
+    """
+
+    what: str = field(default="The run was cancelled")
+    steps_done: int = field(default=0, kw_only=True)
+    steps: int = field(default=0, kw_only=True)
+    run_id: str = field(default="", kw_only=True)
 
 
 @final

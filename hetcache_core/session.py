@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import threading
 import time
@@ -20,6 +21,7 @@ from hetcache_core.errors import (
     ConfigError,
     PipelineBusyError,
     PluginError,
+    RunCancelledError,
     UnsupportedBackboneError,
 )
 from hetcache_core.plugins.discovery import Registry, discover
@@ -44,7 +46,7 @@ _HOLDERS: Final[dict[int, int]] = {}
 StepCallback = Callable[[StepInfo, Sequence[CallRecord]], None]
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Session:
     """A policy on a pipeline; enter it, call the pipeline as usual, leave it.
 
@@ -54,7 +56,8 @@ class Session:
         pipeline: the user's pipeline.
         backbone: the adapter that carries it.
         policy: what is done.
-        traces: one for every run that ended, oldest first; one that was interrupted is not complete.
+        traces: those of the last runs that ended, oldest first, as many as ``keep_traces`` says; one that
+            was interrupted or cancelled is not complete.
     """
 
     pipeline: Any
@@ -64,6 +67,36 @@ class Session:
     _wait: bool | float = False
     traces: list[Trace] = field(factory=list, init=False)
     _stack: ExitStack | None = field(default=None, init=False)
+
+    @property
+    def id(self) -> str:
+        """What identifies the session in traces and log records."""
+        return self._engine.session_id
+
+    def _head(self) -> str:
+        state = "active" if self._stack is not None else "not active"
+        kind = type(self.pipeline).__name__
+        return f"Session {self.id}: {self.policy.name} on {self.backbone.name} ({kind}), {state}"
+
+    def __repr__(self) -> str:
+        last = f"; last run {self.trace!r}" if self.traces else ""
+        return f"<{self._head()}{last}>"
+
+    def _repr_html_(self) -> str:
+        """Draw the last run, for notebooks."""
+        last = self.trace._repr_html_() if self.traces else ""  # IPython's name
+        return f"<p>{html.escape(self._head())}</p>{last}"
+
+    def cancel(self) -> None:
+        """End what the session does, from any thread, with ``RunCancelledError`` in its own.
+
+        A run under way ends before its next step: its cache is freed, and its trace is kept with
+        ``complete`` False. A session that waits for its pipeline stops waiting. Where neither is so,
+        the next run, or entering, ends at once; leaving the session forgets a cancellation.
+        """
+        with _LEFT:
+            self._engine.cancelled.set()
+            _LEFT.notify_all()
 
     @property
     def trace(self) -> Trace:
@@ -82,12 +115,16 @@ class Session:
         Raises:
             PipelineBusyError: another session has the pipeline, and was not left in the time that
                 this one waits; one of the same thread never would be.
+            RunCancelledError: it was cancelled.
         """
         if self._stack is not None:
             raise CacheStateError("This session is already active; make another with accelerate().")
         latest = time.monotonic() + (math.inf if self._wait is True else self._wait)
         with _LEFT:
             while True:
+                if self._engine.cancelled.is_set():
+                    self._engine.cancelled.clear()
+                    raise RunCancelledError("The session was cancelled before it had its pipeline")
                 try:
                     self._attach()
                 except PipelineBusyError:
@@ -121,6 +158,7 @@ class Session:
         stack, self._stack = self._stack, None
         try:
             self._engine.abort_run()
+            self._engine.cancelled.clear()
         finally:
             if stack is not None:
                 with _LEFT:
@@ -142,6 +180,7 @@ def accelerate(
     target_quality: float | None = None,
     compile: bool | str = False,  # noqa: A002  # as torch calls it
     wait: bool | float = False,
+    keep_traces: int | None = 1,
     registry: Registry | None = None,
     on_step: StepCallback | None = None,
     on_run: Callable[[Trace], None] | None = None,
@@ -167,9 +206,10 @@ def accelerate(
             seconds to minutes.
         wait: where another session has the pipeline, wait until it is left, at most so many seconds;
             True waits as long as it takes.
+        keep_traces: how many runs' traces the session keeps, at least the last one's; None keeps all.
         registry: plugins to use; None discovers the installed ones.
         on_step: called after every step with its records.
-        on_run: called with the trace of every finished run.
+        on_run: called with the trace of every run that ended, a cancelled one too.
 
     Returns:
         A context manager; nothing is changed before it is entered.
@@ -182,6 +222,12 @@ def accelerate(
     Example:
         ``with accelerate(pipe, "hetcache") as run: video = pipe(...)``, then ``run.trace``.
     """
+    if keep_traces is not None and keep_traces < 1:
+        raise ConfigError(
+            f"keep_traces is {keep_traces}",
+            where="accelerate",
+            remedy="Give how many traces to keep, at least 1, or None to keep all",
+        )
     registry = discover() if registry is None else registry
     adapter = _find_backbone(pipeline, backbone, registry)
     model = adapter.describe(pipeline)
@@ -221,6 +267,8 @@ def accelerate(
         if notice:
             trace.notes.append(notice)
         traces.append(trace)
+        if keep_traces is not None:
+            del traces[:-keep_traces]
         if on_run is not None:
             on_run(trace)
         registry.observe_run(trace)

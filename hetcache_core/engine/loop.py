@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from attrs import define, evolve, field
 
@@ -17,7 +19,7 @@ from hetcache_core.engine.gate import Gate
 from hetcache_core.engine.held import own_bytes
 from hetcache_core.engine.run_state import Clock, RunState, make_active
 from hetcache_core.engine.trunk_run import TrunkExecution
-from hetcache_core.errors import CacheStateError, ContractError, NonFiniteError
+from hetcache_core.errors import CacheStateError, ContractError, NonFiniteError, RunCancelledError
 from hetcache_core.policy.guards import Guards
 from hetcache_core.policy.partial import ControlMode
 from hetcache_core.policy.recipe import CachePolicy, ReusePoint
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from hetcache_core.backbone.adapter import ModelCall, RunInfo
     from hetcache_core.backbone.trunk import RunTrunk, TrunkCall
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("hetcache.runs")
 
 
 @define(eq=False, kw_only=True)
@@ -47,7 +49,8 @@ class Engine:
         target_speedup: FLOPs without caching over FLOPs with it, or None to leave it to the policy.
         compiler: what the backbone's blocks are run with, or None to run them as they are.
         on_step: called after every step with its records, or None.
-        on_run: called with the trace of every finished run, or None.
+        on_run: called with the trace of every run that ended, or None.
+        session_id: identifies the session in traces and log records; a run's is this and its number.
     """
 
     policy: CachePolicy
@@ -58,6 +61,10 @@ class Engine:
     compiler: BlockCompiler | None = None
     on_step: Callable[[StepInfo, Sequence[CallRecord]], None] | None = None
     on_run: Callable[[Trace], None] | None = None
+    session_id: str = field(factory=lambda: uuid4().hex[:12])
+    cancelled: threading.Event = field(factory=threading.Event, init=False)
+    """Set from any thread: the run ends before its next step, and its trace is kept."""
+    _begun: int = field(default=0, init=False)
     _run: RunState | None = field(default=None, init=False)
     _requested: int = field(default=0, init=False)
 
@@ -84,7 +91,10 @@ class Engine:
             ConfigError: the policy needs a mask and the run has none.
         """
         self.end_run()
+        self._begun += 1
         trace = Trace(
+            run_id=f"{self.session_id}-{self._begun}",
+            session_id=self.session_id,
             policy=self.policy.name,
             settings=dict(self.settings),
             backbone=info.model.backbone,
@@ -115,7 +125,9 @@ class Engine:
             budget=None,
         )
         self._run.budget = self._budget(self._run)
-        _log.info("%d steps with %s on %s", info.steps, self.policy.name, info.model.backbone)
+        _log.info(
+            "%d steps with %s on %s", info.steps, trace.policy, trace.backbone, extra=trace.ids()
+        )
 
     def end_step(self, latents: Tensor | None = None, guided: Tensor | None = None) -> None:
         """Close the step; the run ends with its last one.
@@ -128,6 +140,7 @@ class Engine:
 
         Raises:
             NonFiniteError: the run ended, and the latents hold NaN or infinity.
+            RunCancelledError: it was cancelled while steps are left.
         """
         run = self._need_run()
         if latents is not None:
@@ -143,6 +156,19 @@ class Engine:
         if step.is_last:
             run.trace.complete = True
             self.end_run()
+        else:
+            del run  # the traceback of an error would else keep what the run keeps
+            self._heed_cancel()
+
+    def _heed_cancel(self) -> None:
+        """Between two steps: end the run where it was cancelled."""
+        if not self.cancelled.is_set() or self._run is None:
+            return
+        self.cancelled.clear()
+        trace, done = self._run.trace, self._run.index + 1
+        trace.notes.append(f"Cancelled after {done} of {trace.steps} steps.")
+        self.end_run()
+        raise RunCancelledError(steps_done=done, steps=trace.steps, run_id=trace.run_id)
 
     def end_run(self) -> None:
         """End the run, free everything kept and hand out the trace; no run, no effect."""
@@ -150,6 +176,8 @@ class Engine:
         if run is None:
             return
         trace = run.finish()
+        ended = "ended" if trace.complete else "ended early"
+        _log.info("%s: %s", ended, trace.summary(), extra=trace.ids())
         if self.on_run is not None:
             self.on_run(trace)
         if run.broken_at is not None and trace.complete:
@@ -184,7 +212,10 @@ class Engine:
         Raises:
             CacheStateError: the step index does not follow on.
             ContractError: the trunk has another size than the run's grid.
+            RunCancelledError: the run was cancelled before the step that the call begins.
         """
+        if call.step != self._need_run().index:
+            self._heed_cancel()
         try:
             return self._called(call, forward)
         except BaseException:
@@ -224,7 +255,14 @@ class Engine:
             earlier = (r.flops_full for r in reversed(run.trace.records) if r.flops_full)
             record.flops_full = next(earlier, 0)
         run.trace.records.append(record)
-        _log.debug("step %d %s: %s (%s)", step.index, call.key, record.mode, record.reason)
+        _log.debug(
+            "step %d %s: %s (%s)",
+            step.index,
+            call.key,
+            record.mode.value,
+            record.reason,
+            extra=run.trace.ids(),
+        )
         return output
 
     def _fit(self, run: RunState, call: ModelCall) -> None:

@@ -367,13 +367,14 @@ def hetcache_register_report_sections() -> Iterable[Registration]:
 
 @hookspec
 def hetcache_observe_run(trace: Trace) -> None:
-    """Observe a finished run, for instance to log it or to save its trace.
+    """Observe a run that ended, for instance to log it or to save its trace.
 
-    Called once for every run, when its last step has been computed. A run that is given up earlier
-    is not observed. Nothing that the observer does changes the run's result.
+    Called once for every run, in the run's thread: when its last step has been computed, or when it
+    was cancelled or interrupted, and ``trace.complete`` is False. A run that an error ends is not
+    observed. Nothing that the observer does changes the run's result.
 
     Args:
-        trace: What was decided and computed. Treat it as read-only: all observers get the same.
+        trace: What was decided and computed: a copy of the observer's own.
 
     Raises:
         Exception: Whatever is raised is logged with the plugin's name; the run and the other

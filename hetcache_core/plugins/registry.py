@@ -33,7 +33,7 @@ __all__ = ["Observer", "PluginRecord", "Provided", "Registry", "Status", "find_c
 DISABLE_VARIABLE: Final = "HETCACHE_DISABLE_PLUGINS"
 """Environment variable with the names of blocked plugins or distributions, separated by commas."""
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("hetcache.plugins")
 
 Status = Literal["ok", "blocked", "failed", "conflict"]
 
@@ -100,16 +100,16 @@ class Observer:
     call: Callable[..., object]
     argnames: tuple[str, ...]
 
-    def notify(self, arguments: Mapping[str, object]) -> None:
+    def notify(self, trace: Trace) -> None:
         """Call the implementation; what it raises is logged.
 
         Args:
-            arguments: All arguments of the hook; copies of those that the implementation takes are passed,
-                so that nothing of the run can be changed.
+            trace: What was decided and computed; a copy is passed, so that nothing of the run can be
+                changed.
         """
         try:
             with isolated():
-                self.call(*(deepcopy(arguments[name]) for name in self.argnames))
+                self.call(*(deepcopy(trace) for _ in self.argnames))
         except KeyboardInterrupt:
             raise
         except BaseException:  # noqa: BLE001 - the run is over, and right all the same
@@ -117,6 +117,7 @@ class Observer:
                 "Plugin %r (distribution %s) failed to observe a run; the run is not affected.",
                 self.plugin.name,
                 self.plugin.origin,
+                extra=trace.ids(),
             )
 
 
@@ -185,7 +186,7 @@ class Registry:
             trace: What was decided and computed.
         """
         for observer in self._observers:
-            observer.notify({"trace": trace})
+            observer.notify(trace)
 
     def with_registrations(self, kind: str, *registrations: Registration) -> Registry:
         """Return a registry that knows more of a kind, for tests and for embedding.

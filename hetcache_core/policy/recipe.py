@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from attrs import NOTHING, evolve, field, fields, frozen
+from attrs import NOTHING, Factory, evolve, field, fields, frozen
 
 from hetcache_core.errors import ConfigError, nearest_name
 from hetcache_core.policy.guards import Guards, GuardSettings
@@ -106,6 +106,12 @@ class CachePolicy:
                 f"Policy {self.name!r} mixes partial steps with block-level reuse: blocks store all "
                 "tokens, partial steps run some. Use one of the two."
             )
+
+    def __repr__(self) -> str:
+        """Name the pieces that it has, without their settings."""
+        pieces = {name: getattr(self, name) for name in _PIECES}
+        own = [f"{k}={type(v).__name__}" for k, v in pieces.items() if v is not None]
+        return f"<CachePolicy {self.name}: {', '.join(own)}>"
 
     @property
     def measures(self) -> bool:
@@ -213,6 +219,15 @@ class PolicyRecipe(GuardSettings, ABC):
     the settings have to reach it.
     """
 
+    @classmethod
+    def __attrs_init_subclass__(cls) -> None:
+        """Keep the short repr, which attrs would replace by one with all settings."""
+        cls.__repr__ = PolicyRecipe.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        """Name the settings that are not the default ones."""
+        return f"{type(self).__name__}({', '.join(_given(self))})"
+
     @abstractmethod
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Make the policy for a model.
@@ -292,3 +307,12 @@ class PolicyRecipe(GuardSettings, ABC):
             allowed=known,
             nearest=nearest,
         )
+
+
+def _given(recipe: PolicyRecipe) -> Iterator[str]:
+    for each in fields(type(recipe)):
+        value, default = getattr(recipe, each.name), each.default
+        if isinstance(default, Factory):  # type: ignore[arg-type]
+            default = default.factory(recipe) if default.takes_self else default.factory()
+        if value != default:
+            yield f"{each.alias or each.name}={value!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 from collections import Counter
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import asdict, define, field, frozen
+from attrs import asdict, define, field, fields, frozen
 
 from hetcache_core.errors import ConfigError
 from hetcache_core.files import read_json, write_text
@@ -21,6 +22,14 @@ SCHEMA_VERSION: Final = 2
 """Raised whenever a reader of older traces would misread a newer one, or miss something in an older one.
 
 2: with a plan."""
+
+_COLORS: Final = {
+    Mode.FULL: "#1f4e79",
+    Mode.PARTIAL: "#2e8b57",
+    Mode.REUSE: "#8a8a8a",
+    Mode.PREDICT: "#8b5a9f",
+}
+"""Backgrounds of the timeline's cells, dark enough for white letters."""
 
 READABLE: Final = (1, SCHEMA_VERSION)
 
@@ -148,7 +157,7 @@ class Totals:
     host_reads: int
 
 
-@define(eq=True, kw_only=True)
+@define(eq=True, kw_only=True, repr=False)
 class Trace:
     """Everything that one run decided.
 
@@ -171,6 +180,8 @@ class Trace:
         notes: sentences about the run as a whole.
         complete: whether the last step was reached.
         target_speedup: how many times fewer FLOPs were asked for, or None.
+        run_id: identifies the run in log records: the session's identity and the run's number in it.
+        session_id: identifies the session; neither counts when traces are compared.
         plan: what has to be done to repeat the run without deciding anything, or None where the trace
             is older than plans are.
         schema_version: version of this layout.
@@ -192,6 +203,8 @@ class Trace:
     notes: list[str] = field(factory=list)
     complete: bool = False
     target_speedup: float | None = None
+    run_id: str = field(default="", eq=False)
+    session_id: str = field(default="", eq=False)
     plan: Plan | None = None
     schema_version: int = SCHEMA_VERSION
 
@@ -236,6 +249,63 @@ class Trace:
             f"{t.steps_reused} reused of {t.steps} steps; {t.flops_speedup:.2f}x fewer FLOPs; "
             f"cache peak {t.peak_cache_bytes / 2**20:.1f} MiB"
         )
+
+    def __repr__(self) -> str:
+        end = "" if self.complete else ", ended early"
+        return f"<Trace {self.run_id}: {self.summary()}{end}>"
+
+    def _repr_html_(self) -> str:
+        """Draw the steps as a timeline of modes above a table of the totals, for notebooks."""
+        modes, totals = self.modes(), self.totals()
+        cells = "".join(
+            f'<td title="step {step}: {mode.value}" style="background:{_COLORS[mode]};color:#fff;'
+            f'text-align:center;padding:2px 5px">{mode.letter}</td>'
+            for step, mode in enumerate(modes)
+        )
+        rows = {
+            "policy": self.policy,
+            "backbone": self.backbone,
+            "steps": f"{len(modes)} of {self.steps}" + ("" if self.complete else ", ended early"),
+            **{mode.value: count for mode in Mode if (count := modes.count(mode))},
+            "fewer FLOPs": f"{totals.flops_speedup:.2f}x",
+            "denoising": f"{totals.denoise_seconds:.2f} s",
+            "cache peak": f"{totals.peak_cache_bytes / 2**20:.1f} MiB",
+            "notes": " ".join(self.notes),
+        }
+        table = "".join(
+            f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>"
+            for name, value in rows.items()
+        )
+        return f"<table><tr>{cells}</tr></table><table>{table}</table>"
+
+    def to_frame(self) -> Any:
+        """Return the calls as a ``pandas.DataFrame``, a row each, its columns those of ``CallRecord``.
+
+        The active tokens by role are in columns ``active_<role>``.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        try:
+            import pandas  # modules go by their own names
+        except ImportError as error:
+            raise ConfigError(
+                "pandas is not installed", where="Trace.to_frame", remedy="pip install pandas"
+            ) from error
+        names = [f.name for f in fields(CallRecord) if f.name != "active_by_role"]
+        roles = [f"active_{role}" for role in self.tokens_by_role]
+        rows = [
+            {
+                **asdict(record, value_serializer=_plain),
+                **{f"active_{role}": count for role, count in record.active_by_role.items()},
+            }
+            for record in self.records
+        ]
+        return pandas.DataFrame(rows, columns=[*names, *roles])
+
+    def ids(self) -> dict[str, str]:
+        """Return run and session id, as log records of the run carry them."""
+        return {"run_id": self.run_id, "session_id": self.session_id}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, totals included."""

@@ -196,7 +196,7 @@ def test_a_scheduler_that_is_replaced_inside_is_followed_and_stays(pipe: Any) ->
     pipe.scheduler = new
     bare = run(name, pipe)
     pipe.scheduler = own
-    with accelerate(pipe, scripted(F)) as session:
+    with accelerate(pipe, scripted(F), keep_traces=3) as session:
         run(name, pipe)
         pipe.scheduler = new
         out = run(name, pipe)

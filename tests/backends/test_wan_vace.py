@@ -357,16 +357,16 @@ def test_two_sessions_one_after_the_other_do_not_see_each_other(pipe: Any) -> No
     assert torch.equal(first, again)
 
 
-def test_two_pipelines_in_two_threads_do_not_see_each_other() -> None:
-    policies = [partial_policy(F, P, R), step_policy(F, F, R)]
-    pipes = [make_pipeline(seed=s) for s in range(2)]
+def test_four_pipelines_in_four_threads_do_not_see_each_other() -> None:
+    policies = [partial_policy(F, P, R), step_policy(F, F, R)] * 2
+    pipes = [make_pipeline(seed=s) for s in range(4)]
     alone = [cached(p, policy)[0] for p, policy in zip(pipes, policies, strict=True)]
-    together: list[torch.Tensor | None] = [None, None]
+    together: list[torch.Tensor | None] = [None] * 4
 
     def work(index: int) -> None:
         together[index] = cached(pipes[index], policies[index])[0]
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -342,7 +342,7 @@ def test_an_interrupted_run_is_closed_with_its_loop(pipe: Any) -> None:
         raise RuntimeError("as far as this test goes")
 
     arguments = wan_vace_arguments(0)
-    session = accelerate(pipe, "every-nth", backbone=BACKBONE)
+    session = accelerate(pipe, "every-nth", backbone=BACKBONE, keep_traces=None)
     with session:
         run(pipe, callback_on_step_end=interrupt)
         assert not session._engine.running

@@ -23,6 +23,7 @@ from hetcache_core.errors import (
     PluginConflictError,
     PluginError,
     PluginLoadError,
+    RunCancelledError,
     UnsupportedBackboneError,
     nearest_name,
 )
@@ -60,6 +61,7 @@ EXAMPLES = [
     CacheBudgetError("too large", needed_bytes=8, held_bytes=4, budget_bytes=10, key="trunk"),
     NonFiniteError("the latents hold NaN", first_step=3, steps=8),
     PipelineBusyError(pipeline="WanVACEPipeline"),
+    RunCancelledError(steps_done=2, steps=4, run_id="a-1"),
 ]
 
 

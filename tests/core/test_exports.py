@@ -25,6 +25,7 @@ PUBLIC = [
     "Partition", "PipelineBusyError",
     "Plan", "PluginConflictError", "PluginError", "PluginLoadError", "PluginWarning",
     "PolicyRecipe", "Predictor", "RandomModels", "Registration", "Registry", "ReusePoint", "Role",
+    "RunCancelledError",
     "RunInfo", "RunTrunk", "Schedule", "SeenAttention", "Selection", "SelectionRequest", "Session", "Signal",
     "Signals", "Span",
     "Stack", "StandIn", "StepDecider", "StepInfo", "StepPolicy", "StoreSettings", "Stored",

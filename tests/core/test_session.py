@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import logging
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, final
 
@@ -13,14 +16,17 @@ from attrs import evolve, frozen
 from hetcache_core import (
     CachePolicy,
     CacheStateError,
+    CacheStore,
     CallRecord,
     ConfigError,
     Guards,
+    HetCacheError,
     Mode,
     ModelInfo,
     PolicyRecipe,
     Registration,
     Registry,
+    RunCancelledError,
     StepInfo,
     StoreSettings,
     Trace,
@@ -215,7 +221,7 @@ def test_an_active_session_cannot_be_entered_again(registry: Registry) -> None:
 
 
 def test_a_session_can_be_entered_again_after_it_was_left(registry: Registry) -> None:
-    session = accelerate(TinyPipeline(), "nth", registry=registry)
+    session = accelerate(TinyPipeline(), "nth", registry=registry, keep_traces=None)
     for _ in range(2):
         with session:
             run(session.pipeline)
@@ -243,7 +249,7 @@ def test_callbacks_get_every_step_and_every_run(registry: Registry) -> None:
         pipeline(video, mask, steps=2)
         run(pipeline, 1)
     assert steps == [(0, ["cond", "uncond"]), (1, ["cond", "uncond"]), (0, ["cond"])]
-    assert runs == session.traces
+    assert session.traces == runs[-1:]
     assert [trace.steps for trace in runs] == [2, 1]
 
 
@@ -255,6 +261,7 @@ def test_observers_of_plugins_get_the_trace(registry: Registry) -> None:
     with accelerate(pipeline, "nth", registry=registry) as session:
         run(pipeline)
     assert seen == [session.trace]
+    assert seen[0] is not session.trace
 
 
 def test_a_run_that_broke_off_leaves_no_trace(registry: Registry) -> None:
@@ -309,3 +316,158 @@ def test_a_step_is_described_with_its_own_timestep_and_sigma() -> None:
     assert [step.timestep for step in seen] == pytest.approx(timesteps.tolist())
     assert [step.sigma for step in seen] == pytest.approx(sigmas[:4].tolist())
     assert [record.timestep for record in run.trace.records][::2] == [s.timestep for s in seen]
+
+
+def test_as_many_traces_are_kept_as_were_asked_for(registry: Registry) -> None:
+    pipeline = TinyPipeline()
+    for keep, kept in ((1, [3]), (2, [2, 3]), (None, [1, 2, 3])):
+        with accelerate(pipeline, "nth", registry=registry, keep_traces=keep) as session:
+            for steps in (1, 2, 3):
+                run(pipeline, steps)
+        assert [trace.steps for trace in session.traces] == kept
+    with pytest.raises(ConfigError, match="keep_traces is 0"):
+        accelerate(pipeline, "nth", registry=registry, keep_traces=0)
+
+
+@pytest.mark.parametrize("place", ["step", "call", "before"])
+def test_a_run_that_is_cancelled_ends_before_its_next_step_and_keeps_its_trace(
+    registry: Registry, place: str
+) -> None:
+    """From on_step, from another thread while a step's model runs, and before the first call."""
+    pipeline, ends, calls = TinyPipeline(), list[Trace](), list[int]()
+
+    def on_step(step: StepInfo, _records: Sequence[CallRecord]) -> None:
+        if place == "step" and step.index == 1:
+            session.cancel()
+
+    def in_call(*_arguments: object) -> None:
+        calls.append(session._engine._need_run().index)
+        if place == "call" and calls[-1] == 1:
+            other = threading.Thread(target=session.cancel)
+            other.start()
+            other.join()
+
+    policy = scripted(FULL)
+    session = accelerate(
+        pipeline, policy, backbone=TinyBackbone(), on_step=on_step, on_run=ends.append
+    )
+    hook = pipeline.model.blocks[0].register_forward_hook(in_call)
+    with session:
+        if place == "before":
+            session.cancel()
+        with pytest.raises(RunCancelledError) as caught:
+            run(pipeline, 4)
+        hook.remove()
+        done = 0 if place == "before" else 2
+        assert sorted(set(calls)) == list(range(done))
+        assert (caught.value.steps_done, caught.value.steps) == (done, 4)
+        assert caught.value.run_id == session.trace.run_id
+        assert not session._engine.running
+        assert ends == [session.trace]
+        assert not session.trace.complete
+        assert len(session.trace.modes()) == done
+        assert session.trace.notes[0] == f"Cancelled after {done} of 4 steps."
+        run(pipeline, 2)  # the next one is not
+    assert session.trace.complete
+
+
+def test_a_cancelled_run_frees_its_cache_while_its_error_is_still_held() -> None:
+    pipeline = TinyPipeline()
+    stores: list[weakref.ref[CacheStore]] = []
+
+    def on_step(step: StepInfo, _records: Sequence[CallRecord]) -> None:
+        kept = session._engine._need_run()
+        stores.append(weakref.ref(kept.store))
+        assert kept.store.bytes > 0
+        session.cancel()
+
+    session = accelerate(pipeline, scripted(FULL, REUSE), backbone=TinyBackbone(), on_step=on_step)
+    with session, pytest.raises(RunCancelledError) as caught:
+        run(pipeline, 4)
+    gc.collect()
+    assert caught.value.steps_done == 1
+    assert stores[0]() is None
+
+
+def test_a_session_that_waits_can_be_cancelled(registry: Registry) -> None:
+    pipeline, raised = TinyPipeline(), list[HetCacheError]()
+    waiting = accelerate(pipeline, "nth", registry=registry, wait=True)
+
+    def enter() -> None:
+        try:
+            with waiting:
+                pass
+        except HetCacheError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=enter)
+    with accelerate(pipeline, "nth", registry=registry):
+        thread.start()
+        waiting.cancel()
+        thread.join(60)
+    assert [type(error) for error in raised] == [RunCancelledError]
+    with waiting:
+        run(pipeline, 1)
+    waiting.cancel()  # after the run: forgotten
+    with pytest.raises(RunCancelledError), waiting:
+        pass
+    with waiting:
+        waiting.cancel()
+    with waiting:
+        run(pipeline, 1)
+
+
+def test_log_records_carry_run_and_session(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(trace: Trace) -> None:
+        raise ScriptedError
+
+    observer = Observer(plugin=PluginRecord(name="o"), call=fail, argnames=("trace",))
+    pipeline = TinyPipeline()
+    with (
+        caplog.at_level(logging.DEBUG, logger="hetcache"),
+        accelerate(pipeline, "nth", registry=evolve(registry, observers=(observer,))) as session,
+    ):
+        run(pipeline, 1)
+        run(pipeline, 1)
+    said = [(r.name, r.levelname) for r in caplog.records]
+    once = [("hetcache.runs", level) for level in ("INFO", "DEBUG", "INFO")]
+    assert said == [*once, ("hetcache.plugins", "ERROR")] * 2
+    ids = [(vars(r)["session_id"], vars(r)["run_id"]) for r in caplog.records]
+    assert ids == [(session.id, f"{session.id}-{n}") for n in (1, 2) for _ in range(4)]
+    assert session.trace.ids() == {"session_id": session.id, "run_id": f"{session.id}-2"}
+
+
+def test_what_a_notebook_shows_is_short_and_says_what_was_done(registry: Registry) -> None:
+    pipeline = TinyPipeline()
+    session = accelerate(pipeline, "nth", registry=registry)
+    assert repr(session) == f"<Session {session.id}: nth on tiny (TinyPipeline), not active>"
+    with session:
+        run(pipeline, 200)
+        assert "active; last run <Trace" in repr(session)
+    assert len(repr(session)) < 400
+    trace = session.trace
+    assert repr(trace) == f"<Trace {session.id}-1: {trace.summary()}>"
+    assert repr(session.policy).startswith("<CachePolicy nth: step=")
+    assert len(repr(session.policy)) < 200
+    page = session._repr_html_()
+    assert page.count('title="step ') == 200
+    assert f"<td>{trace.totals().flops_speedup:.2f}x</td>" in page
+    broken = evolve(trace, complete=False, notes=["<script>"])
+    assert "&lt;script&gt;" in broken._repr_html_()
+    assert "ended early" in repr(broken)
+
+
+def test_a_trace_is_a_frame_with_a_row_for_each_call(registry: Registry) -> None:
+    pytest.importorskip("pandas")
+    pipeline = TinyPipeline()
+    with accelerate(pipeline, scripted(FULL, REUSE), backbone=TinyBackbone()) as session:
+        video, mask = tiny_video()
+        pipeline(video, mask, steps=2)
+    frame = session.trace.to_frame()
+    assert list(frame["mode"]) == [r.mode.value for r in session.trace.records]
+    assert frame["flops"].sum() == session.trace.totals().flops
+    assert list(frame.index) == [0, 1, 2, 3]
+    empty = evolve(session.trace, records=[]).to_frame()
+    assert list(empty.columns) == list(frame.columns)

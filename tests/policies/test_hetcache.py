@@ -162,12 +162,11 @@ def test_deciding_changes_no_setting(recipe: HetCache | TeaCache) -> None:
 
 def test_two_runs_in_one_session_do_not_see_each_other() -> None:
     pipeline = CASE.make_pipeline(0)
-    with accelerate(pipeline, HetCache(context_ratio=0.3), backbone=CASE.backbone) as session:
+    with accelerate(pipeline, HetCache(context_ratio=0.3), backbone=CASE.backbone):
         first = CASE.run(pipeline, STEPS, "separate", 0)
         CASE.run(pipeline, STEPS, "separate", 1)
         again = CASE.run(pipeline, STEPS, "separate", 0)
     assert torch.equal(first, again)
-    assert len(session.traces) == 3
 
 
 @pytest.mark.parametrize("signal", ["modulation", "modulated_input"])

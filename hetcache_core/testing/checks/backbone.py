@@ -15,7 +15,7 @@ from hetcache_core.engine.loop import Engine
 from hetcache_core.errors import HetCacheError, UnsupportedBackboneError
 from hetcache_core.plugins.registry import Registry
 from hetcache_core.policy.recipe import CachePolicy
-from hetcache_core.records.trace import CallRecord
+from hetcache_core.records.trace import CallRecord, Trace
 from hetcache_core.session import accelerate
 from hetcache_core.steps import Mode, StepInfo
 from hetcache_core.testing.case import BackboneCase
@@ -229,13 +229,15 @@ def check_a_session_goes_on_after_an_error(case: BackboneCase) -> None:
 def check_two_runs_in_a_row_are_identical(case: BackboneCase) -> None:
     """Within a session a second run repeats the first; nothing of a run outlives it."""
     for layout in case.layouts:
-        pipeline, results = case.make_pipeline(0), []
-        with accelerate(pipeline, _REUSING, backbone=case.backbone, registry=Registry()) as session:
+        pipeline, results, ended = case.make_pipeline(0), [], list[Trace]()
+        with accelerate(
+            pipeline, _REUSING, backbone=case.backbone, registry=Registry(), on_run=ended.append
+        ):
             results.append(case.run(pipeline, _STEPS, layout, 0))
             case.run(pipeline, _STEPS + 1, layout, 1)
             results.append(case.run(pipeline, _STEPS, layout, 0))
         require_same(results[1], results[0], f"guidance {layout!r}, the run repeated")
-        count = len(session.traces)
+        count = len(ended)
         require(count == len(results) + 1, f"three runs left {count} traces")
 
 

@@ -28,7 +28,7 @@ from hetcache_core.backbone.adapter import (
 )
 from hetcache_core.backbone.trunk import RunTrunk
 from hetcache_core.engine.loop import Engine
-from hetcache_core.errors import UnsupportedBackboneError
+from hetcache_core.errors import PipelineBusyError
 from hetcache_core.steps import BranchRows, ModelInfo
 from hetcache_core.testing.case import BackboneCase
 from hetcache_core.testing.tiny.model import PATCH, TinyDiT
@@ -207,14 +207,10 @@ class TinyBackbone(Backbone):
         """Route the pipeline's calls through an engine.
 
         Raises:
-            UnsupportedBackboneError: another session is active on the pipeline.
+            PipelineBusyError: another session is active on the pipeline.
         """
         if isinstance(pipeline.scheduler, _StandIn):
-            raise UnsupportedBackboneError(
-                "another session is active on this pipeline",
-                backbone=self.name,
-                remedy="Leave its with block first.",
-            )
+            raise PipelineBusyError(pipeline=type(pipeline).__name__)
         link = _Link(pipeline, engine)
         pipeline.model_fn = link.call_model
         pipeline.scheduler = _StandIn(

@@ -31,6 +31,7 @@ from hetcache_core.plugins.discovery import DISABLE_VARIABLE, PluginRecord, Regi
 from hetcache_core.plugins.hookspecs import Registration
 from hetcache_core.plugins.registry import Status
 from hetcache_core.policy.recipe import PolicyRecipe
+from hetcache_core.records.trace import Trace
 
 NTH = Registration(name="nth", target="nowhere.policy:Nth", summary="every n-th step")
 
@@ -881,6 +882,12 @@ def test_every_observer_gets_the_trace_and_may_take_fewer_arguments(shelf: Shelf
     assert sys.modules["b_plugin"].seen == ["called"]
 
 
+def a_trace() -> Trace:
+    return Trace(
+        policy="p", settings={}, backbone="b", variant="", steps=1, requested_steps=1, tokens=1
+    )
+
+
 @pytest.mark.parametrize(
     "failure",
     ["RuntimeError('boom')", "SystemExit(3)", "GeneratorExit", "type('B', (BaseException,), {})"],
@@ -895,7 +902,7 @@ def test_an_observer_that_raises_is_logged_by_name_and_the_others_go_on(
     """)
     shelf.install("alpha", {"a_plugin": source}, version="4.2")
     shelf.install("beta", {"b_plugin": hooks(OBSERVER)})
-    trace: Any = ["decided"]
+    trace = a_trace()
     with caplog.at_level(logging.ERROR):
         shelf.discover(strict=True).observe_run(trace)
     assert sys.modules["b_plugin"].seen == [trace]
@@ -933,7 +940,7 @@ def test_a_blocked_plugin_does_not_lend_its_distribution_to_another_of_its_name(
     """)
     shelf.install("alpha", {"a_plugin": source}, points={"same": "a_plugin"})
     shelf.install("beta", {"b_plugin": source}, points={"same": "b_plugin"})
-    shelf.discover(blocked=["beta"]).observe_run(None)  # type: ignore[arg-type]
+    shelf.discover(blocked=["beta"]).observe_run(a_trace())
     assert "alpha 1.0" in caplog.records[0].getMessage()
 
 
