@@ -1,6 +1,6 @@
 """``python -m hetcache`` is the command ``hetcache``."""
 
-from hetcache.cli.main import main
+from hetcache.cli.main import program
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    program()

@@ -224,6 +224,30 @@ def test_a_missing_library_is_named_with_the_extra_that_brings_it(
     assert done.stderr == f"error: {module} is not installed. Run: pip install 'hetcache[app]'\n"
 
 
+@pytest.mark.parametrize("pending", [True, False])
+@pytest.mark.parametrize(("words", "status"), [(["--version"], 0), (["policies", "--x"], 2)])
+def test_the_program_leaves_at_once_with_all_that_was_asked_for_at_the_end(
+    words: list[str], status: int, *, pending: bool
+) -> None:
+    code = (
+        "import atexit, sys, threading, time\n"
+        "from hetcache.cli.main import program\n"
+        "atexit.register(print, 'at the end')\n"
+        f"sys.argv = ['hetcache', *{words!r}]\n"
+        f"if {pending}:\n"
+        "    later = lambda: (time.sleep(0.5), print('waited for'))\n"
+        "    threading.Thread(target=later).start()\n"
+        "program()\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert done.stdout.count("at the end") == 1
+    assert done.stdout.count("waited for") == pending
+    assert ("hetcache 0." in done.stdout) == (status == 0)
+    assert done.stderr.startswith("error: ") == (status == 2)
+
+
 def test_a_reader_that_has_seen_enough_is_not_answered_with_a_traceback() -> None:
     """Buffered as in a pipe, where a short answer is not written before the interpreter leaves."""
     code = "from hetcache.cli.main import main; main(['plugins', 'list', '--json'])"
