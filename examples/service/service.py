@@ -79,6 +79,7 @@ class Edit:
         id: what clients know it by.
         folder: its files.
         session: its session on the pipeline; None when it is over.
+        cancelled: whether somebody wants it to end; between two windows no run is under way.
         state: "queued", "running", "done", "cancelled" or "failed".
         events: what was said of it, for those who look on, also later.
         news: set, and replaced, with each event.
@@ -87,6 +88,7 @@ class Edit:
     id: str
     folder: Path
     session: Session | None = None
+    cancelled: bool = False
     state: str = "queued"
     events: list[dict[str, Any]] = field(factory=list)
     news: asyncio.Event = field(factory=asyncio.Event)
@@ -195,6 +197,7 @@ class Service:
 
     def cancel(self, edit: Edit) -> None:
         """End an edit before its next step, or before it begins."""
+        edit.cancelled = True
         if edit.session is not None:
             edit.session.cancel()
 
@@ -276,6 +279,8 @@ class Service:
         result = job.clip.frames.copy()
         with session:
             for window in job.windows:
+                if edit.cancelled:
+                    raise RunCancelledError
                 request = job.request(window, result)
                 if request is not None:
                     job.put(window, self.backbone.edit(self.pipeline, request), result)

@@ -164,7 +164,6 @@ class Engine:
         """Between two steps: end the run where it was cancelled."""
         if not self.cancelled.is_set() or self._run is None:
             return
-        self.cancelled.clear()
         trace, done = self._run.trace, self._run.index + 1
         trace.notes.append(f"Cancelled after {done} of {trace.steps} steps.")
         self.end_run()
@@ -175,6 +174,7 @@ class Engine:
         run, self._run = self._run, None
         if run is None:
             return
+        self.cancelled.clear()  # what came too late for this run is not meant for the next
         trace = run.finish()
         ended = "ended" if trace.complete else "ended early"
         _log.info("%s: %s", ended, trace.summary(), extra=trace.ids())
@@ -194,6 +194,7 @@ class Engine:
         """Forget the run without a trace, after an exception."""
         run, self._run = self._run, None
         if run is not None:
+            self.cancelled.clear()
             run.store.clear()
 
     # Calls

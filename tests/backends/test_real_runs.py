@@ -36,7 +36,9 @@ from hetcache_core import (
     Mode,
     NonFiniteError,
     PipelineBusyError,
+    RunCancelledError,
     Session,
+    StepInfo,
     StoreSettings,
     Trace,
     UnsupportedBackboneError,
@@ -172,6 +174,23 @@ def test_a_busy_pipeline_is_waited_for_where_that_is_asked_for(backbone: Backbon
         order.append("first")
     thread.join(60)
     assert order == ["hasty", "first", "patient"]
+
+
+@backbones
+def test_a_run_that_is_cancelled_leaves_a_pipeline_that_runs_as_before(backbone: Backbone) -> None:
+    def cancel(step: StepInfo, _records: object) -> None:
+        if step.index == 1:
+            thread = threading.Thread(target=run.cancel)
+            thread.start()
+            thread.join(60)
+
+    run = session(backbone, "hetcache", on_step=cancel)
+    before = backbone.edit(run.pipeline, request(backbone))
+    with run, pytest.raises(RunCancelledError) as caught:
+        backbone.edit(run.pipeline, request(backbone))
+    assert (caught.value.steps_done, caught.value.steps) == (2, 4)
+    assert (len(run.trace.modes()), run.trace.complete) == (2, False)
+    assert np.array_equal(backbone.edit(run.pipeline, request(backbone)), before)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

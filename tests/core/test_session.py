@@ -371,6 +371,20 @@ def test_a_run_that_is_cancelled_ends_before_its_next_step_and_keeps_its_trace(
     assert session.trace.complete
 
 
+def test_a_cancellation_in_the_last_step_is_not_meant_for_the_next_run(registry: Registry) -> None:
+    pipeline = TinyPipeline()
+
+    def on_step(step: StepInfo, _records: Sequence[CallRecord]) -> None:
+        if step.is_last and not session.traces:
+            session.cancel()
+
+    session = accelerate(pipeline, "nth", registry=registry, on_step=on_step, keep_traces=None)
+    with session:
+        run(pipeline, 2)
+        run(pipeline, 2)
+    assert [trace.complete for trace in session.traces] == [True, True]
+
+
 def test_a_cancelled_run_frees_its_cache_while_its_error_is_still_held() -> None:
     pipeline = TinyPipeline()
     stores: list[weakref.ref[CacheStore]] = []

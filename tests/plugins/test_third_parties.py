@@ -70,8 +70,10 @@ BWCACHE, MIXCACHE, _ = POLICIES
 COGVIDEOX = Stranger("hetcache-cogvideox", backbone="cogvideox", library="diffusers")
 PIECE = Stranger("hetcache-template-piece")
 GMSD = Stranger("hetcache-metric-gmsd", metric="gmsd", library="torchmetrics")
+TELEMETRY = Stranger("hetcache-opentelemetry", library="opentelemetry.sdk")
 STRANGERS = [*POLICIES, COGVIDEOX, GMSD]
 each = pytest.mark.parametrize("stranger", STRANGERS, ids=str)
+observing_too = pytest.mark.parametrize("stranger", [*STRANGERS, TELEMETRY], ids=str)
 each_policy = pytest.mark.parametrize("stranger", POLICIES, ids=str)
 
 
@@ -214,7 +216,7 @@ def test_removed_it_is_gone(
         use(name, registry)
 
 
-@each
+@observing_too
 def test_blocked_it_is_listed_and_not_imported(
     stranger: Stranger, folders: Installer, add: Callable[[Path], None]
 ) -> None:
@@ -226,7 +228,7 @@ def test_blocked_it_is_listed_and_not_imported(
 
 
 @pytest.mark.timeout(400)
-@each
+@observing_too
 def test_its_own_tests_pass_on_what_is_installed(stranger: Stranger, folders: Installer) -> None:
     """They run the contract kit, among others."""
     if stranger.library:
@@ -257,7 +259,7 @@ def test_listing_it_imports_no_torch(stranger: Stranger, folders: Installer) -> 
     assert run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
 
-@each
+@observing_too
 def test_it_depends_on_hetcache_by_version(stranger: Stranger, folders: Installer) -> None:
     (found,) = metadata.distributions(path=[str(folders(stranger))])
     requires = found.requires or []
@@ -267,7 +269,7 @@ def test_it_depends_on_hetcache_by_version(stranger: Stranger, folders: Installe
     assert "hetcache" in found.entry_points.groups
 
 
-@each
+@observing_too
 def test_it_imports_what_is_promised_and_nothing_else(stranger: Stranger) -> None:
     """Names in ``hetcache_core.__all__``, and in tests and cases those of the contract kit."""
     promised = set(hetcache_core.__all__)
