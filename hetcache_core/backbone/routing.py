@@ -571,7 +571,8 @@ def _sampler(scheduler: Any, offset: int, sigmas: Sequence[float]) -> str:
         velocity = torch.linspace(1 + index, -1, 4).view_as(latents)
         expected = latents + (sigmas[index + 1] - sigmas[index]) * velocity
         try:
-            stepped = _sample(trial.step(velocity, trial.timesteps[offset + index], latents))
+            with torch.random.fork_rng(devices=()):  # samplers that draw noise draw the run's own
+                stepped = _sample(trial.step(velocity, trial.timesteps[offset + index], latents))
         except Exception:  # noqa: BLE001 - a sampler that cannot be tried out is none that is known
             return type(scheduler).__name__
         if stepped is None or not torch.allclose(stepped, expected, rtol=0, atol=1e-5):

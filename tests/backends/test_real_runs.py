@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from attrs import evolve
 pytest.importorskip("diffusers")
 pytest.importorskip("diffsynth")
 
-from diffusers import FlowMatchHeunDiscreteScheduler
+from diffusers import FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler
 from safetensors.torch import save_file
 
 from hetcache_backends.diffusers.cases import (
@@ -112,6 +113,17 @@ def test_two_evaluations_of_a_step_are_counted_as_two() -> None:
     assert len(trace.records) == 2 * evaluations
     assert trace.totals().flops_speedup == 1
     assert any(note.startswith("The sampler evaluates the model 2 times") for note in trace.notes)
+
+
+def test_a_sampler_that_draws_noise_draws_what_it_draws_without_a_session() -> None:
+    """The pipeline passes it no generator, so that it draws from torch's own."""
+    pipeline, made = small_wan_vace(0), []
+    pipeline.scheduler = FlowMatchLCMScheduler()
+    for context in (nullcontext(), accelerate(pipeline, "none")):
+        torch.manual_seed(0)
+        with context:
+            made.append(pipeline(num_inference_steps=4, **wan_vace_arguments()).frames)
+    assert torch.equal(*made)
 
 
 def test_a_target_that_is_met_with_two_evaluations_a_step_is_reported_as_met() -> None:
