@@ -146,7 +146,10 @@ def test_one_evaluation_a_step_says_nothing_of_it() -> None:
     assert (run.trace.steps, run.trace.notes) == (2, [])
 
 
-@pytest.mark.parametrize("wrong", ["wan-vace", "ltx-video", WanVace(), LtxVideo()], ids=str)
+WRONG = ["wan-vace", "ltx-video", "diffusers", WanVace(), LtxVideo()]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
 def test_a_backbone_of_another_kind_is_one_error_that_names_the_right_one(wrong: Any) -> None:
     with pytest.raises(UnsupportedBackboneError, match="or name 'wan-vace-diffusers'"):
         accelerate(small_wan_vace(0), "none", backbone=wrong)

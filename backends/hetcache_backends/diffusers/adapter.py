@@ -21,6 +21,7 @@ from hetcache_backends.diffusers.common import (
     refuse_options,
     unwrapped,
 )
+from hetcache_backends.folders import TRANSFORMERS
 from hetcache_core import (
     Backbone,
     BranchRows,
@@ -185,8 +186,10 @@ class DiffusersModels(Backbone):
             for kind in type(unwrapped(model)).__mro__:
                 if kind.__name__ in known:
                     return known[kind.__name__]
-        model = unwrapped(pipeline.components.get("transformer"))
-        return guessed(type(model)) if hasattr(type(model), "forward") else None
+        kind = type(unwrapped(pipeline.components.get("transformer")))
+        # What another backbone is made for is not guessed at.
+        guess = hasattr(kind, "forward") and kind.__name__ not in TRANSFORMERS
+        return guessed(kind) if guess else None
 
     def _described(self, pipeline: Any) -> ModelDescription:
         found = self.description or (
