@@ -19,7 +19,7 @@ from hetcache_core import ConfigError, HetCacheError, ModelInfo
 from hetcache_core.errors import NOT_GIVEN, nearest_name
 from hetcache_core.plugins import hookspecs
 from hetcache_core.plugins.kinds import KINDS
-from hetcache_core.settings.declare import SettingInfo, describe
+from hetcache_core.settings.declare import SettingInfo, build, describe
 
 if TYPE_CHECKING:
     from hetcache_core import PolicyRecipe, Registry
@@ -33,7 +33,7 @@ __all__ = [
     "plugins_table",
     "policies_as_json",
     "print_backbones",
-    "print_policies",
+    "print_policy",
     "provided_as_json",
     "provided_table",
     "supported_versions",
@@ -90,17 +90,26 @@ def _normalized(name: str) -> str:
 # Policies and backbones
 
 
-def policies_as_json(registry: Registry) -> list[dict[str, Any]]:
-    """List the policies with their settings and presets.
+def policies_as_json(registry: Registry, only: str | None = None) -> list[dict[str, Any]]:
+    """List the policies with their settings and presets, and what a backbone must have to carry them.
 
     Args:
         registry: What was discovered.
+        only: One name, or None for all.
 
     Returns:
         One value for each; one that cannot be loaded has an "error" and no settings.
+
+    Raises:
+        ConfigError: There is no policy of that name.
     """
+    summaries = registry.summaries("policy")
+    if only is not None and only not in summaries:
+        registry.policy(only)  # says which there are
     listed = []
-    for name, summary in registry.summaries("policy").items():
+    for name, summary in summaries.items():
+        if only not in {None, name}:
+            continue
         entry: dict[str, Any] = {"name": name, "summary": summary, "source": None}
         try:
             kind = registry.policy(name)
@@ -110,9 +119,14 @@ def policies_as_json(registry: Registry) -> list[dict[str, Any]]:
                 for info in describe(kind, registry)
             ]
             entry |= {"source": kind.source, "settings": settings, "presets": _presets(kind)}
-            entry |= {"preset_shares": dict(kind.preset_shares), "error": None}
+            entry |= {
+                "preset_shares": dict(kind.preset_shares),
+                "needs": _needs(kind),
+                "error": None,
+            }
         except HetCacheError as error:
-            entry |= {"settings": [], "presets": {}, "preset_shares": {}, "error": str(error)}
+            entry |= {"settings": [], "presets": {}, "preset_shares": {}, "needs": []}
+            entry |= {"error": str(error)}
         listed.append(entry)
     return listed
 
@@ -152,11 +166,19 @@ def backbones_as_json(registry: Registry) -> list[dict[str, Any]]:
     return listed
 
 
-def print_policies(registry: Registry) -> None:
-    """Print the policies for people."""
+def print_policy(registry: Registry, name: str) -> None:
+    """Print one policy for people: source, what it needs, settings, presets.
+
+    Raises:
+        ConfigError: There is no policy of that name.
+    """
     parts: list[Text | Table] = []
-    for policy in policies_as_json(registry):
+    for policy in policies_as_json(registry, name):
         parts += _heading(policy)
+        if policy["source"]:
+            parts.append(Text(f"  source: {policy['source']}"))
+        if policy["needs"]:
+            parts.append(Text(f"  needs a backbone with: {', '.join(policy['needs'])}"))
         table = Table.grid(padding=(0, 2))
         for info in policy["settings"]:
             allowed = ", ".join(info["allowed"]) or info["type"]
@@ -166,15 +188,14 @@ def print_policies(registry: Registry) -> None:
                     info["doc"], (f" ({allowed}{', required' * info['required']})", "dim")
                 ),
             )
-            for name, own in _own_settings(info):
-                table.add_row(Text(f"    {name}"), Text(own["doc"], style="dim"))
+            for text, own in _own_settings(info):
+                table.add_row(Text(f"    {text}"), Text(own["doc"], style="dim"))
         parts.append(table)
         for preset, values in policy["presets"].items():
             shown = " ".join(f"{name}={_shown(value)}" for name, value in values.items())
             share = policy["preset_shares"].get(preset)
             computes = "" if share is None else f" ({share:.0%} of the FLOPs)"
             parts.append(Text(f"  --preset {preset}: {shown or 'the defaults'}{computes}"))
-        parts.append(Text())
     Console().print(Group(*parts))
 
 
@@ -245,6 +266,15 @@ def _own_settings(info: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             owners.setdefault(text, []).append(piece)
     for text, own in settings.items():
         yield f"{text} ({', '.join(owners[text])})", own
+
+
+def _needs(kind: type[PolicyRecipe]) -> list[str]:
+    """Name what a backbone must have, for the default settings."""
+    try:
+        policy = build(kind, dict(kind.anywhere), where=kind.name).compose(SHOWN_MODEL)
+    except ConfigError:  # it runs on nothing without a file of yours
+        return []
+    return sorted(policy.needs())
 
 
 def _presets(kind: type[PolicyRecipe]) -> dict[str, dict[str, Any]]:

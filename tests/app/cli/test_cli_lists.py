@@ -24,7 +24,16 @@ PLUGIN_KEYS = {
     "name", "distribution", "version", "status", "hooks", "error",
     *(kind.key for kind in KINDS.values()),
 }  # fmt: skip
-POLICY_KEYS = {"name", "summary", "source", "settings", "presets", "preset_shares", "error"}
+POLICY_KEYS = {
+    "name",
+    "summary",
+    "source",
+    "settings",
+    "presets",
+    "preset_shares",
+    "needs",
+    "error",
+}
 SETTING_KEYS = {"name", "type", "default", "doc", "allowed", "required", "pieces"}
 BACKBONE_KEYS = {
     "name", "summary", "library", "library_version", "library_supported", "features", "guidance",
@@ -118,13 +127,16 @@ def test_policies_are_listed_with_every_setting_and_preset(
     policies = {
         policy["name"]: policy for policy in json.loads(output(capsys, "policies", "--json"))
     }
-    shown = output(capsys, "policies")
+    listed = output(capsys, "policies")
     assert set(policies) == set(registry.names("policy"))
     for name, policy in policies.items():
+        assert name in listed
+        shown = output(capsys, "policies", name)
+        assert "".join(policy["source"].split()) in "".join(shown.split())
         assert set(policy) == POLICY_KEYS
         assert policy["error"] is None
         assert policy["source"]
-        assert name in shown
+        assert ("--preset balanced" in shown) == ("balanced" in policy["presets"])
         settings = describe(registry.policy(name))
         assert [given["name"] for given in policy["settings"]] == [info.name for info in settings]
         for given in policy["settings"]:
@@ -136,9 +148,23 @@ def test_policies_are_listed_with_every_setting_and_preset(
     assert (guards["first_steps"], guards["last_steps"], guards["longest_reuse"]) == (1, 1, None)
     assert set(policies["hetcache"]["presets"]) == {"quality", "balanced", "fast"}
     assert set(policies["hetcache"]["preset_shares"]) == {"quality", "balanced", "fast"}
-    assert "% of the FLOPs)" in shown
     assert policies["none"]["presets"] == {}
-    assert "--preset balanced" in shown
+    assert policies["hetcache"]["needs"] == ["attention", "mask", "rows"]
+    shown = output(capsys, "policies", "hetcache")
+    assert "% of the FLOPs)" in shown
+    assert "needs a backbone with: attention, mask, rows" in shown
+    (alone,) = json.loads(output(capsys, "policies", "hetcache", "--json"))
+    assert alone == policies["hetcache"]
+    assert main(["policies", "hetcach"]) == 2
+    assert "did you mean 'hetcache'" in capsys.readouterr().err
+
+
+def test_the_list_of_policies_needs_no_torch() -> None:
+    code = (
+        "import sys; from hetcache.cli.main import main; main(['policies']); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_table_of_the_documentation_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,9 @@ from attrs import frozen
 from hetcache.cli.command import Command
 from hetcache.running.console import print_json
 from hetcache.running.groups import JsonConfig
+from hetcache.running.options import written
 from hetcache_core import setting
+from hetcache_core.plugins.kinds import KINDS
 from hetcache_core.settings.declare import group
 
 if TYPE_CHECKING:
@@ -23,27 +25,36 @@ __all__ = ["PoliciesCommand", "PoliciesConfig"]
 class PoliciesConfig:
     """How policies are listed."""
 
+    policy: str | None = setting(
+        None,
+        doc="one of them, with its source, settings and presets",
+        metadata=written(metavar="NAME", positional=True, unset="all, a line each"),
+    )
     answer: JsonConfig = group(JsonConfig())
     markdown: bool = setting(default=False, doc="print the tables of the documentation")
 
 
 @final
 class PoliciesCommand(Command):
-    """List the caching policies with their settings and presets."""
+    """List the caching policies, or show one with its settings and presets."""
 
     name: ClassVar[str] = "policies"
     config: ClassVar[type[PoliciesConfig]] = PoliciesConfig
 
     def run(self, config: PoliciesConfig, registry: Registry) -> int:
         """List them."""
-        from hetcache.plugins.listing import policies_as_json, print_policies
+        from hetcache.plugins.listing import policies_as_json, print_policy, provided_table
 
         if config.markdown:
             from hetcache.plugins.table import policies_as_markdown
 
             print(policies_as_markdown(registry))  # noqa: T201 - the answer
         elif config.answer.json:
-            print_json(policies_as_json(registry))
+            print_json(policies_as_json(registry, config.policy))
+        elif config.policy is not None:
+            print_policy(registry, config.policy)
         else:
-            print_policies(registry)
+            from rich.console import Console
+
+            Console().print(provided_table(registry, KINDS["policy"]))
         return 0
