@@ -77,6 +77,12 @@ class EditConfig:
     seed: int = setting(0, ge=0, lt=LARGEST_SEED, doc="seed of the noise")
     span: SpanConfig = group(SpanConfig())
     given: PictureConfig = group(PictureConfig())
+    crop: str = setting(
+        "none",
+        doc="the part of the picture that the model sees: none for all of it, auto for a box around the "
+        "mask, or HEIGHTxWIDTH+TOP+LEFT; the rest stays, and the seam fades",
+        metadata=written(metavar="BOX"),
+    )
     cfg_merge: bool = setting(default=False, doc="run both guidance branches in one call")
     place: PlaceConfig = group(PlaceConfig())
     limits: LimitsConfig = group(LimitsConfig())

@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 from hetcache.editing.config import EditConfig
 from hetcache.editing.windows import Window, faded, plan_windows
-from hetcache.media.fit import Fit, check_pixels, plan_size
+from hetcache.media.fit import Fit, check_pixels, plan_crop, plan_part, plan_size
 from hetcache.media.masks import read_mask
 from hetcache.media.video import VideoClip, is_odd, read_video
 from hetcache_core import ConfigError, EditRequest
@@ -101,8 +101,12 @@ def prepare(config: EditConfig, backbone: Backbone) -> Job:
     count, height, width, _ = clip.frames.shape
     windows = plan_windows(geometry, count, window=span.window, overlap=span.overlap)
     notes = _notes_on_frames(config, clip, windows)
-    fit = plan_size(geometry, (height, width), config.given.height, config.given.width)
-    check_pixels(max(window.stop - window.start for window in windows), *fit.size)
+    longest, asked = (
+        max(w.stop - w.start for w in windows),
+        (config.given.height, config.given.width),
+    )
+    fit = plan_size(geometry, (height, width), *asked)
+    check_pixels(longest, *fit.size)
     read = read_mask(
         Path(config.mask),
         frames=span.start + count,
@@ -118,12 +122,18 @@ def prepare(config: EditConfig, backbone: Backbone) -> Job:
             where="--mask",
             remedy="Begin at another frame with --start.",
         )
+    part = plan_crop(geometry, mask, config.crop)
+    if part is not None:
+        fit = plan_part(geometry, (height, width), part, *asked)
+        check_pixels(longest, *fit.size)
     notes += _notes_on_pictures(mask, fit)
     if not fit.mask_to_model(mask).any():
         raise ConfigError(
-            "all of the mask lies in the border that the model does not see",
+            "all of the mask lies outside of what the model sees",
             where="--mask",
-            remedy="Choose --height and --width with the proportions of the video.",
+            remedy="Choose --height and --width with the proportions of the video."
+            if part is None
+            else "Choose another --crop, or auto.",
         )
     scale = config.given.cfg_scale
     ask = partial(
@@ -167,17 +177,20 @@ def _notes_on_frames(config: EditConfig, clip: VideoClip, windows: tuple[Window,
 
 
 def _notes_on_pictures(mask: NDArray[np.bool_], fit: Fit) -> list[str]:
-    (height, width), (_, _, seen_height, seen_width) = fit.source, fit.box
+    (height, width), (top, left, seen_height, seen_width) = fit.source, fit.box
     notes = []
     if fit.resizes:
+        whole = f"{seen_height}x{seen_width}" if fit.feather else f"the video's {height}x{width}"
         notes.append(
             f"the model works at {fit.size[0]}x{fit.size[1]} (height x width), and the result is "
-            f"resized to the video's {height}x{width}"
+            f"resized to {whole}"
         )
     if fit.crops:
+        where = f"{seen_height}x{seen_width} of {height}x{width}"
+        where += f", from row {top} and column {left} on" if fit.feather else ""
         notes.append(
-            f"the model sees the middle {seen_height}x{seen_width} of {height}x{width}; the "
-            "border stays as it is"
+            f"the model sees {'' if fit.feather else 'the middle '}{where}; the "
+            f"{'rest' if fit.feather else 'border'} stays as it is"
         )
     outside = fit.masked_outside(mask)
     if outside:

@@ -62,6 +62,9 @@ class PreviewConfig:
     reading: MaskConfig = group(MaskConfig())
     model: ModelConfig = group(ModelConfig())
     span: SpanConfig = group(SpanConfig())
+    crop: str = setting(
+        "none", doc="the part that the model sees, as in an edit", metadata=written(metavar="BOX")
+    )
     margin: int = setting(1, ge=0, doc="width of the margin in tokens, as hetcache has it")
     answer: JsonConfig = group(JsonConfig())
 
@@ -119,6 +122,7 @@ def preview(config: PreviewConfig, registry: Registry) -> Preview:
         reading=config.reading,
         model=config.model,
         span=config.span,
+        crop=config.crop,
     )
     job = prepare(asked, backbone)
     for text in job.notes:

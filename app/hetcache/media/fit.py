@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
@@ -15,10 +16,13 @@ if TYPE_CHECKING:
 
     from hetcache_core import Geometry
 
-__all__ = ["Fit", "check_pixels", "plan_frames", "plan_size"]
+__all__ = ["Fit", "check_pixels", "plan_crop", "plan_frames", "plan_part", "plan_size"]
 
 MOST_PIXELS: Final = 1 << 28
 """Of all frames of a run together: 290 of 720p. Three bytes each are held several times over."""
+
+FEATHER: Final = 32
+"""Pixels over which a part of a picture fades into the rest: two tokens of Wan. Our choice."""
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -31,11 +35,13 @@ class Fit:
         source: (H, W) of the video.
         box: (top, left, height, width) of the part of the video that the model sees.
         size: (h, w) that the model works at.
+        feather: Pixels over which the part fades into the rest of the video, where it does not end with it.
     """
 
     source: tuple[int, int]
     box: tuple[int, int, int, int]
     size: tuple[int, int]
+    feather: int = 0
 
     @property
     def crops(self) -> bool:
@@ -72,8 +78,27 @@ class Fit:
         """Put a model's (F, h, w, 3) frames back into the (F, H, W, 3) frames of the video."""
         top, left, height, width = self.box
         result: NDArray[np.uint8] = source.copy()
-        result[:, top : top + height, left : left + width] = _resized(edited, (height, width))
+        part = result[:, top : top + height, left : left + width]  # a view
+        made = _resized(edited, (height, width))
+        if self.feather:
+            weight = self._weight()  # (height, width, 1)
+            for below, above in zip(part, made, strict=True):  # one by one: floats are large
+                below[:] = np.rint(below + weight * (above.astype(np.float32) - below))
+        else:
+            part[:] = made
         return result
+
+    def _weight(self) -> NDArray[np.float32]:
+        """How much of the part counts, from its border inwards: (height, width, 1)."""
+        weights = []
+        for start, length, whole in zip(self.box[:2], self.box[2:], self.source, strict=True):
+            inside = np.arange(1, length + 1)
+            before = inside if start else np.full(length, length)
+            after = inside[::-1] if start + length < whole else np.full(length, length)
+            weights.append(np.minimum(np.minimum(before, after) / (self.feather + 1), 1))
+        rows, columns = weights
+        weight: NDArray[np.float32] = (rows[:, None, None] * columns[:, None]).astype(np.float32)
+        return weight
 
     def masked_outside(self, mask: NDArray[np.bool_]) -> int:
         """Count the masked pixels of a (F, H, W) mask that the model does not see."""
@@ -116,6 +141,70 @@ def check_pixels(frames: int, height: int, width: int) -> None:
             "are taken",
             remedy="Give smaller --height and --width, or fewer --frames.",
         )
+
+
+def plan_crop(
+    geometry: Geometry, mask: NDArray[np.bool_], asked: str
+) -> tuple[int, int, int, int] | None:
+    """Find the part of a video that an edit is about.
+
+    By itself it is as large as the model's own pictures, or large enough for half as much again on each side
+    of the mask, over all frames.
+
+    Args:
+        geometry: What the model takes.
+        mask: (F, H, W) where to edit.
+        asked: "none", "auto", or HEIGHTxWIDTH+TOP+LEFT in pixels of the video.
+
+    Returns:
+        (top, left, height, width), or None for all of it.
+
+    Raises:
+        ConfigError: What was asked for is none of that, or no part of the video.
+    """
+    if asked == "none":
+        return None
+    _, *whole = mask.shape
+    if asked == "auto":
+        starts, sizes = [], []
+        for axis, side in enumerate(geometry.default_size):
+            (found,) = np.nonzero(np.any(mask, axis=(0, 2 - axis)))
+            first, length = int(found[0]), int(found[-1] - found[0]) + 1
+            size = min(whole[axis], max(side, 2 * length, length + 2 * FEATHER))
+            starts.append(min(max(first - (size - length) // 2, 0), whole[axis] - size))
+            sizes.append(size)
+        return None if sizes == whole else (starts[0], starts[1], sizes[0], sizes[1])
+    read = re.fullmatch(r"(\d{1,5})x(\d{1,5})\+(\d{1,5})\+(\d{1,5})", asked)
+    if read is None:
+        raise ConfigError(
+            f"cannot read {asked!r}",
+            where="--crop",
+            given=asked,
+            remedy="Give none, auto or HEIGHTxWIDTH+TOP+LEFT in pixels, such as 480x832+100+0.",
+        )
+    height, width, top, left = map(int, read.groups())
+    if not (height and width and top + height <= whole[0] and left + width <= whole[1]):
+        raise ConfigError(
+            f"{asked} is no part of a picture of {whole[0]}x{whole[1]} (height x width)",
+            where="--crop",
+            given=asked,
+            remedy="Give HEIGHTxWIDTH+TOP+LEFT inside of it.",
+        )
+    return top, left, height, width
+
+
+def plan_part(
+    geometry: Geometry,
+    source: tuple[int, int],
+    part: tuple[int, int, int, int],
+    height: int | None,
+    width: int | None,
+) -> Fit:
+    """Find the size that a model works at for a part of a video; arguments and errors as of ``plan_size``."""
+    top, left, *size = part
+    fit = plan_size(geometry, (size[0], size[1]), height, width)
+    inner = (top + fit.box[0], left + fit.box[1], *fit.box[2:])
+    return Fit(source=source, box=inner, size=fit.size, feather=min(FEATHER, min(fit.box[2:]) // 8))
 
 
 def plan_size(

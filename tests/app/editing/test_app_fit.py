@@ -10,7 +10,7 @@ pytest.importorskip("PIL")
 
 import numpy as np
 
-from hetcache.media.fit import Fit, plan_frames, plan_size
+from hetcache.media.fit import FEATHER, Fit, plan_crop, plan_frames, plan_part, plan_size
 from hetcache_core.backbone.adapter import Geometry
 
 WAN = Geometry(size_multiple=16, frame_stride=4, default_size=(480, 832), default_frames=81)
@@ -129,3 +129,68 @@ def test_masked_pixels_in_the_border_are_counted() -> None:
     mask = np.ones((3, 50, 64), bool)
     fit = Fit(source=(50, 64), box=(1, 0, 48, 64), size=(48, 64))
     assert fit.masked_outside(mask) == 3 * 2 * 64
+
+
+def masked(source: tuple[int, int], *boxes: tuple[int, int, int, int]) -> np.ndarray:
+    """A mask (F, H, W) with one box (top, left, height, width) a frame."""
+    mask = np.zeros((len(boxes), *source), dtype=bool)
+    for frame, (top, left, height, width) in zip(mask, boxes, strict=True):
+        frame[top : top + height, left : left + width] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("boxes", "part"),
+    [
+        ([(500, 900, 40, 60)], (280, 514, 480, 832)),  # the model's own size, around the middle
+        ([(0, 0, 40, 60)], (0, 0, 480, 832)),
+        ([(1040, 1860, 40, 60)], (600, 1088, 480, 832)),
+        ([(100, 100, 10, 10), (400, 1500, 10, 10)], (0, 0, 620, 1920)),  # wherever it moves
+        ([(200, 300, 400, 400)], (0, 84, 800, 832)),
+    ],
+)
+def test_a_box_around_the_mask_holds_it_with_room(
+    boxes: list[tuple[int, int, int, int]], part: tuple[int, int, int, int]
+) -> None:
+    mask = masked((1080, 1920), *boxes)
+    assert plan_crop(WAN, mask, "auto") == part
+    fit = plan_part(WAN, (1080, 1920), part, None, None)
+    assert fit.masked_outside(mask) == 0
+    assert fit.box[2] * fit.box[3] >= 0.9 * part[2] * part[3]
+    assert all(side % 16 == 0 for side in fit.size)
+
+
+def test_no_box_is_made_where_it_would_be_everything() -> None:
+    assert plan_crop(WAN, masked((480, 832), (0, 0, 9, 9)), "auto") is None
+    assert plan_crop(WAN, masked((300, 300), (9, 9, 9, 9)), "auto") is None
+    assert plan_crop(WAN, masked((1080, 1920), (9, 9, 9, 9)), "none") is None
+
+
+def test_a_box_of_ones_own_is_inside_the_picture() -> None:
+    mask = masked((1080, 1920), (500, 900, 40, 60))
+    assert plan_crop(WAN, mask, "480x832+100+0") == (100, 0, 480, 832)
+    for asked in (
+        "480x832",
+        "0x832+0+0",
+        "1080x1920+1+0",
+        "480x832+-1+0",
+        "Auto",
+        "9999999999x1+0+0",
+    ):
+        with pytest.raises(ConfigError, match="--crop"):
+            plan_crop(WAN, mask, asked)
+
+
+def test_a_part_fades_into_the_picture_but_not_at_the_pictures_own_edges() -> None:
+    fit = plan_part(WAN, (1080, 1920), (600, 0, 480, 832), None, None)
+    assert fit.feather == FEATHER
+    source = np.full((1, 1080, 1920, 3), 10, np.uint8)
+    result = fit.to_source(np.full((1, 480, 832, 3), 220, np.uint8), source)
+    assert (result[0, :600] == 10).all()
+    assert (result[0, :, 832:] == 10).all()
+    column = result[0, 600:, 100, 0].astype(int)
+    assert 10 < column[0] < 20
+    assert (np.diff(column)[: FEATHER - 1] > 0).all()
+    assert (column[FEATHER:] == 220).all()  # down to the last row
+    assert (result[0, 700:, 0] == 220).all()  # and to the first column
+    assert (source == 10).all()

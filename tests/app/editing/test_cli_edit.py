@@ -172,6 +172,21 @@ def test_compositing_keeps_the_pixels_outside_of_the_mask(
     assert errors["--no-composite"] > errors["--composite"]
 
 
+def test_a_part_of_the_picture_is_edited_alone_and_the_rest_stays(
+    clip: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = read_video(Path(clip["video"]), option="--video").frames.astype(int)
+    options = ("--crop", "48x48+8+8", "--no-composite", "--policy", "teacache")
+    assert edit(clip, tmp_path / "out.mp4", *options) == 0
+    assert "the model sees 48x48 of 64x96, from row 8 and column 8 on" in capsys.readouterr().err
+    result = read_video(tmp_path / "out.mp4", option="--output").frames
+    errors = np.abs(result - source).mean(axis=(0, -1))
+    assert errors[:, 64:].mean() < 2  # what encoding it again costs
+    assert errors[16:48, 16:48].mean() > errors[:, 64:].mean()
+    assert edit(clip, tmp_path / "no.mp4", "--crop", "16x16+0+80") == 2
+    assert "Choose another --crop, or auto" in capsys.readouterr().err
+
+
 def test_an_odd_size_goes_through_the_model_and_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
