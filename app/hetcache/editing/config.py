@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final, final
 
 from attrs import frozen
@@ -92,7 +93,9 @@ class EditConfig:
     )
     audio: bool = setting(default=True, doc="keep the sound of the video")
     compare: bool = setting(
-        default=False, doc="also run the reference, without caching, and compare"
+        default=False,
+        doc="also run the reference, without caching, compare, and write it, both side by side and a strip "
+        "of frames next to the output",
     )
     trace: str | None = setting(
         None,
@@ -100,6 +103,17 @@ class EditConfig:
         metadata=written(metavar="FILE", writes="file"),
     )
     answer: JsonConfig = group(JsonConfig())
+
+    def beside(self) -> dict[str, Path]:
+        """Files that are written next to the output, by role."""
+        if not self.compare:
+            return {}
+        output = Path(self.output)
+        return {
+            "reference": output.with_stem(f"{output.stem}-reference"),
+            "side by side": output.with_stem(f"{output.stem}-side-by-side"),
+            "strip": output.with_name(f"{output.stem}-strip.png"),
+        }
 
 
 @final

@@ -16,12 +16,14 @@ from hetcache.editing.config import EditConfig
 from hetcache.editing.job import Job, prepare
 from hetcache.editing.kept import KeptWindows
 from hetcache.editing.report import Comparison, Report, measure, speedup
+from hetcache.editing.strip import outlined, side_by_side, strip
 from hetcache.editing.whole import EditedWindow, run_windows
 from hetcache.media.video import write_video
 from hetcache.quality.regions import compare
 from hetcache.running.console import note
 from hetcache.running.progress import step_bars
 from hetcache.running.run import Runner, check_policy, load
+from hetcache_core.files import replacing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -177,6 +179,8 @@ def _write(
         comment=comment(done[0].result.trace, notice),
     )
     files = {"output": config.output}
+    if config.compare:
+        files |= _write_comparison(config, job, frames, done)
     if config.trace is None:
         return files
     if len(job.windows) == 1:
@@ -189,3 +193,25 @@ def _write(
         each.result.trace.save(name)
         files[f"trace {number}"] = name
     return files
+
+
+def _write_comparison(
+    config: EditConfig, job: Job, frames: NDArray[np.uint8], done: Sequence[EditedWindow]
+) -> dict[str, str]:
+    """Write what the reference made, everything side by side, and a strip of frames."""
+    reference, policy = job.clip.frames.copy(), done[0].result.trace.policy
+    for each in done:
+        if each.reference is not None:
+            job.put(each.window, each.reference.frames, reference)
+    marked = {"source, and outline of the mask": outlined(job.clip.frames, job.mask)}
+    videos = {
+        "reference": reference,
+        "side by side": side_by_side({**marked, "reference": reference, policy: frames}),
+    }
+    files = config.beside()
+    for role, made in videos.items():
+        write_video(files[role], made, job.clip.fps, times=job.clip.times, aspect=job.clip.aspect)
+    picture = strip(job.clip.frames, job.mask, reference, frames, policy=policy)
+    with replacing(files["strip"]) as part:
+        picture.save(part)
+    return {role: str(path) for role, path in files.items()}

@@ -23,7 +23,8 @@ def check_outputs(config: object, *, inputs: Mapping[str, str] | None = None) ->
     """Make sure that everything can be written, and that nothing given is overwritten.
 
     Whatever text of the config names a file or a folder is taken for an input, unless its option is
-    written with ``writes``; so a command of a plugin is checked like the others.
+    written with ``writes``; so a command of a plugin is checked like the others. A config whose method
+    ``beside`` names further files, by role, is held to those as well.
 
     Args:
         config: What a command is asked for.
@@ -44,6 +45,8 @@ def check_outputs(config: object, *, inputs: Mapping[str, str] | None = None) ->
             given |= {f"{words} {text}" if len(found) > 1 else words: text for text in found}
         elif value is not None:
             outputs[option_of(info)] = (Path(value).expanduser(), said.writes, said.suffixes)
+    for role, path in getattr(config, "beside", dict)().items():
+        outputs[f"--output, {role}"] = (path.expanduser(), "file", ())
     for option, (path, kind, suffixes) in outputs.items():
         if kind == "folder":
             check_folder(path, option=option)

@@ -139,9 +139,30 @@ def test_the_reference_compared_with_itself_is_identical(
     clip: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert edit(clip, tmp_path / "out.mp4", "--json", "--compare", "--policy", "none") == 0
-    psnr = json.loads(capsys.readouterr().out)["psnr"]
+    report = json.loads(capsys.readouterr().out)
+    psnr, files = report["psnr"], report["files"]
+    assert set(files) == {"output", "reference", "side by side", "strip"}
+    seen = {
+        role: read_video(Path(files[role]), option="--output").frames
+        for role in ("output", "reference", "side by side")
+    }
+    assert (seen["output"] == seen["reference"]).all()
+    assert seen["side by side"].shape == (FRAMES, HEIGHT + 24, 3 * WIDTH, 3)
+    with Image.open(tmp_path / "out-strip.png") as picture:
+        assert picture.width == 5 * WIDTH
     assert all(quality["identical"] for quality in psnr.values())
     assert all(quality["db"] is None for quality in psnr.values())
+
+
+def test_what_is_written_next_to_the_output_overwrites_no_input(
+    clip: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = tmp_path / "out-reference.mp4"
+    video.write_bytes(Path(clip["video"]).read_bytes())
+    files = {**clip, "video": str(video)}
+    assert edit(files, tmp_path / "out.mp4", "--compare") == 2
+    assert "--output, reference" in capsys.readouterr().err
+    assert video.read_bytes() == Path(clip["video"]).read_bytes()
 
 
 def test_people_get_a_table(
