@@ -92,6 +92,7 @@ class VideoClip:
         aspect: Width of a pixel over its height.
         sound: The file, if it has sound, and the second of it at which the first frame is shown.
         notes: What was assumed or changed.
+        colours: Colour space of the file, in words.
     """
 
     frames: NDArray[np.uint8] = field(repr=False)
@@ -101,6 +102,7 @@ class VideoClip:
     aspect: Fraction = Fraction(1)
     sound: tuple[Path, Fraction] | None = None
     notes: tuple[str, ...] = ()
+    colours: str = "BT.709"
 
     def first(self, count: int) -> VideoClip:
         """Return the clip cut to its first frames."""
@@ -124,7 +126,7 @@ def read_video(
     """
     frames: list[NDArray[np.uint8]] = []
     shown: list[Fraction] = []
-    turned = False
+    turned, colours = False, ""
     notes: dict[str, None] = {}
     ended, passed = True, 0
     with _opened(path, option) as (container, stream):
@@ -144,7 +146,7 @@ def read_video(
             frames.append(_upright(frame, "rgb24"))
             if len(frames) == 1:
                 _check_memory(path, frames[0].nbytes, max_frames or declared, option)
-            turned = _turn(frame)[0]
+            turned, colours = _turn(frame)[0], _colours(frame)
     if passed and not frames:
         raise ConfigError(
             f"{path} has {passed} frames, and none from {start} on", where="--start", given=start
@@ -161,7 +163,23 @@ def read_video(
         aspect=1 / aspect if turned else aspect,
         sound=(path, shown[0] if shown else Fraction(0)) if has_audio else None,
         notes=tuple(notes),
+        colours=colours,
     )
+
+
+def _colours(frame: av.VideoFrame) -> str:
+    """Name the colour space that a frame is taken for."""
+    if frame.color_trc in HDR_NAMES:
+        return HDR_NAMES[frame.color_trc]
+    if WIDE_GAMUT in {frame.color_primaries, frame.colorspace}:
+        return "BT.2020"
+    return "BT.709" if _matrix(frame) == Colorspace.ITU709 else "BT.601"
+
+
+def _matrix(frame: av.VideoFrame) -> int:
+    """Tell the matrix from the frame's tag, or from its size as players do."""
+    untagged = COLORS_709 if frame.height >= HD_HEIGHT else COLORS_601
+    return MATRICES.get(frame.colorspace, untagged[0])
 
 
 def _check_memory(path: Path, frame_bytes: int, count: int, option: str) -> None:
@@ -262,14 +280,12 @@ def _layers(frame: av.VideoFrame) -> tuple[NDArray[np.uint8], NDArray[np.uint8] 
 
 def _upright(frame: av.VideoFrame, pixels: str) -> NDArray[np.uint8]:
     """Convert a decoded frame to RGB or RGBA, as its colours and its display matrix say."""
-    untagged, _ = COLORS_709 if frame.height >= HD_HEIGHT else COLORS_601
-    matrix = MATRICES.get(frame.colorspace, untagged)
     wide = frame.color_primaries == WIDE_GAMUT
     deep = pixels == "rgb24" and (wide or frame.color_trc in HDR_NAMES)
     # Before PyAV 16, the matrix is looked at only where a range is named as well.
     rgb: Any = frame.reformat(
         format="rgb48le" if deep else pixels,
-        src_colorspace=matrix,
+        src_colorspace=_matrix(frame),
         dst_color_range=ColorRange.JPEG,
     ).to_ndarray()
     if deep:

@@ -208,11 +208,16 @@ def _read(pair: Pair, config: EvaluateConfig, *, alone: bool) -> _Taken:
     from hetcache.media.masks import read_mask
     from hetcache.media.video import read_video
 
-    result = read_video(pair.pred, option="--pred").frames  # (F, H, W, 3)
+    made = read_video(pair.pred, option="--pred")
+    result = made.frames  # (F, H, W, 3)
     count, height, width, _ = result.shape
     # One frame more shows whether there are more, where the file itself does not say.
     truth = read_video(pair.gt, option="--gt", max_frames=count + 1)
-    notes = []
+    notes = [*made.notes, *truth.notes]
+    if made.colours != truth.colours:
+        notes.append(
+            f"{pair.pred} is {made.colours} and {pair.gt} {truth.colours}: they are compared as BT.709 SDR"
+        )
     if len(truth.frames) > count:
         whole = "" if truth.total is None else f" of its {truth.total}"
         notes.append(f"{pair.gt} is cut to the first {count}{whole} frames, as {pair.pred} has")

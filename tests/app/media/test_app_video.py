@@ -291,6 +291,7 @@ def test_wide_gamut_is_brought_to_that_of_screens(tmp_path: Path) -> None:
     clip = read_video(path, option="--video")
     assert np.abs(centres(clip.frames[0]) - wanted).max() <= 3
     assert "wide.mkv has the wide gamut of BT.2020" in clip.notes[0]
+    assert clip.colours == "BT.2020"
 
 
 def test_hdr_is_tone_mapped(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ pytest.importorskip("av")
 pytest.importorskip("torchmetrics")
 pytest.importorskip("typer")
 
+import av
 import numpy as np
 import torch
 from PIL import Image
@@ -118,6 +119,24 @@ def test_two_videos_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["vfid"] == {"value": None, "note": "needs --video-features FILE"}
     (note,) = found["notes"]
     assert "gt/bear.mp4 is cut to the first 7 of its 9 frames" in note
+
+
+def test_videos_of_two_colour_spaces_are_said_to_be_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "hdr.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = SHAPE[1], SHAPE[2], "yuv444p10le"
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc = 9, 9, 16
+        for picture in painted(0):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    found = evaluated(capsys, "--gt", "gt/bear.mp4", "--pred", str(path))
+    tone_mapped, differ, _ = found["notes"]
+    assert "hdr.mkv is HDR (PQ): it is tone-mapped" in tone_mapped
+    assert "hdr.mkv is HDR (PQ) and gt/bear.mp4 BT.601: they are compared as BT.709 SDR" in differ
 
 
 def test_without_a_mask_no_region_is_made_up(capsys: pytest.CaptureFixture[str]) -> None:
