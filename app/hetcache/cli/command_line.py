@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -138,15 +138,28 @@ class _Commands(Mapping[str, Any]):
             raise KeyError(name) from None
 
         def run(config: Any) -> int:
+            return alone([config], lambda: kind().run(config, self.registry))
+
+        def run_jobs(configs: list[Any]) -> int:
+            return alone(configs, lambda: kind().run_jobs(configs, self.registry))
+
+        def alone(configs: list[Any], run: Callable[[], int]) -> int:
             for line in () if kind.shows_plugins else self.broken:
                 note(line, kind="warning")
             # A policy that prints must not spoil the JSON of a run.
-            with json_alone() if values_of(config).get("json") else nullcontext():
-                return kind().run(config, self.registry)
+            wanted = any(values_of(config).get("json") for config in configs)
+            with json_alone() if wanted else nullcontext():
+                return run()
 
         where = f"hetcache {self.prefix.replace('-', ' ')}{name}"
         made = typer.Typer(add_completion=False, **SHARED)
         made.command(name=name, help=self.summaries[name])(
-            function_of(kind.config, where=where, reads_file=kind.reads_file, run=run)
+            function_of(
+                kind.config,
+                where=where,
+                reads_file=kind.reads_file,
+                run=run,
+                run_jobs=run_jobs if kind.takes_jobs else None,
+            )
         )
         return typer.main.get_command(made)

@@ -9,7 +9,15 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 import typer
 
-from hetcache.running.options import from_text, is_mapping, make, option_of, takes_text, written_of
+from hetcache.running.options import (
+    from_text,
+    is_mapping,
+    make,
+    make_jobs,
+    option_of,
+    takes_text,
+    written_of,
+)
 from hetcache_core.errors import NOT_GIVEN
 from hetcache_core.settings.declare import Declared, declared
 
@@ -20,9 +28,17 @@ METAVARS: Final[Mapping[Any, str]] = {int: "INT", float: "FLOAT", str: "TEXT"}
 FILE: Final = "config"
 """The option that names a file with values of the others."""
 
+JOBS: Final = "jobs"
+"""The option that names a file with many such sets of values."""
+
 
 def function_of(
-    config: type[Any], *, where: str, reads_file: bool, run: Callable[[Any], int | None]
+    config: type[Any],
+    *,
+    where: str,
+    reads_file: bool,
+    run: Callable[[Any], int | None],
+    run_jobs: Callable[[list[Any]], int | None] | None = None,
 ) -> Callable[..., int | None]:
     """Make the function that typer turns into a command.
 
@@ -31,16 +47,20 @@ def function_of(
         where: The command, for messages.
         reads_file: Whether values may come from a file, named by ``--config``.
         run: What is called with the config; returns the exit status.
+        run_jobs: Likewise with many of them, where a file named by ``--jobs`` may hold such.
     """
     settings = declared(config)
 
     def call(**given: Any) -> int | None:
         file = given.pop(FILE, None) if reads_file else None
+        jobs = given.pop(JOBS, None) if run_jobs else None
         values = {
             name: from_text(value, settings[name]) if isinstance(value, str | list) else value
             for name, value in given.items()
             if value is not None and value != []
         }
+        if jobs is not None and run_jobs is not None:
+            return run_jobs(make_jobs(config, values, where=where, jobs=jobs, file=file))
         return run(make(config, values, where=where, file=file))
 
     parameters = [_parameter(info) for info in settings.values()]
@@ -51,6 +71,14 @@ def function_of(
             help="a YAML file with any of these options; options win [default: none]",
         )
         parameters.append(_keyword(FILE, Annotated[str | None, option], None))
+    if run_jobs:
+        option = typer.Option(
+            f"--{JOBS}",
+            metavar="FILE",
+            help="a YAML list of many of these, each with its own options; those given here are for all "
+            "[default: none]",
+        )
+        parameters.append(_keyword(JOBS, Annotated[str | None, option], None))
     # What typer reads of a function; with "from __future__ import annotations", it is evaluated already.
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {each.name: each.annotation for each in parameters}

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import field, frozen
@@ -28,7 +28,7 @@ from hetcache_core.files import replacing
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from hetcache_core import Registry, Trace
+    from hetcache_core import Backbone, LoadRequest, Registry, Trace
 
 __all__ = ["Edited", "comment", "edit", "held_against", "said_of"]
 
@@ -59,12 +59,16 @@ class Edited:
         return self.report.run.reached_speedup
 
 
-def edit(config: EditConfig, registry: Registry) -> Edited:
+def edit(
+    config: EditConfig, registry: Registry, *, loaded: dict[Any, Runner] | None = None
+) -> Edited:
     """Edit a video. Everything that can be wrong is checked before the model is loaded.
 
     Args:
         config: What is asked for.
         registry: Where the backbone and the policy are looked up.
+        loaded: What earlier edits have loaded; a model that is in there is not loaded again, and another
+            one takes its place.
 
     Raises:
         HetCacheError: Something is wrong with what was asked for; no output was written, and finished
@@ -78,8 +82,8 @@ def edit(config: EditConfig, registry: Registry) -> Edited:
     job = prepare(config, backbone)
     for text in job.notes:
         note(text)
-    loaded = config.model.request(device, dtype)
-    runner = load(backbone, loaded, registry, compiles=config.limits.compile)
+    request = config.model.request(device, dtype)
+    runner = _loaded(backbone, request, registry, config.limits.compile, loaded)
     notice = backbone.notice(runner.pipeline)
     if notice:
         note(notice, kind="notice")
@@ -93,7 +97,7 @@ def edit(config: EditConfig, registry: Registry) -> Edited:
     height, width = job.fit.size
     report = Report(
         backbone=backbone.name,
-        model=loaded.model,
+        model=request.model,
         device=device,
         dtype=dtype,
         seed=config.seed,
@@ -114,6 +118,24 @@ def edit(config: EditConfig, registry: Registry) -> Edited:
         traces=tuple(each.result.trace for each in done),
         report=report,
     )
+
+
+def _loaded(
+    backbone: Backbone,
+    request: LoadRequest,
+    registry: Registry,
+    compiles: bool,  # noqa: FBT001 - one of what tells models apart
+    loaded: dict[Any, Runner] | None,
+) -> Runner:
+    key = (backbone.name, request, compiles)
+    if loaded is None or key not in loaded:
+        if loaded is not None:
+            loaded.clear()  # two may not fit into memory
+        runner = load(backbone, request, registry, compiles=compiles)
+        if loaded is None:
+            return runner
+        loaded[key] = runner
+    return loaded[key]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from attrs import frozen
 from hetcache_core import ConfigError
 from hetcache_core.errors import NOT_GIVEN
 from hetcache_core.files import read_text
-from hetcache_core.settings.declare import Declared, build, declared, parse_assignments
+from hetcache_core.settings.declare import Declared, build, declared, parse_assignments, values_of
 from hetcache_core.settings.fitting import NUMBER
 
 __all__ = [
@@ -108,6 +108,7 @@ def make(
     *,
     where: str,
     file: str | os.PathLike[str] | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> T:
     """Put what was given and a configuration file together, check it, and make a config of it.
 
@@ -116,6 +117,7 @@ def make(
         given: What was given, by the names of the fields. Texts are read as those of options are.
         where: What it is for, for messages: ``"hetcache edit"``.
         file: A YAML file with any of the same keys; what was given wins, in mappings name by name.
+        inputs: Files that must not be overwritten and that the config does not know of, by what they are.
 
     Raises:
         ConfigError: A key is unknown, missing, of the wrong type or out of range, or what is to be
@@ -149,7 +151,52 @@ def make(
         raise
     from hetcache.running.outputs import check_outputs
 
-    check_outputs(made, inputs={} if file is None else {"configuration": os.fspath(file)})
+    known = {} if file is None else {"configuration": os.fspath(file)}
+    check_outputs(made, inputs={**known, **(inputs or {})})
+    return made
+
+
+def make_jobs(
+    config: type[T],
+    given: Mapping[str, Any],
+    *,
+    where: str,
+    jobs: str | os.PathLike[str],
+    file: str | os.PathLike[str] | None = None,
+) -> list[T]:
+    """Make a config of each job of a file, so that all are checked before any is begun.
+
+    Args:
+        config: The class.
+        given: What was given for all of them.
+        where: What they are for, for messages.
+        jobs: A YAML file: a list of mappings with any of the same keys; what a job says holds for it.
+        file: A YAML file for all of them, as in ``make``.
+
+    Raises:
+        ConfigError: The file is no such list, two jobs write one file, or as in ``make``; names the job.
+    """
+    content = _yaml(Path(jobs), "--jobs")
+    if not isinstance(content, list) or not all(isinstance(each, dict) for each in content):
+        raise ConfigError(
+            f"{jobs} is no list of jobs",
+            where="--jobs",
+            remedy="Write - video: a.mp4, and below it mask: and output:, for each.",
+        )
+    made: list[T] = []
+    inputs = {"list of jobs": os.fspath(jobs)}
+    for number, each in enumerate(content, 1):
+        own = _keys(each, Path(jobs), "--jobs")
+        try:
+            made.append(make(config, {**given, **own}, where=where, file=file, inputs=inputs))
+        except ConfigError as error:
+            error.where = f"{jobs}, job {number}" + (f": {error.where}" if error.where else "")
+            raise
+        values = values_of(made[-1])
+        beside: dict[str, Path] = getattr(made[-1], "beside", dict)()
+        writes = [name for name, info in declared(config).items() if written_of(info).writes]
+        written = {name: values[name] for name in writes if values[name] is not None} | beside
+        inputs |= {f"{name} of job {number}": os.fspath(path) for name, path in written.items()}
     return made
 
 
@@ -230,22 +277,31 @@ def _read_yaml(path: Path) -> dict[str, object]:
     Raises:
         ConfigError: It cannot be read, or holds something else.
     """
-    import yaml
-
-    from hetcache.running.yaml import UniqueLoader
-
-    text = read_text(path, where="--config", most=LARGEST_FILE)
-    try:
-        content = yaml.load(text, UniqueLoader)  # noqa: S506 - a safe loader
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"{path} is no YAML: {reason}", where="--config") from error
+    content = _yaml(path, "--config")
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise ConfigError(
             f"{path} holds no keys", where="--config", remedy="Write lines such as steps: 20."
         )
+    return _keys(content, path, "--config")
+
+
+def _yaml(path: Path, where: str) -> object:
+    import yaml
+
+    from hetcache.running.yaml import UniqueLoader
+
+    text = read_text(path, where=where, most=LARGEST_FILE)
+    try:
+        content: object = yaml.load(text, UniqueLoader)  # noqa: S506 - a safe loader
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(f"{path} is no YAML: {reason}", where=where) from error
+    return content
+
+
+def _keys(content: dict[Any, object], path: Path, where: str) -> dict[str, object]:
     keys = {str(key).replace("-", "_"): value for key, value in content.items()}
     if len(keys) < len(content):
-        raise ConfigError(f"{path} names a key twice, with - and with _", where="--config")
+        raise ConfigError(f"{path} names a key twice, with - and with _", where=where)
     return keys

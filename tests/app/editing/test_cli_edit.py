@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -506,3 +507,69 @@ def test_what_was_assumed_of_files_is_noted_and_sound_and_times_are_kept(
     assert edited.min() > 3 * kept  # what the encoder changes
     assert main(["edit", *arguments, "--no-audio"]) == 0
     assert read_video(output, option="--video").sound is None
+
+
+def test_many_jobs_cost_one_model_and_a_failed_one_itself_alone(
+    clip: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, loads = importlib.import_module("hetcache.editing.edit"), []
+    load = module.load
+
+    def counting(*arguments: Any, **named: Any) -> Any:
+        loads.append(arguments)
+        return load(*arguments, **named)
+
+    monkeypatch.setattr(module, "load", counting)
+    jobs = tmp_path / "jobs.yaml"
+    listed = [
+        {**clip, "output": str(tmp_path / "a.mp4"), "seed": 1},
+        {**clip, "output": str(tmp_path / "b.mp4"), "mask": str(tmp_path / "gone.png")},
+        {**clip, "output": str(tmp_path / "c.mp4"), "policy": "none"},
+    ]
+    jobs.write_text(json.dumps(listed))
+    options = ["--steps", "3", "--device", "cpu", "--cfg-scale", "1", "--json"]
+    assert main(["edit", "--jobs", str(jobs), *options]) == 1
+    out, err = capsys.readouterr()
+    said = json.loads(out)
+    assert [(each["job"], each["run"]["policy"]) for each in said["finished"]] == [
+        (1, "auto"),
+        (3, "none"),
+    ]
+    assert [each["job"] for each in said["failed"]] == [2]
+    assert "gone.png" in said["failed"][0]["error"]
+    assert "2 of 3 jobs are finished; failed: 2" in err
+    assert len(loads) == 1
+    assert (tmp_path / "a.mp4").stat().st_size > 0
+    assert (tmp_path / "c.mp4").stat().st_size > 0
+    assert not (tmp_path / "b.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        ("video: a.mp4", "is no list of jobs"),
+        ("- a.mp4", "is no list of jobs"),
+        ("- {video: a.mp4, mask: m.png, output: x.mp4}\n- {video: a.mp4}", "job 2: hetcache edit"),
+        ("- {video: a.mp4, mask: m.png, output: x.mp4, stepz: 3}", "job 1"),
+        (
+            "- {video: a.mp4, mask: m.png, output: x.mp4}\n- {video: b.mp4, mask: m.png, output: x.mp4}",
+            "x.mp4 would overwrite the output of job 1",
+        ),
+        ("- {video: a.mp4, mask: m.png, output: jobs.yaml.mp4, trace: jobs.yaml}", "list of jobs"),
+    ],
+)
+def test_all_jobs_are_checked_before_the_first_is_begun(
+    listed: str,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("jobs.yaml").write_text(listed)
+    assert main(["edit", "--jobs", "jobs.yaml"]) == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["jobs.yaml"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from hetcache.cli.command import Command
 from hetcache.editing.config import EditConfig
-from hetcache.running.console import answer
+from hetcache.running.console import answer, note, print_json
+from hetcache_core import HetCacheError
 
 if TYPE_CHECKING:
     from hetcache_core import Registry
@@ -21,6 +23,7 @@ class EditCommand(Command):
     name: ClassVar[str] = "edit"
     config: ClassVar[type[EditConfig]] = EditConfig
     reads_file: ClassVar[bool] = True
+    takes_jobs: ClassVar[bool] = True
 
     def run(self, config: EditConfig, registry: Registry) -> int:
         """Edit, and report what it cost."""
@@ -30,3 +33,31 @@ class EditCommand(Command):
         report = edit(config, registry).report
         answer(report, lambda: print_report(report), as_json=config.answer.json)
         return 0
+
+    def run_jobs(self, configs: Sequence[EditConfig], registry: Registry) -> int:
+        """Edit many; one that fails costs itself alone, and a model that several use is loaded once."""
+        from hetcache.editing.edit import edit
+        from hetcache.editing.report import print_report
+
+        loaded: dict[Any, Any] = {}
+        finished, failed = [], []
+        for number, config in enumerate(configs, 1):
+            note(f"job {number} of {len(configs)}: {config.output}")
+            try:
+                report = edit(config, registry, loaded=loaded).report
+            except HetCacheError as error:
+                note(f"job {number}, {config.output}: {error}", kind="error")
+                failed.append({"job": number, "output": config.output, "error": str(error)})
+                continue
+            finished.append({"job": number, **report.to_dict()})
+            if not config.answer.json:
+                print_report(report)
+        if any(config.answer.json for config in configs):
+            print_json({"finished": finished, "failed": failed})
+        if failed:
+            numbers = ", ".join(str(each["job"]) for each in failed)
+            note(
+                f"{len(finished)} of {len(configs)} jobs are finished; failed: {numbers}",
+                kind="error",
+            )
+        return int(bool(failed))
