@@ -67,8 +67,8 @@ def demo(config: DemoConfig, registry: Registry) -> Report:
         # What a first call costs (allocations, kernels, plans) counts against neither run.
         runner.warm_up(request, policy)
         none = PolicyChoice(name=REFERENCE)
-        reference = runner.run(request, none, steps.track("reference"))
-        result = runner.run(request, policy, steps.track(policy.name))
+        reference = runner.run(request, none, steps.track("1 of 2, reference"))
+        result = runner.run(request, policy, steps.track(f"2 of 2, {policy.name}"))
     whole = EditedWindow(
         window=Window(start=0, stop=len(request.video)),
         request=request,

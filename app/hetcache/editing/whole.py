@@ -71,14 +71,13 @@ def run_windows(
         if compare and not done:
             # What a first call costs (allocations, kernels, plans) counts against neither.
             runner.warm_up(request, policy)
-        title = f"window {index + 1} of {len(job.windows)}" if len(job.windows) > 1 else ""
-
+        title = f"window {index + 1} of {len(job.windows)}, " if len(job.windows) > 1 else ""
         reference = None
         if compare:
             none = PolicyChoice(name=REFERENCE)
-            track = steps.track(f"{title} reference".strip())
+            track = steps.track(f"{title}1 of 2, reference")
             reference = _run(runner, request, none, track, kept, f"reference-{index:05}")
-        track = steps.track(title or policy.name)
+        track = steps.track(f"{title}{'2 of 2, ' if compare else ''}{policy.name}")
         made = _run(runner, request, policy, track, kept, f"cached-{index:05}")
         job.put(window, made.frames, result)
         done.append(EditedWindow(window=window, request=request, result=made, reference=reference))

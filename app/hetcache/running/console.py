@@ -30,6 +30,12 @@ def note(text: str, *, kind: str = "note") -> None:
     print(f"{kind}: {one_line(text)}", file=sys.stderr)  # noqa: T201 - the command line speaks
 
 
+def loading(what: str) -> None:
+    """Say on a terminal, before anything large is imported, that something is about to come."""
+    if sys.stderr.isatty():
+        note(f"loading {what} …")
+
+
 def print_json(values: Mapping[str, Any] | list[Any]) -> None:
     """Print one JSON document on stdout."""
     text = json.dumps(values, indent=2, allow_nan=False)

@@ -30,6 +30,10 @@ STYLES: Final = {"full": "red", "partial": "yellow", "reuse": "green", "predict"
 """From what costs most to what costs least."""
 
 
+BAR: Final = 10
+"""Characters of a bar: with the longest of what stands beside it, 80 columns hold a line."""
+
+
 @define(eq=False)
 class Steps:
     """The bars of one command; without a terminal, it has none."""
@@ -61,7 +65,7 @@ class _Bar:
         mode = str(records[0].mode)
         self._modes[mode] += 1
         counts = " ".join(
-            f"[{style}]{name} {self._modes[name]}[/]"
+            f"[{style}]{self._modes[name]} {name}[/]"
             for name, style in STYLES.items()
             if self._modes[name]
         )
@@ -69,7 +73,7 @@ class _Bar:
             self._task,
             total=step.total,
             completed=step.index + 1,
-            detail=f"[{STYLES[mode]}]{mode:<7}[/]  {counts}",
+            detail=f"[{STYLES[mode]}]{mode}[/] ({counts})",
         )
 
 
@@ -80,11 +84,11 @@ def step_bars() -> Iterator[Steps]:
         yield Steps()
         return
     columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=BAR),
         MofNCompleteColumn(),
         TextColumn("{task.fields[detail]}"),
-        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield Steps(progress)

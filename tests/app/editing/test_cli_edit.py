@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -376,11 +377,18 @@ def test_a_terminal_shows_a_bar_with_the_mode_of_each_step(
 ) -> None:
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "stderr", terminal)
-    assert edit(clip, tmp_path / "out.mp4") == 0
+    assert edit(clip, tmp_path / "out.mp4", "--compare") == 0
     shown = terminal.getvalue()
+    assert shown.startswith("note: loading tiny-vace")
     assert f"{STEPS}/{STEPS}" in shown
+    assert "1 of 2, reference" in shown
+    assert "2 of 2, auto" in shown
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    bars = [line for line in re.split(r"[\r\n]", plain) if " of 2, " in line]
+    assert all(len(line.rstrip()) <= 80 for line in bars)
+    assert any(re.search(r"\d:\d\d$", line.rstrip()) for line in bars)  # the time, not cut off
     assert "full" in shown
     assert "reuse" in shown
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 from hetcache.cli.command import Command
 from hetcache.editing.config import DemoConfig
-from hetcache.running.console import answer
+from hetcache.running.console import answer, loading
 
 if TYPE_CHECKING:
     from hetcache_core import Registry
@@ -23,6 +23,7 @@ class DemoCommand(Command):
 
     def run(self, config: DemoConfig, registry: Registry) -> int:
         """Show what caching does, and report what it cost."""
+        loading(config.model.backbone)
         from hetcache.editing.demo import demo
         from hetcache.editing.report import print_report
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from hetcache.cli.command import Command
 from hetcache.editing.config import EditConfig
-from hetcache.running.console import answer, note, print_json
+from hetcache.running.console import answer, loading, note, print_json
 from hetcache_core import HetCacheError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class EditCommand(Command):
 
     def run(self, config: EditConfig, registry: Registry) -> int:
         """Edit, and report what it cost."""
+        loading(config.model.backbone)
         from hetcache.editing.edit import edit
         from hetcache.editing.report import print_report
 
@@ -36,6 +37,7 @@ class EditCommand(Command):
 
     def run_jobs(self, configs: Sequence[EditConfig], registry: Registry) -> int:
         """Edit many; one that fails costs itself alone, and a model that several use is loaded once."""
+        loading(f"for {len(configs)} jobs")
         from hetcache.editing.edit import edit
         from hetcache.editing.report import print_report
 
