@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hetcache.editing.windows import Window
-    from hetcache_core import Geometry, Registry
+    from hetcache_core import Backbone, Geometry, Registry
 
-__all__ = ["Preview", "PreviewConfig", "preview"]
+__all__ = ["Preview", "PreviewConfig", "count_roles", "preview"]
 
 PICTURE_SUFFIXES: Final = (".png", ".webp", ".jpg")
 
@@ -127,18 +127,11 @@ def preview(config: PreviewConfig, registry: Registry) -> Preview:
     job = prepare(asked, backbone)
     for text in job.notes:
         note(text)
-    kind = registry.load("partitioner", "mask")
-    partitioner = build(kind, {"margin": config.margin}, where="--margin", pieces=registry)
     shown = job.fit.video_to_model(job.clip.frames)  # (F, h, w, 3)
     counts = np.zeros(len(Role))
     run = 0
-    for window in job.windows:
-        request = job.request(window, job.clip.frames)
-        if request is None:
-            continue
+    for window, roles, grid, _ in count_roles(job, backbone, registry, margin=config.margin):
         run += 1
-        grid = _grid(backbone.geometry, request.mask.shape)
-        roles = _roles(partitioner, request.mask, grid)
         counts += np.bincount(roles.reshape(-1), minlength=len(Role))
         _tint(shown, window, roles, grid)
     shares = counts / counts.sum()
@@ -156,6 +149,29 @@ def preview(config: PreviewConfig, registry: Registry) -> Preview:
         files=files,
         notes=job.notes,
     )
+
+
+def count_roles(
+    job: Job, backbone: Backbone, registry: Registry, *, margin: int
+) -> Iterator[tuple[Window, NDArray[np.uint8], Grid, NDArray[np.bool_]]]:
+    """Give the tokens of each window that is run their roles.
+
+    Args:
+        job: The edit.
+        backbone: Its model.
+        registry: Where the partitioner is looked up.
+        margin: Width of the margin in tokens.
+
+    Yields:
+        The window, (T, h, w) uint8 values of ``Role``, the grid, and the (F, H, W) mask at the model's size.
+    """
+    kind = registry.load("partitioner", "mask")
+    partitioner = build(kind, {"margin": margin}, where="--margin", pieces=registry)
+    for window in job.windows:
+        request = job.request(window, job.clip.frames)
+        if request is not None:
+            grid = _grid(backbone.geometry, request.mask.shape)
+            yield window, _roles(partitioner, request.mask, grid), grid, request.mask
 
 
 def _grid(geometry: Geometry, shape: tuple[int, ...]) -> Grid:

@@ -44,6 +44,11 @@ COMMANDS: Final = [
         ("doctor", "doctor:DoctorCommand", "Show what is installed and what is missing."),
         ("edit", "edit:EditCommand", "Edit the masked part of a video."),
         (
+            "recommend",
+            "recommend:RecommendCommand",
+            "Say which model and policy to take for an edit, and why.",
+        ),
+        (
             "evaluate",
             "evaluate:EvaluateCommand",
             "Hold videos against a ground truth: PSNR, SSIM, LPIPS, flicker, VFID and CLIP score.",
