@@ -185,6 +185,34 @@ def test_a_column_sorts_both_ways_and_says_so(visit: Visit) -> None:
     assert methods()[0] == "uncached", "what has no value is last"
 
 
+def test_what_people_compare_is_in_sight_and_the_header_stays(visit: Visit) -> None:
+    page = visit.page
+    try:
+        for width, height in ((1280, 900), (390, 800)):
+            page.set_viewport_size({"width": width, "height": height})
+            for name in ("flops_speedup", "psnr_reference_mask"):
+                box = page.locator(f"th[data-name={name}]").first.bounding_box()
+                assert box is not None
+                assert box["x"] + box["width"] <= width, (name, width, box)
+        page.set_viewport_size({"width": 1280, "height": 130})  # as if there were 200 rows
+        table = page.locator(".scroll").first
+        table.evaluate("box => box.scrollTop = box.scrollHeight")
+        header, frame = page.locator("thead th").first.bounding_box(), table.bounding_box()
+        assert header is not None
+        assert frame is not None
+        assert 0 <= header["y"] - frame["y"] <= 2
+    finally:
+        page.set_viewport_size({"width": 1280, "height": 720})
+
+
+def test_the_filter_leaves_the_methods_that_were_meant(visit: Visit) -> None:
+    words, rows = visit.page.locator(".filter input"), visit.page.locator("tbody tr:visible th")
+    words.fill("FAST tea")
+    assert rows.all_text_contents() == ["teacache fast ◆"]
+    words.fill("")
+    assert rows.count() == 3
+
+
 def test_the_worst_frame_comes_first(visit: Visit) -> None:
     first = visit.page.locator("#worst button").first
     assert "teacache fast" in first.text_content()

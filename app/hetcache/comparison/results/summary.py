@@ -353,11 +353,10 @@ def front(lines: Iterable[Line], column: MetricColumn | None, speed: Speed = "fl
         and (gain := line.speedup(speed)) is not None
         and (value := line.value(column)) is not None
     ]
-    best = -math.inf
-    found = []
-    for _, value, line in sorted(points, key=lambda point: (point[0], point[1]), reverse=True):
-        if value > best:
-            best = value
+    best, fastest, found = -math.inf, -math.inf, []
+    for gain, value, line in sorted(points, key=lambda point: (point[0], point[1]), reverse=True):
+        if value > best or (gain, value) == (fastest, best):  # equal ones are both on it
+            best, fastest = value, gain
             found.append(line)
     return found[::-1]
 

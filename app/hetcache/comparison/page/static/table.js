@@ -21,3 +21,14 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+
+/* The filter shows the methods whose name holds every word. */
+for (const filter of document.querySelectorAll(".filter input")) {
+  filter.addEventListener("input", () => {
+    const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+    for (const row of document.querySelectorAll("table.sortable tbody tr")) {
+      const name = row.cells[0].textContent.toLowerCase();
+      row.hidden = !words.every((word) => name.includes(word));
+    }
+  });
+}
