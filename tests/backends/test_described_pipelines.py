@@ -436,3 +436,89 @@ def test_a_first_description_is_written_for_a_pipeline_or_its_transformer() -> N
     for subject in ("NoSuchPipeline", "no.such:Thing", "AutoencoderKL"):
         with pytest.raises(ConfigError):
             backbone.draft(subject)
+
+
+DESCRIPTION = """\
+from attrs import frozen
+from hetcache_backends.diffusers.description import ModelDescription, ModelSet, blocks
+from hetcache_core import Registration, hookimpl
+
+
+@frozen
+class Strangers(ModelSet):
+    name, summary = "stranger", "Stable Audio Open"
+
+    def models(self):
+        return [
+            ModelDescription(
+                transformer="StableAudioDiTModel",
+                name="stable-audio",
+                lists=(blocks("transformer_blocks"),),
+            )
+        ]
+
+
+@hookimpl
+def hetcache_register_model_sets():
+    return [Registration(name="stranger", target="stranger:Strangers", summary=Strangers.summary)]
+"""
+
+
+class AudioPipeline(UnknownPipeline):
+    """The shortest loop around Stable Audio Open's transformer."""
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        """Run four steps."""
+        latents = normal(1, 4, 6)
+        rotary = LIBRARY.models.embeddings.get_1d_rotary_pos_embed(
+            4, 7, use_real=True, repeat_interleave_real=False
+        )
+        given = {
+            "encoder_hidden_states": normal(1, 3, 8),
+            "global_hidden_states": normal(1, 1, 12),
+            "rotary_embedding": rotary,
+        }
+        self.scheduler.set_timesteps(4)
+        for t in self.scheduler.timesteps:
+            noise = self.transformer(latents, timestep=t.expand(1), **given)[0]
+            latents = self.scheduler.step(noise, t, latents, return_dict=False)[0]
+        return latents
+
+
+def test_a_plugin_carries_another_class_with_one_description(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "StableAudioDiTModel" not in samples.SAMPLES
+    info = tmp_path / "stranger-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[hetcache]\nstranger = stranger\n")
+    (tmp_path / "stranger.py").write_text(DESCRIPTION)
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.manual_seed(0)
+    model = LIBRARY.StableAudioDiTModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        num_key_value_attention_heads=1,
+        cross_attention_dim=8,
+        cross_attention_input_dim=8,
+        global_states_input_dim=12,
+        time_proj_dim=8,
+    ).eval()
+    pipeline = AudioPipeline(model, LIBRARY.FlowMatchEulerDiscreteScheduler())
+    expected = pipeline()
+    with accelerate(pipeline, FULL_STEPS) as session:
+        assert torch.equal(pipeline(), expected)
+    assert session.trace.variant == "stable-audio"
+    assert not any("Nobody has described" in note for note in session.trace.notes)
+    runs: list[int] = []
+    for block in model.transformer_blocks:
+        block.register_forward_hook(lambda *_: runs.append(1))
+    with accelerate(pipeline, scripted(Mode.FULL, Mode.REUSE, Mode.REUSE, Mode.REUSE)):
+        assert not torch.equal(pipeline(), expected)
+    assert len(runs) == 2  # both blocks, in the first step alone
+    del sys.modules["stranger"]
