@@ -17,6 +17,7 @@ from hetcache.editing.job import Job, prepare
 from hetcache.editing.kept import KeptWindows
 from hetcache.editing.report import Comparison, Report, measure, speedup
 from hetcache.editing.strip import outlined, side_by_side, strip
+from hetcache.editing.texts import texts_once
 from hetcache.editing.whole import EditedWindow, run_windows
 from hetcache.media.video import write_video
 from hetcache.quality.regions import compare
@@ -88,7 +89,7 @@ def edit(
     if notice:
         note(notice, kind="notice")
     kept = KeptWindows.of(config) if len(job.windows) > 1 else None
-    with step_bars() as steps, _goes_on(kept, job):
+    with step_bars() as steps, _goes_on(kept, job), texts_once(runner.pipeline):
         frames, done = run_windows(job, runner, policy, steps, compare=config.compare, kept=kept)
         of_run = said_of([each.result.trace for each in done], notice)
         files = _write(config, job, frames, done, notice)

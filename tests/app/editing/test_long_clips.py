@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,42 @@ def test_frames_from_a_start_are_edited_in_windows_and_compared(
     assert report["reference"]["steps_full"] == 12
     assert report["psnr"]["mask"]["db"] > 20
     assert len(read_video(output, option="--video").frames) == 7
+
+
+def test_texts_are_encoded_once_for_all_windows(
+    clip: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("diffusers")
+    encoder, seen = transformers.T5EncoderModel, []
+    forward = encoder.forward
+
+    def counting(self: Any, *arguments: Any, **named: Any) -> Any:
+        seen.append(arguments)
+        return forward(self, *arguments, **named)
+
+    monkeypatch.setattr(encoder, "forward", counting)
+    monkeypatch.setattr("hetcache.editing.edit.write_video", write_both)
+    span = ["--start", "30", "--frames", "9", "--window", "5", "--overlap", "1", "--policy", "none"]
+    model = [
+        "--backbone",
+        "wan-vace-diffusers=random",
+        "--height",
+        "48",
+        "--width",
+        "64",
+        "--prompt",
+        "a",
+    ]
+    assert edit(clip, tmp_path / "once.mp4", *span, *model) == 0
+    once = len(seen)
+    monkeypatch.setattr("hetcache.editing.edit.texts_once", lambda _: nullcontext())
+    assert edit(clip, tmp_path / "each.mp4", *span, *model) == 0
+    each = len(seen) - once
+    assert once == 2  # what is wanted, and what is not
+    assert each >= 2 * once
+    made = [np.load(tmp_path / f"{name}.npy") for name in ("once", "each")]
+    assert (made[0] == made[1]).all()
 
 
 def test_a_start_past_the_end_and_a_mask_that_is_over_are_refused(
