@@ -62,7 +62,9 @@ class CompareConfig:
     prompt: str = setting("", doc="what to put into the mask")
     reading: MaskConfig = group(MaskConfig())
     clips: str | None = setting(
-        None, doc="a folder with a folder for each clip, or a clip set: builtin, builtin:small-*"
+        None,
+        doc="a folder with a folder for each clip, or a clip set: builtin, builtin:small-*",
+        metadata=written(metavar="FOLDER|SET"),
     )
     seeds: str = setting(
         "0", doc="seeds of the noise, by commas", metadata=written(metavar="INT,...")

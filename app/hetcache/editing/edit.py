@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -22,6 +23,7 @@ from hetcache.editing.whole import EditedWindow, run_windows
 from hetcache.media.video import write_video
 from hetcache.quality.regions import compare
 from hetcache.running.console import note
+from hetcache.running.outputs import check_outputs
 from hetcache.running.progress import step_bars
 from hetcache.running.run import Runner, check_policy, load
 from hetcache_core.files import replacing
@@ -83,6 +85,9 @@ def edit(
     job = prepare(config, backbone)
     for text in job.notes:
         note(text)
+    traces = _traces(config, job)
+    if traces:
+        check_outputs(config, beside=traces)
     request = config.model.request(device, dtype)
     runner = _loaded(backbone, request, registry, config.limits.compile, loaded)
     notice = backbone.notice(runner.pipeline)
@@ -92,7 +97,7 @@ def edit(
     with step_bars() as steps, _goes_on(kept, job), texts_once(runner.pipeline):
         frames, done = run_windows(job, runner, policy, steps, compare=config.compare, kept=kept)
         of_run = said_of([each.result.trace for each in done], notice)
-        files = _write(config, job, frames, done, notice)
+        files = _write(config, job, frames, done, traces, notice)
     if kept:
         kept.remove()
     height, width = job.fit.size
@@ -190,6 +195,7 @@ def _write(
     job: Job,
     frames: NDArray[np.uint8],
     done: Sequence[EditedWindow],
+    traces: Mapping[str, Path],
     notice: str | None,
 ) -> Mapping[str, str]:
     write_video(
@@ -204,18 +210,22 @@ def _write(
     files = {"output": config.output}
     if config.compare:
         files |= _write_comparison(config, job, frames, done)
-    if config.trace is None:
-        return files
-    if len(job.windows) == 1:
+    if len(job.windows) == 1 and config.trace is not None:
         done[0].result.trace.save(config.trace)
         return {**files, "trace": config.trace}
-    path = Path(config.trace)
-    for each in done:
-        number = job.windows.index(each.window) + 1
-        name = str(path.with_stem(f"{path.stem}-{number}"))
-        each.result.trace.save(name)
-        files[f"trace {number}"] = name
+    for each in done if traces else ():
+        role = f"trace {job.windows.index(each.window) + 1}"
+        each.result.trace.save(traces[role])
+        files[role] = str(traces[role])
     return files
+
+
+def _traces(config: EditConfig, job: Job) -> dict[str, Path]:
+    """Name the traces of the windows, by role, where there are several."""
+    if config.trace in {None, os.devnull} or len(job.windows) == 1:
+        return {}
+    path, numbers = Path(str(config.trace)), range(1, 1 + len(job.windows))
+    return {f"trace {number}": path.with_stem(f"{path.stem}-{number}") for number in numbers}
 
 
 def _write_comparison(

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from zipfile import BadZipFile
 
 import numpy as np
 from attrs import asdict, frozen
 
+from hetcache.media.arrays import member_of
 from hetcache.running.console import note
 from hetcache.running.run import RunResult
 from hetcache_core import HetCacheError
-from hetcache_core.files import replacing
+from hetcache_core.files import read_bytes, replacing
 from hetcache_core.records.trace import Trace
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ ELSEWHERE: Final = ("output", "trace", "answer", "audio")
 """What of an edit's options makes no difference to what a window shows."""
 
 DIGITS: Final = 12
+
+LARGEST_REST: Final = 1 << 16
+"""Bytes that a file of frames has beside them."""
 
 
 @frozen(kw_only=True)
@@ -52,16 +56,17 @@ class KeptWindows:
         digest = hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
         return cls(folder=Path(config.output).with_name(f".windows-{digest}"))
 
-    def load(self, name: str) -> RunResult | None:
-        """Read a finished window; None where there is none, or none that can be read."""
+    def load(self, name: str, shape: tuple[int, ...]) -> RunResult | None:
+        """Read a finished window of (f, h, w, 3) frames; None where there is none, or no whole one."""
         pixels, trace = self._files(name)
         if not (pixels.exists() and trace.exists()):
             return None
         try:
-            with np.load(pixels) as arrays:
-                frames, seconds = arrays["frames"], float(arrays["total_seconds"])
+            data = read_bytes(pixels, most=math.prod(shape) + LARGEST_REST)
+            frames = member_of(data, "frames", shape, np.uint8)
+            seconds = float(member_of(data, "total_seconds", (), np.float64))
             return RunResult(frames=frames, trace=Trace.load(trace), total_seconds=seconds)
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile, HetCacheError):
+        except (ValueError, HetCacheError):
             note(f"{pixels.name} in {self.folder} is damaged; the window is run again")
             return None
 

@@ -93,7 +93,7 @@ def _run(
     name: str,
 ) -> RunResult:
     """Run a window, unless an earlier command has finished it."""
-    result = kept.load(name) if kept else None
+    result = kept.load(name, request.video.shape) if kept else None
     if result is None:
         result = runner.run(request, policy, track)
         if kept:

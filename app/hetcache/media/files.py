@@ -44,6 +44,10 @@ def check_writable(path: Path, *, option: str) -> None:
         raise ConfigError(f"{path} cannot be written: {reason}", where=option) from error
     if mode is not None and stat.S_ISDIR(mode):
         raise ConfigError(f"{path} is a folder; name a file in it", where=option)
+    if mode is not None and _is_printed_to(final):
+        raise ConfigError(
+            f"{path} is where this command prints", where=option, remedy="Name another file."
+        )
     if mode is not None and not stat.S_ISREG(mode):
         raise ConfigError(
             f"{path} is a device, a pipe or a socket", where=option, remedy="Name a regular file."
@@ -74,10 +78,22 @@ def check_folder(folder: Path, *, option: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{folder} cannot be made: {reason}", where=option) from error
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.exists():
+        raise ConfigError(f"{existing} is a link that leads to nothing", where=option)
     if not existing.is_dir():
         raise ConfigError(f"{existing} is a file, not a folder", where=option)
     _probe(existing, option)
+
+
+def _is_printed_to(path: Path) -> bool:
+    """Tell whether a file is stdout or stderr, sent there: a new file in its place would get none of it."""
+    found = path.stat()
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(found, os.fstat(descriptor)):
+                return True
+    return False
 
 
 def _probe(folder: Path, option: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from attrs import define, field, frozen
 from PIL import Image, ImageOps, ImageSequence
 
-from hetcache.media.options import MaskConfig, MissingMasks
+from hetcache.media.options import PICTURES, MaskConfig, MissingMasks
 from hetcache.media.pictures import opened_picture
 from hetcache.media.video import read_layers
 from hetcache_core import ConfigError
@@ -25,10 +25,7 @@ from hetcache_core import ConfigError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["PICTURES", "Mask", "read_mask", "resize_nearest"]
-
-PICTURES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""Suffixes of what is read as a picture."""
+__all__ = ["Mask", "read_mask", "resize_nearest"]
 
 LOSSLESS: Final = frozenset({"BMP", "PNG", "TIFF"})
 """Formats, by Pillow's names, that add no noise to labels."""

@@ -8,7 +8,10 @@ from attrs import frozen
 
 from hetcache_core import setting
 
-__all__ = ["VIDEO_SUFFIXES", "MaskConfig", "MissingMasks"]
+__all__ = ["PICTURES", "VIDEO_SUFFIXES", "MaskConfig", "MissingMasks"]
+
+PICTURES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""How the names of pictures end that are read."""
 
 VIDEO_SUFFIXES: Final = (".mp4", ".m4v", ".mov", ".mkv")
 """How the names of videos that are written end."""

@@ -95,7 +95,8 @@ def companion(path: Path, name: str, *, alone: bool, option: str) -> Path:
 
 def _listed(folder: Path, option: str) -> list[Path]:
     try:
-        return sorted(folder.iterdir())
+        # What a killed process left half-written has such a name.
+        return sorted(path for path in folder.iterdir() if path.name[0] != ".")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be read: {error.strerror}", where=option) from error
 

@@ -48,7 +48,7 @@ class ModelConfig:
     model: str | None = setting(
         None,
         doc="folder, hub id or single file of a checkpoint",
-        metadata=written(unset="the backbone's own"),
+        metadata=written(metavar="PATH|ID", unset="the backbone's own"),
     )
     variant: str | None = setting(
         None,
@@ -58,7 +58,7 @@ class ModelConfig:
     around: str | None = setting(
         None,
         doc="folder or hub id of what a single file lacks: VAE, text encoder, scheduler",
-        metadata=written(unset="the backbone's published checkpoint"),
+        metadata=written(metavar="PATH|ID", unset="the backbone's published checkpoint"),
     )
 
     @property

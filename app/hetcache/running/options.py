@@ -17,7 +17,7 @@ from attrs import frozen
 from hetcache_core import ConfigError
 from hetcache_core.errors import NOT_GIVEN
 from hetcache_core.files import read_text
-from hetcache_core.settings.declare import Declared, build, declared, parse_assignments, values_of
+from hetcache_core.settings.declare import Declared, build, declared, parse_assignments
 from hetcache_core.settings.fitting import NUMBER
 
 __all__ = [
@@ -183,6 +183,8 @@ def make_jobs(
             where="--jobs",
             remedy="Write - video: a.mp4, and below it mask: and output:, for each.",
         )
+    from hetcache.running.outputs import check_jobs
+
     made: list[T] = []
     inputs = {"list of jobs": os.fspath(jobs)}
     for number, each in enumerate(content, 1):
@@ -192,11 +194,7 @@ def make_jobs(
         except ConfigError as error:
             error.where = f"{jobs}, job {number}" + (f": {error.where}" if error.where else "")
             raise
-        values = values_of(made[-1])
-        beside: dict[str, Path] = getattr(made[-1], "beside", dict)()
-        writes = [name for name, info in declared(config).items() if written_of(info).writes]
-        written = {name: values[name] for name in writes if values[name] is not None} | beside
-        inputs |= {f"{name} of job {number}": os.fspath(path) for name, path in written.items()}
+    check_jobs(made, jobs=os.fspath(jobs))
     return made
 
 
@@ -294,9 +292,8 @@ def _yaml(path: Path, where: str) -> object:
     text = read_text(path, where=where, most=LARGEST_FILE)
     try:
         content: object = yaml.load(text, UniqueLoader)  # noqa: S506 - a safe loader
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"{path} is no YAML: {reason}", where=where) from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} is no YAML: {error}", where=where) from error
     return content
 
 

@@ -59,6 +59,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         + zlib.crc32(b"IDAT").to_bytes(4, "big")
     )
     (tmp_path / "deep.yaml").write_text("steps: " + "[" * 3000)
+    (tmp_path / "itself.yaml").write_text("settings: &a {b: [*a]}\n")
+    doubled = "".join(f"  a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+    (tmp_path / "laughs.yaml").write_text("settings:\n  a0: &a0 1\n" + doubled)
     (tmp_path / "twice.yaml").write_text("steps: 3\nsteps: 4\n")
     (tmp_path / "dashes.yaml").write_text("max-cache-bytes: 3\nmax_cache_bytes: 4\n")
     (tmp_path / "number.yaml").write_text("steps: " + "9" * 5000)
@@ -216,6 +219,8 @@ HETCACHE = {"--policy": "hetcache"}
         ),
         pytest.param({"--config": "/dev/zero"}, "has more than 1,048,576 bytes", id="no end"),
         pytest.param({"--config": "deep.yaml"}, "nested too deeply", id="deep YAML"),
+        pytest.param({"--config": "itself.yaml"}, "within itself", id="YAML in itself"),
+        pytest.param({"--config": "laughs.yaml"}, "more than 100,000 values", id="doubled YAML"),
         pytest.param({"--config": "twice.yaml"}, "the key 'steps' twice", id="a key twice"),
         pytest.param(
             {"--config": "dashes.yaml"}, "twice, with - and with _", id="a key in two ways"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,10 @@ from hetcache.cli.commands.compile_schedule import CompileScheduleConfig
 from hetcache.cli.commands.report import ReportConfig
 from hetcache.comparison.config import CompareConfig
 from hetcache.editing.config import CalibrateConfig, DemoConfig, EditConfig
+from hetcache.editing.preview import PreviewConfig
 from hetcache.quality.evaluate import EvaluateConfig
 from hetcache.running.export import ExportConfig
-from hetcache.running.options import make, written
+from hetcache.running.options import make, make_jobs, written
 from hetcache_core import ConfigError, setting
 from hetcache_core.files import replacing, write_text
 
@@ -31,12 +34,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in ("masks", "model", "clips/dog", "results/runs"):
         (tmp_path / folder).mkdir(parents=True)
     for file in (
-        "clip.mp4", "mask.png", "masks/0.json", "model/config.json", "plan.json", "trace.json",
+        "clip.mp4", "mask.png", "masks/0.json", "masks/0.png", "model/config.json", "plan.json", "trace.json",
         "results/rows.csv", "results/comparison.json", "clips/dog/video.mp4", "settings.yaml",
     ):  # fmt: skip
         (tmp_path / file).write_bytes(CONTENT)
     (tmp_path / "settings.yaml").write_text("steps: 3")
     (tmp_path / "link.mp4").symlink_to("clip.mp4")
+    (tmp_path / "nowhere").symlink_to("gone/for/good")
     os.link(tmp_path / "mask.png", tmp_path / "hard.json")
     return tmp_path
 
@@ -78,6 +82,10 @@ CALIBRATE = {"policy": "teacache", "video": ["clip.mp4"], "mask": ["mask.png"]}
         (EditConfig, {**EDIT, "trace": "-"}, "- is no file"),
         (EditConfig, {**EDIT, "trace": "/dev/zero"}, "a device, a pipe or a socket"),
         (EditConfig, {**EDIT, "trace": "a\0b"}, "cannot be written"),
+        (EditConfig, {**EDIT, "trace": "/dev/fd/1"}, "where this command prints"),
+        (PreviewConfig, {**EDIT, "mask": "masks", "output": "masks/0.png"}, "replace a file of"),
+        (PreviewConfig, {**EDIT, "mask": "masks", "output": "masks/9.png"}, "one more picture"),
+        (PreviewConfig, {**EDIT, "output": "new.png", "clip": "link.mp4"}, "overwrite the video"),
         (CalibrateConfig, {**CALIBRATE, "output": "mask.png"}, "overwrite the mask"),
         (CalibrateConfig, {**CALIBRATE, "output": "clip.mp4"}, "overwrite the video"),
         (CompileScheduleConfig, {"trace": "trace.json", "output": "trace.json"}, "the trace"),
@@ -89,7 +97,11 @@ CALIBRATE = {"policy": "teacache", "video": ["clip.mp4"], "mask": ["mask.png"]}
             {"video": "results/runs/a.mp4", "mask": "mask.png", "output": "results"},
             "which is written to",
         ),
+        (CompareConfig, {"clips": "clips", "output": "clips/dog"}, "clips clips, which is read"),
+        (CompareConfig, {"clips": "clips", "output": "."}, "which is written to"),
         (DemoConfig, {"model": "model", "output": "model"}, "overwrite the model"),
+        (DemoConfig, {"output": "nowhere"}, "a link that leads to nothing"),
+        (DemoConfig, {"output": "nowhere/below"}, "a link that leads to nothing"),
         (ExportConfig, {"model": "model", "output": "model"}, "overwrite the model"),
         (DemoConfig, {"output": "d" * 256}, "File name too long"),
     ],
@@ -100,10 +112,40 @@ def test_no_output_is_an_input_another_output_or_no_file(
 ) -> None:
     (folder / "results/runs/a.mp4").touch()
     file = "settings.yaml" if config is EditConfig else None
-    with pytest.raises(ConfigError) as raised:
-        make(config, given, where="test", file=file)
+    with (folder / "printed").open("w") as printed:
+        stdout = os.dup(1)
+        os.dup2(printed.fileno(), 1)
+        try:
+            with pytest.raises(ConfigError) as raised:
+                make(config, given, where="test", file=file)
+        finally:
+            os.dup2(stdout, 1)
+            os.close(stdout)
     assert said in str(raised.value)
     assert (folder / "clip.mp4").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("jobs", "said"),
+    [
+        ([{"output": "b.mp4"}, {"output": "./b.mp4"}], "job 2: --output: b.mp4 would overwrite"),
+        ([{"output": "q.mp4"}, {"output": "z.mp4", "video": "q.mp4"}], ""),  # made by the first
+        ([{"output": "old.mp4"}, {"output": "z.mp4", "video": "old.mp4"}], "the video of job 2"),
+        ([{"output": "hard.mp4"}, {"output": "z.mp4", "video": "old.mp4"}], "the video of job 2"),
+        ([{"output": "a-reference.mp4"}, {"output": "a.mp4", "compare": True}], "output of job 1"),
+        ([{"output": "a.mp4"}, {"output": "b.mp4", "trace": "a.mp4"}], "the output of job 1"),
+        ([{"trace": "/dev/null", "output": f"{i}.mp4"} for i in range(2)], ""),
+    ],
+    ids=str,
+)
+def test_no_job_writes_what_another_reads_or_writes(
+    folder: Path, jobs: list[dict[str, object]], said: str
+) -> None:
+    (folder / "old.mp4").write_bytes(CONTENT)
+    os.link(folder / "old.mp4", folder / "hard.mp4")
+    (folder / "jobs.yaml").write_text(json.dumps([{**EDIT, **job} for job in jobs]))
+    with pytest.raises(ConfigError, match=said) if said else nullcontext():
+        make_jobs(EditConfig, {}, where="test", jobs="jobs.yaml")
 
 
 def test_a_command_of_a_plugin_is_checked_by_its_fields_alone(folder: Path) -> None:

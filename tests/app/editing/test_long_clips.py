@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
@@ -97,6 +98,19 @@ def test_what_has_no_mask_stays_as_it_was_bit_for_bit(edited: Path, clip: list[s
     assert (np.load(edited.with_suffix(".npy"))[outside] == source[outside]).all()
 
 
+def test_the_traces_of_windows_overwrite_nothing_that_is_read(
+    clip: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mask-1.mp4").symlink_to(clip[3])
+    words = [*clip[:2], "--mask", str(tmp_path / "mask-1.mp4")]
+    assert edit(words, tmp_path / "out.mp4", "--trace", str(tmp_path / "mask.mp4")) == 2
+    assert "--trace 1: " in (said := capsys.readouterr().err)
+    assert "would overwrite the mask" in said
+    span = ["--start", "30", "--frames", "7", "--window", "5", "--overlap", "1", "--steps", "2"]
+    assert edit(clip, tmp_path / "out.mp4", *span, "--trace", os.devnull) == 0
+    assert not list(Path(os.devnull).parent.glob("null-*"))
+
+
 def test_an_interrupted_edit_goes_on_where_it_was(
     clip: list[str],
     edited: Path,
@@ -117,7 +131,8 @@ def test_an_interrupted_edit_goes_on_where_it_was(
     assert "2 of 7 windows are kept in" in capsys.readouterr().err
     assert not output.exists()
     (folder,) = tmp_path.glob(".windows-*")
-    (folder / "cached-00001.npz").write_bytes(b"damaged")
+    # What somebody may have put there: fewer frames than the window has.
+    np.savez(folder / "cached-00001.npz", frames=np.zeros((3, 8, 8, 3), np.uint8), total_seconds=1)
 
     def counted(self: Runner, *arguments: Any) -> RunResult:
         runs.append(arguments)

@@ -71,6 +71,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_video(folder / "small.mp4", painted(0)[:, :48], RATE)
     write_video(folder / "short.mp4", painted(0)[:3], RATE)
     (folder / "pred" / "notes.txt").write_text("not a video")
+    (folder / "pred" / ".0123456789abcdef.part.mp4").write_bytes(b"half a video")
     (folder / "empty").mkdir()
     (folder / "noise.mp4").write_bytes(b"noise" * 99)
     (folder / "noise.pt").write_bytes(b"noise" * 99)

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hetcache.comparison.plan.clips import ClipSource, FileClip, SetClip
-from hetcache.media.masks import PICTURES
+from hetcache.media.options import PICTURES
 from hetcache.media.video import CONTAINERS
 from hetcache_core import ClipSet, ConfigError
+from hetcache_core.files import read_text
 
 if TYPE_CHECKING:
     from hetcache_core import Registry
 
 __all__ = ["clips_in_folder", "clips_of_set", "find_clips"]
+
+LONGEST_PROMPT: Final = 1 << 20
+"""Bytes of a file with a prompt."""
 
 VIDEO_SUFFIXES: Final = frozenset({*CONTAINERS, ".avi", ".gif", ".mpg", ".webm"})
 
@@ -100,14 +104,11 @@ def _in_folder(folder: Path) -> FileClip:
     if video is None or lacking:
         raise ConfigError(f"the clip {folder} has no {' and no '.join(lacking)}", where="--clips")
     prompt = folder / "prompt.txt"
-    try:
-        text = prompt.read_text(encoding="utf-8").strip() if prompt.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{prompt} cannot be read: {error}", where="--clips") from error
+    text = read_text(prompt, where="--clips", most=LONGEST_PROMPT) if prompt.exists() else ""
     return FileClip(
         video=video,
         mask=mask,
-        prompt=text,
+        prompt=text.strip(),
         truth=_one_of(folder, ("truth",), VIDEO_SUFFIXES),
         called=folder.name,
         where="--clips",
