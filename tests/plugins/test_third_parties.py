@@ -68,10 +68,11 @@ POLICIES = [
 ]
 BWCACHE, MIXCACHE, _ = POLICIES
 COGVIDEOX = Stranger("hetcache-cogvideox", backbone="cogvideox", library="diffusers")
+COMFYUI = Stranger("hetcache-comfyui", backbone="comfy-wan")
 PIECE = Stranger("hetcache-template-piece")
 GMSD = Stranger("hetcache-metric-gmsd", metric="gmsd", library="torchmetrics")
 TELEMETRY = Stranger("hetcache-opentelemetry", library="opentelemetry.sdk")
-STRANGERS = [*POLICIES, COGVIDEOX, GMSD]
+STRANGERS = [*POLICIES, COGVIDEOX, COMFYUI, GMSD]
 each = pytest.mark.parametrize("stranger", STRANGERS, ids=str)
 observing_too = pytest.mark.parametrize("stranger", [*STRANGERS, TELEMETRY], ids=str)
 each_policy = pytest.mark.parametrize("stranger", POLICIES, ids=str)

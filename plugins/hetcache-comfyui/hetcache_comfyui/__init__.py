@@ -1,0 +1,1 @@
+"""hetcache as nodes of ComfyUI, and ComfyUI's models as backbones of hetcache."""
