@@ -166,6 +166,21 @@ class Geometry:
     default_size: tuple[int, int] = (480, 832)
     default_frames: int = 81
 
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        """Lay out the tokens of a clip, given in pixels."""
+        from hetcache_core.tokens import Grid
+
+        side, alone = self.token_size, self.frame_offset == 1
+        return Grid(
+            frames=(frames - self.frame_offset) // self.frame_stride + int(alone),
+            height=height // side,
+            width=width // side,
+            pixel_height=side,
+            pixel_width=side,
+            frame_stride=self.frame_stride,
+            first_frame_alone=alone,
+        )
+
 
 @frozen(kw_only=True)
 class LoadRequest:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hetcache.editing.windows import Window
-    from hetcache_core import Backbone, Geometry, Registry
+    from hetcache_core import Backbone, Registry
 
 __all__ = ["Preview", "PreviewConfig", "count_roles", "preview"]
 
@@ -170,22 +170,8 @@ def count_roles(
     for window in job.windows:
         request = job.request(window, job.clip.frames)
         if request is not None:
-            grid = _grid(backbone.geometry, request.mask.shape)
+            grid = backbone.geometry.grid(*request.mask.shape)
             yield window, _roles(partitioner, request.mask, grid), grid, request.mask
-
-
-def _grid(geometry: Geometry, shape: tuple[int, ...]) -> Grid:
-    frames, height, width = shape
-    side, alone = geometry.token_size, geometry.frame_offset == 1
-    return Grid(
-        frames=(frames - geometry.frame_offset) // geometry.frame_stride + int(alone),
-        height=height // side,
-        width=width // side,
-        pixel_height=side,
-        pixel_width=side,
-        frame_stride=geometry.frame_stride,
-        first_frame_alone=alone,
-    )
 
 
 def _roles(partitioner: Any, mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.uint8]:

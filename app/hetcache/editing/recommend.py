@@ -8,72 +8,27 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from attrs import asdict, frozen
 
+from hetcache.editing.checkpoints import CHECKPOINTS, ROOM, Checkpoint
 from hetcache.editing.config import EditConfig, SpanConfig
 from hetcache.editing.job import prepare
 from hetcache.editing.preview import count_roles
-from hetcache.media.files import memory_bytes
 from hetcache.media.options import MaskConfig
+from hetcache.running.device import choose_device, memory_of
 from hetcache.running.groups import JsonConfig, ModelConfig
 from hetcache.running.limits import read_size
 from hetcache.running.options import written
-from hetcache_core import Grid, ModelInfo, RunInfo, footprint, setting
+from hetcache_core import setting
 from hetcache_core.session import resolve_policy
 from hetcache_core.settings.declare import group
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from hetcache_core import CachePolicy, Registry
+    from hetcache_core import Registry, RunInfo
 
 __all__ = ["RecommendConfig", "Recommendation", "recommend"]
-
-STEPS: Final = 50
-BRANCHES: Final = ("cond", "uncond")
 
 FEW: Final = 0.25
 """Share of active tokens up to which partial steps are worth their memory. In the findings they bring 1.2 dB
 at four times fewer FLOPs, with masks of a few percent to a quarter of the tokens."""
-
-ROOM: Final = 0.8
-"""Share of the memory for weights and cache; the rest is for activations and the VAE. Our choice."""
-
-
-@frozen
-class Checkpoint:
-    """A published model.
-
-    Attributes:
-        model: What ``--model`` takes.
-        weights: Bytes of its transformer in bfloat16; the text encoder can leave before it runs.
-        info: Its sizes.
-        latents: Numbers of its latents in a token.
-    """
-
-    model: str
-    weights: float
-    info: ModelInfo
-    latents: int = 64
-
-
-CHECKPOINTS: Final = (
-    Checkpoint(
-        "Wan-AI/Wan2.1-VACE-14B",
-        34.7e9,
-        ModelInfo(
-            backbone="wan-vace", variant="wan2.1-14b", layers=40, width=5120, heads=40,
-            control_layers=tuple(range(0, 40, 5)),
-        ),
-    ),
-    Checkpoint(
-        "Wan-AI/Wan2.1-VACE-1.3B",
-        4.3e9,
-        ModelInfo(
-            backbone="wan-vace", variant="wan2.1-1.3b", layers=30, width=1536, heads=12,
-            control_layers=tuple(range(0, 30, 2)),
-        ),
-    ),
-)  # fmt: skip
-"""The largest first: it edits best. Bytes are those of docs/backbones.md."""
 
 
 @final
@@ -153,7 +108,7 @@ def recommend(config: RecommendConfig, registry: Registry) -> Recommendation:
         for partials in (True, False) if active <= FEW else (False,):
             settings = {"partials": 1} if partials else {}
             policy, _ = resolve_policy("auto", settings, None, checkpoint.info, registry)
-            cache = _cache_bytes(policy, run, checkpoint)
+            cache = checkpoint.cache_bytes(policy, run)
             fits = checkpoint.weights + cache <= ROOM * memory
             if fits:
                 break
@@ -196,18 +151,15 @@ def recommend(config: RecommendConfig, registry: Registry) -> Recommendation:
 
 
 def _memory(asked: int | None) -> tuple[int, str]:
-    import torch
-
     if asked is not None:
         return asked, f"{asked / 1e9:.0f} GB"
-    if torch.cuda.is_available():
-        there = int(torch.cuda.get_device_properties(0).total_memory)
-        return there, f"the GPU's {there / 1e9:.0f} GB"
-    there = memory_bytes()
-    return (
-        there,
-        f"this machine's {there / 1e9:.0f} GB (it has no GPU, and a real model takes hours)",
-    )
+    device = choose_device("auto")
+    there = memory_of(device)
+    if device == "cpu":
+        whose = f"this machine's {there / 1e9:.0f} GB (it has no GPU, and a real model takes hours)"
+    else:
+        whose = f"the GPU's {there / 1e9:.0f} GB"
+    return there, whose
 
 
 def _look(
@@ -230,29 +182,7 @@ def _look(
     ]
     most = max(counted, key=lambda each: each[0])
     active = sum(each[0] for each in counted) / sum(each[1] for each in counted)
-    return active, _run(checkpoint.info, most[2], most[3])
-
-
-def _run(model: ModelInfo, grid: Grid, mask: NDArray[Any]) -> RunInfo:
-    import torch
-
-    sigmas = tuple(1 - index / STEPS for index in range(STEPS))
-    return RunInfo(
-        model=model,
-        timesteps=tuple(1000 * sigma for sigma in sigmas),
-        sigmas=sigmas,
-        grid=grid,
-        mask=torch.from_numpy(mask),
-        branches=BRANCHES,
-        device="cpu",
-    )
-
-
-def _cache_bytes(policy: CachePolicy, run: RunInfo, checkpoint: Checkpoint) -> int:
-    import torch
-
-    kept = footprint(policy, run, latents=checkpoint.latents * run.grid.tokens)
-    return kept.bytes(torch.bfloat16) * len(BRANCHES)
+    return active, checkpoint.run(most[2], most[3])
 
 
 def _command(config: RecommendConfig, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str:

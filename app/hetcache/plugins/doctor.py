@@ -28,6 +28,15 @@ LIBRARIES: Final = (
 )  # fmt: skip
 
 ENCODER: Final = "libx264"
+FITS: Final = {
+    "at once": "fits into",
+    "in turn": "with the text encoder offloaded it fits into",
+    None: "does not fit into",
+}
+
+HOUR: Final = 60
+"""Minutes."""
+
 DECODERS: Final = ("h264", "hevc", "vp9", "av1", "mpeg4", "png")
 
 
@@ -65,6 +74,7 @@ def examine(registry: Registry) -> dict[str, Any]:
         "policies": list(registry.names("policy")),
         "backbones": backbones,
         "codecs": codecs,
+        "models": _models(registry) if torch and registry.names("policy") else [],
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "problems": problems,
     }
@@ -92,11 +102,66 @@ def print_findings(found: dict[str, Any]) -> None:
         "backbones": "\n".join(backbones) or "none",
         "video codecs": ", ".join(found["codecs"]) or "none",
         "free disk": f"{found['free_disk_bytes'] / 2**30:.1f} GiB here",
+        "real models": "\n".join(map(_in_words, found["models"])) or "unknown",
         "problems": "\n".join(found["problems"]) or "none",
     }
     for title, text in rows.items():
         table.add_row(Text(title, style="bold"), Text(str(text)))
     Console().print(table)
+
+
+def _models(registry: Registry) -> list[dict[str, Any]]:
+    """Say what an edit with each published model needs, and what of that is missing here.
+
+    Its seconds are those of the blocks alone, at the rate at which this machine multiplies matrices.
+    """
+    from hetcache.editing.checkpoints import CHECKPOINTS, ROOM, STEPS, measured_rate
+    from hetcache.running.device import choose_device, choose_dtype, memory_of
+    from hetcache_core.session import resolve_policy
+
+    device = choose_device("auto")
+    dtype, memory, rate = choose_dtype("auto", device), memory_of(device), measured_rate(device)
+    size = 1 if dtype == "bfloat16" else 2  # of what the table of checkpoints counts
+    listed = []
+    for known in CHECKPOINTS:
+        name, missing = known.info.backbone, _usable(registry, known.info.backbone)
+        found: dict[str, Any] = {"model": known.model, "backbone": name, "missing": missing}
+        if missing is None:
+            geometry = registry.backbone(name).geometry
+            frames, (height, width) = geometry.default_frames, geometry.default_size
+            run = known.run(geometry.grid(frames, height, width))
+            policy, _ = resolve_policy("auto", {}, None, known.info, registry)
+            cache = size * known.cache_bytes(policy, run)
+            weights, encoder = size * int(known.weights), size * int(known.encoder)
+            room = ROOM * memory
+            in_turn, at_once = max(encoder, weights + cache), encoder + weights + cache
+            found |= {"frames": frames, "height": height, "width": width, "steps": STEPS}
+            found |= {"device": device, "dtype": dtype, "memory_bytes": memory}
+            found |= {"weights_bytes": weights, "encoder_bytes": encoder, "cache_bytes": cache}
+            found |= {
+                "fits": "at once" if at_once <= room else "in turn" if in_turn <= room else None
+            }
+            found |= {"flops": known.flops(run), "flops_per_second": rate}
+        listed.append(found)
+    return listed
+
+
+def _in_words(model: dict[str, Any]) -> str:
+    if model["missing"] is not None:
+        return f"{model['model']}: {model['missing']}"
+    weights, encoder, cache, memory = (
+        f"{model[f'{of}_bytes'] / 1e9:.1f} GB" for of in ("weights", "encoder", "cache", "memory")
+    )
+    minutes = model["flops"] / model["flops_per_second"] / 60
+    time = f"{minutes:.0f} minutes" if minutes < HOUR else f"{minutes / HOUR:.0f} hours"
+    size = (
+        f"{model['frames']} frames of {model['height']}x{model['width']} in {model['steps']} steps"
+    )
+    return (
+        f"{model['model']}: {weights} of weights, {cache} of cache (auto) and {encoder} of text encoder, in "
+        f"{model['dtype']}; {FITS[model['fits']]} {memory} ({model['device']}). {size} without caching: "
+        f"{model['flops'] / 1e15:.0f} PFLOP, here more than {time}"
+    )
 
 
 def _torch() -> tuple[str | None, list[str]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import asdict
 from rich.console import Console, Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -183,13 +184,16 @@ def print_policy(registry: Registry, name: str) -> None:
         for info in policy["settings"]:
             allowed = ", ".join(info["allowed"]) or info["type"]
             table.add_row(
-                Text(f"  {info['name']}={'…' if info['required'] else _shown(info['default'])}"),
+                Padding.indent(
+                    Text(f"{info['name']}={'…' if info['required'] else _shown(info['default'])}"),
+                    2,
+                ),
                 Text.assemble(
                     info["doc"], (f" ({allowed}{', required' * info['required']})", "dim")
                 ),
             )
             for text, own in _own_settings(info):
-                table.add_row(Text(f"    {text}"), Text(own["doc"], style="dim"))
+                table.add_row(Padding.indent(Text(text), 4), Text(own["doc"], style="dim"))
         parts.append(table)
         for preset, values in policy["presets"].items():
             shown = " ".join(f"{name}={_shown(value)}" for name, value in values.items())

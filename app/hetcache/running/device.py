@@ -7,10 +7,11 @@ from typing import Final, Literal, final
 
 from attrs import frozen
 
+from hetcache.media.files import memory_bytes
 from hetcache.running.options import written
 from hetcache_core import ConfigError, setting
 
-__all__ = ["PlaceConfig", "Precision", "choose_device", "choose_dtype"]
+__all__ = ["PlaceConfig", "Precision", "choose_device", "choose_dtype", "memory_of"]
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -77,6 +78,15 @@ def choose_device(asked: str, *, option: str = "--device") -> str:
             f"there is no {asked}; the last one is cuda:{count - 1}", where=option, given=asked
         )
     return asked
+
+
+def memory_of(device: str) -> int:
+    """Return the bytes of memory that a device has."""
+    if device == "cpu":
+        return memory_bytes()
+    import torch
+
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def choose_dtype(asked: str, device: str) -> str:

@@ -41,7 +41,7 @@ BACKBONE_KEYS = {
 }  # fmt: skip
 DOCTOR_KEYS = {
     "hetcache", "python", "executable", "platform", "cpu_count", "torch", "cuda_devices",
-    "libraries", "plugins", "policies", "backbones", "codecs", "free_disk_bytes", "problems",
+    "libraries", "plugins", "policies", "backbones", "codecs", "models", "free_disk_bytes", "problems",
 }  # fmt: skip
 
 
@@ -206,6 +206,12 @@ def test_versions_of_a_library_are_those_that_the_distribution_asks_for() -> Non
     assert supported_versions("none, added by the program", "diffusers") is None
 
 
+WAN_PFLOP = 43
+"""Of 50 steps of Wan2.1-VACE-1.3B with guidance: 2 x 50 x (45 blocks of 8 n d^2 + 4 n^2 d of self-attention,
+4 n d^2 + 2048 (d^2 + n d) of cross-attention and 4 n d 8960, and 15 hints and one input of 2 n d^2), with
+n = 32,760 tokens and d = 1,536."""
+
+
 def test_the_doctor_sees_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("av")
     pytest.importorskip("diffsynth")
@@ -216,6 +222,13 @@ def test_the_doctor_sees_what_is_installed(capsys: pytest.CaptureFixture[str]) -
     assert "libx264" in found["codecs"]
     assert found["backbones"]["tiny-vace"] is None
     assert found["free_disk_bytes"] > 0
+    large, small = found["models"]
+    assert large["model"].endswith("14B")
+    assert large["weights_bytes"] > small["weights_bytes"]
+    whole = small["weights_bytes"] + small["encoder_bytes"] + small["cache_bytes"]
+    assert (small["fits"] == "at once") == (whole <= 0.8 * small["memory_bytes"])
+    assert small["flops_per_second"] > 1e8
+    assert round(small["flops"] / 1e15) == WAN_PFLOP
     assert "builtin-policies" in output(capsys, "doctor")
 
 
