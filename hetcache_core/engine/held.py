@@ -133,6 +133,7 @@ def _play(policy: CachePolicy, run: RunInfo, call: ModelCall, told: float, *, ob
         signals = Signals(
             step,
             run.timesteps,
+            run.grid,
             alone,
             None if whole else trunk,
             lambda _: x,

@@ -431,6 +431,7 @@ class Engine:
         return Signals(
             step,
             run.info.timesteps,
+            run.info.grid,
             call,
             trunk,
             probe,

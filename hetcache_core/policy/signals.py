@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from hetcache_core.backbone.adapter import ModelCall
     from hetcache_core.backbone.trunk import TrunkCall
+    from hetcache_core.tokens import Grid
 
 
 SIGNALS: Final = ""
@@ -52,12 +53,14 @@ class Signals:
     Attributes:
         step: the step.
         timesteps: unrounded timesteps of the whole run.
+        grid: the token grid; the video's tokens are the last of a sequence.
         threshold_factor: multiply thresholds with it; how an asked speed-up is reached.
         reads: numbers brought to the host so far.
     """
 
     step: StepInfo
     timesteps: tuple[float, ...]
+    grid: Grid
     _call: ModelCall
     _trunk: TrunkCall | None
     _probe: Callable[[int], Tensor] | None

@@ -84,6 +84,21 @@ def hetcache_register_policies() -> list[Registration]:
             summary="predict features by a Taylor series instead of holding them",
         ),
         Registration(
+            name="foca",
+            target="hetcache_policies.foca:FoCa",
+            summary="every n-th step runs, an ODE solver follows the features between",
+        ),
+        Registration(
+            name="seacache",
+            target="hetcache_policies.seacache:SeaCache",
+            summary="reuse the residual until the input without its noise has drifted",
+        ),
+        Registration(
+            name="spectrum",
+            target="hetcache_policies.spectrum:Spectrum",
+            summary="predict by Chebyshev polynomials over the run, at gaps that grow",
+        ),
+        Registration(
             name="fastercache-cfg",
             target="hetcache_policies.fastercache_cfg:FasterCacheCFG",
             summary="predict the unconditional branch of guidance from the conditional one",
@@ -242,5 +257,10 @@ def hetcache_register_signals() -> list[Registration]:
             name="modulated_input",
             target="hetcache_policies.shared.signals:ModulatedInput",
             summary="the first block's modulated input, which depends on the content",
+        ),
+        Registration(
+            name="filtered_input",
+            target="hetcache_policies.shared.signals:FilteredInput",
+            summary="the first block's modulated input without its noise",
         ),
     ]

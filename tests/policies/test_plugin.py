@@ -99,7 +99,9 @@ def shown(default: object) -> str:
     return json.dumps(default)
 
 
-@pytest.mark.parametrize("name", ["none", "auto", "teacache", "pab", "hetcache"])
+@pytest.mark.parametrize(
+    "name", ["none", "auto", "teacache", "pab", "hetcache", "seacache", "spectrum", "foca"]
+)
 def test_the_docs_list_every_setting_with_its_default(name: str) -> None:
     page = Path(__file__).parents[2] / "docs" / "policies.md"
     sections = page.read_text(encoding="utf-8").split("\n## ")
