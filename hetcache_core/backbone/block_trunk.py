@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from attrs import define, evolve, field
@@ -20,6 +20,9 @@ from torch.overrides import TorchFunctionMode
 from hetcache_core.backbone.adapter import FlopModel
 from hetcache_core.backbone.trunk import BlockHooks, TrunkCall, TrunkView
 from hetcache_core.errors import ContractError, UnsupportedBackboneError
+
+ATTENTION_ARGUMENTS: Final = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+"""Arguments of ``scaled_dot_product_attention`` that may come without their names."""
 
 
 @final
@@ -129,11 +132,13 @@ class SeenAttention(TorchFunctionMode):
     Attributes:
         hooks: what wants to see q, k and v.
         which: the call that is meant, counted from 0.
+        rows: (n,) tokens that q is of, where a mask of attention is for all of them.
         calls: calls so far.
     """
 
     hooks: BlockHooks
     which: int
+    rows: Tensor | None = None
     calls: int = field(default=0, init=False)
 
     def __attrs_pre_init__(self) -> None:
@@ -146,16 +151,20 @@ class SeenAttention(TorchFunctionMode):
         self.calls += 1
         if self.calls != self.which + 1:
             return func(*args, **kwargs)
-        names = ("query", "key", "value")
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        query, key, value = (given[name].transpose(1, 2).flatten(2) for name in names)  # (B, n, D)
-        others = {name: each for name, each in kwargs.items() if name not in names}
-        heads = given["query"].shape[1]
+        given = {**dict(zip(ATTENTION_ARGUMENTS, args, strict=False)), **kwargs}
+        query, key, value = (
+            given.pop(name) for name in ATTENTION_ARGUMENTS[:3]
+        )  # (B, heads, n, d)
+        heads = query.shape[1]
+        if self.rows is not None and (mask := given.get("attn_mask")) is not None:
+            # What is said of each key holds for all rows alike.
+            given["attn_mask"] = mask if mask.shape[-2] == 1 else mask.index_select(-2, self.rows)
 
         def attend(*joined: Tensor) -> Tensor:
             split = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in joined)
-            out: Tensor = func(*split, *args[3:], **others).transpose(1, 2).flatten(2)
+            out: Tensor = func(*split, **given).transpose(1, 2).flatten(2)
             return out  # (B, n, D)
 
-        attended = self.hooks.attend(query, key, value, attend)
+        q, k, v = (t.transpose(1, 2).flatten(2) for t in (query, key, value))  # (B, n, D)
+        attended = self.hooks.attend(q, k, v, attend)
         return attended.unflatten(2, (heads, -1)).transpose(1, 2)  # (B, heads, n, d)

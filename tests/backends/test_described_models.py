@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hetcache_backends.diffusers.adapter import DiffusersModels, described_models
 from hetcache_backends.diffusers.described import DiffusersModelSet
-from hetcache_backends.diffusers.table import model_table
+from hetcache_backends.diffusers.table import mask_table, model_table
 from hetcache_core import Mode
 from hetcache_core.testing import BackboneCase
 from hetcache_core.testing.comparing import Snapshot
@@ -178,5 +178,6 @@ def test_every_described_class_has_a_sample_and_a_row_in_the_docs() -> None:
     builtin = DiffusersModelSet().models()
     assert sorted(samples.SAMPLES) == sorted(model.transformer for model in builtin)
     page = Path(__file__).parents[2] / "docs/backbones.md"
-    table = page.read_text(encoding="utf-8").split("hetcache_backends.diffusers.table -->\n")[1]
-    assert table.split("<!-- end -->")[0] == model_table(builtin)
+    parts = page.read_text(encoding="utf-8").split("hetcache_backends.diffusers.table -->\n")[1:]
+    tables = [part.split("<!-- end -->")[0] for part in parts]
+    assert tables == [model_table(builtin), mask_table(builtin)]

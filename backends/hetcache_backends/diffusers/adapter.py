@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -214,18 +213,22 @@ class DiffusersModels(Backbone):
         return list({id(model): model for model in found}.values())
 
 
-@frozen(eq=False)
+@frozen
 class Layout:
     """What a call looks like before its blocks run.
 
     Attributes:
         tokens: tokens of the trunk.
-        leading: those before the video's.
+        leading: those before the tokens of what is made.
+        trailing: those among them that the library has after the tokens of what is made.
+        side: pixels that a token is high and wide, 1 where there is no mask that the tokens fill.
         around: FLOPs of embeddings and head.
     """
 
     tokens: int
     leading: int
+    trailing: int
+    side: int
     around: int
 
 
@@ -245,6 +248,7 @@ class DescribedCalls(DiffusersCalls):
     costs: BlockCosts
     _layouts: dict[Any, Layout] = field(factory=dict, init=False)
     _checked: set[int] = field(factory=set, init=False)
+    _prepared: Tensor | None = field(default=None, init=False)
     _mask: Tensor | None = field(default=None, init=False)
 
     def blocks(self, model: Any) -> Sequence[Any]:
@@ -290,31 +294,23 @@ class DescribedCalls(DiffusersCalls):
     def grid(self, model: Any, arguments: Mapping[str, Any]) -> Grid:
         """Count the tokens, and lay them out where they fill the picture that there is a mask of."""
         layout = self._layout(model, arguments)
-        tokens, side = layout.tokens - layout.leading, self._side(layout)
-        height = 1 if self._mask is None or not side else self._mask.shape[1] // side
+        tokens, mask = layout.tokens - layout.leading, self._mask
+        height = 1 if layout.side == 1 or mask is None else mask.shape[1] // layout.side
         return Grid(
             frames=1,
             height=height,
             width=tokens // height,
             prefix=layout.leading,
-            pixel_height=side or 1,
-            pixel_width=side or 1,
+            pixel_height=layout.side,
+            pixel_width=layout.side,
             frame_stride=1,
         )
 
     def mask(self, model: Any, arguments: Mapping[str, Any]) -> Tensor | None:
         """The mask (1, H, W) that the pipeline has prepared, of a picture that the tokens fill."""
-        return self._mask if self._side(self._layout(model, arguments)) else None
-
-    def _side(self, layout: Layout) -> int:
-        """Pixels that a token is high and wide; 0 where the tokens do not fill the mask's picture."""
-        if self._mask is None or not self.description.tokens:
-            return 0
-        _, height, width = self._mask.shape
-        side = math.isqrt(height * width // (layout.tokens - layout.leading))
-        fits = side and height % side == 0 and width % side == 0
-        whole = fits and (height // side) * (width // side) == layout.tokens - layout.leading
-        return side if whole else 0
+        # A run that prepares none must not have that of the run before.
+        self._mask, self._prepared = self._prepared, None
+        return self._mask if self._layout(model, arguments).side > 1 else None
 
     @contextmanager
     def routed(self) -> Iterator[None]:
@@ -326,7 +322,8 @@ class DescribedCalls(DiffusersCalls):
 
         def preprocess(*args: Any, **kwargs: Any) -> Any:
             made = own.preprocess(*args, **kwargs)  # (B, 1, H, W)
-            self._mask = (made[:1, 0] > 0.5).to(made.device)  # noqa: PLR2004 - as the pipeline binarizes
+            # One grid for all pictures of a batch; the pipeline binarizes as here.
+            self._prepared = (made[:, 0] > 0.5).any(0)[None].to(made.device)  # noqa: PLR2004
             return made
 
         self.pipeline.mask_processor = StandIn(own, preprocess=preprocess)
@@ -381,13 +378,12 @@ class DescribedCalls(DiffusersCalls):
 
         def answered(calls: list[NotedCall]) -> dict[str, Tensor]:
             state = calls[0].state()
-            form = Form.of(self.description, state)
+            form = Form.of(self.description, state, layout.trailing)
             trunk = NotedTrunk(
                 model=model,
                 form=form,
                 calls=calls,
                 x=form.joined(state),
-                leading=form.leading(state),
                 around=layout.around,
                 costs=self.costs,
                 compiler=self.engine.compiler,
@@ -416,8 +412,7 @@ class DescribedCalls(DiffusersCalls):
             def skipped(calls: list[NotedCall]) -> dict[str, Tensor]:
                 state = calls[0].state()
                 form = Form.of(self.description, state)
-                leading = form.leading(state)
-                found.append((form.joined(state).shape[1], leading))
+                found.append((form.joined(state).shape[1], form.others))
                 return calls[-1].state()
 
             stand_in, _ = made_stand_in(model, self.description, skipped)
@@ -428,8 +423,31 @@ class DescribedCalls(DiffusersCalls):
                     remedy="Its description names other lists than it runs through, or the pipeline "
                     "leaves blocks out",
                 )
-            self._layouts[key] = Layout(*found[0], around)
+            tokens, others = found[0]
+            side, made = self._made(tokens - others)
+            self._layouts[key] = Layout(
+                tokens=tokens,
+                leading=tokens - made,
+                trailing=tokens - others - made,
+                side=side,
+                around=around,
+            )
         return self._layouts[key]
+
+    def _made(self, tokens: int) -> tuple[int, int]:
+        """Find the tokens of what is made among those of the video's state.
+
+        Returns:
+            Pixels that one is high and wide, and how many they are: 1 and all where there is no mask of a
+            picture that the first of them fill.
+        """
+        side = self.description.patch * getattr(self.pipeline, "vae_scale_factor", 0)
+        if self._mask is None or not self.description.tokens or not side:
+            return 1, tokens
+        _, height, width = self._mask.shape
+        made = (height // side) * (width // side)
+        fits = height % side == 0 and width % side == 0 and made <= tokens
+        return (side, made) if fits else (1, tokens)
 
     def _check(self, model: Any, arguments: Mapping[str, Any]) -> None:
         """Hold a guessed description against the library, once a session.

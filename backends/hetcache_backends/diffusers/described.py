@@ -13,12 +13,15 @@ from attrs import frozen
 
 from hetcache_backends.diffusers.description import (
     BlockList,
+    MaskedPipeline,
     ModelDescription,
     ModelSet,
     blocks,
 )
 
 HIDDEN, TEXT = "hidden_states", "encoder_hidden_states"
+SOURCE: Final = "text, source"
+ONE_CALL: Final = "one call"
 
 
 def model(transformer: str, name: str, *lists: BlockList, **more: Any) -> ModelDescription:
@@ -47,8 +50,12 @@ MODELS: Final = (
     model(
         "ChromaTransformer2DModel",
         "chroma",
-        blocks("transformer_blocks", TEXT, HIDDEN),
-        blocks("single_transformer_blocks"),
+        blocks("transformer_blocks", TEXT, HIDDEN, image_rotary_emb=0),
+        blocks("single_transformer_blocks", image_rotary_emb=0),
+        output=True,
+        tokens=True,
+        masked=(MaskedPipeline("ChromaInpaintPipeline"),),
+        masks=("attention_mask",),
     ),
     model("ChronoEditTransformer3DModel", "chronoedit", blocks("blocks")),
     model("CogVideoXTransformer3DModel", "cogvideox", blocks("transformer_blocks", HIDDEN, TEXT)),
@@ -71,6 +78,11 @@ MODELS: Final = (
         blocks("single_transformer_blocks", TEXT, HIDDEN, image_rotary_emb=0),
         output=True,
         tokens=True,
+        masked=(
+            MaskedPipeline("FluxInpaintPipeline", guidance="one branch"),
+            MaskedPipeline("FluxFillPipeline", guidance="one branch", kept="channels of the input"),
+            MaskedPipeline("FluxKontextInpaintPipeline", SOURCE),
+        ),
     ),
     model(
         "Flux2Transformer2DModel",
@@ -79,6 +91,7 @@ MODELS: Final = (
         blocks("single_transformer_blocks", HIDDEN, image_rotary_emb=0),
         output=True,
         tokens=True,
+        masked=(MaskedPipeline("Flux2KleinInpaintPipeline", "text, source, reference"),),
     ),
     model("Flux3Transformer2DModel", "flux3", blocks("single_transformer_blocks", TEXT, HIDDEN)),
     model(
@@ -150,6 +163,10 @@ MODELS: Final = (
         blocks("transformer_blocks", TEXT, HIDDEN, image_rotary_emb=(0, None)),
         output=True,
         tokens=True,
+        masked=(
+            MaskedPipeline("QwenImageInpaintPipeline"),
+            MaskedPipeline("QwenImageEditInpaintPipeline", SOURCE),
+        ),
     ),
     model("QwenImage21Transformer2DModel", "qwen-image-2.1", blocks("transformer_blocks")),
     model("SanaTransformer2DModel", "sana", blocks("transformer_blocks"), other_times=True),
@@ -160,6 +177,7 @@ MODELS: Final = (
         blocks("transformer_blocks", TEXT, HIDDEN),
         output=True,
         tokens=True,
+        masked=(MaskedPipeline("StableDiffusion3InpaintPipeline", guidance=ONE_CALL),),
         attends_last=True,
     ),
     model("SkyReelsV2Transformer3DModel", "skyreels-v2", blocks("blocks")),
@@ -168,11 +186,14 @@ MODELS: Final = (
     model(
         "ZImageTransformer2DModel",
         "z-image",
-        blocks("layers", "x"),
+        blocks("layers", "x", freqs_cis=1),
         video="x",
         latents="x",
         timestep="t",
         cond_first=True,
+        tokens=True,
+        masked=(MaskedPipeline("ZImageInpaintPipeline", "text, filling", ONE_CALL),),
+        masks=("attn_mask",),
     ),
 )
 """One value a class."""

@@ -37,6 +37,23 @@ def blocks(name: str, *state: str, **follow: Axes) -> BlockList:
     return BlockList(name=name, state=state or ("hidden_states",), follow=follow)
 
 
+@frozen
+class MaskedPipeline:
+    """A pipeline whose own mask says which tokens are edited.
+
+    Attributes:
+        name: its class.
+        pinned: tokens that every partial step computes beside those of the picture.
+        guidance: how it runs its branches.
+        kept: what keeps the rest of the picture.
+    """
+
+    name: str
+    pinned: str = "text"
+    guidance: str = "two calls"
+    kept: str = "put back after each step"
+
+
 @frozen(kw_only=True)
 class ModelDescription:
     """One class of transformers.
@@ -57,7 +74,11 @@ class ModelDescription:
         output: whether ``forward`` returns one tensor, of the shape of its latents where the model has as
             many channels going in as coming out: whole calls can be left out then.
         tokens: whether blocks run on some of the tokens: ``follow`` then names all that has one row a
-            token, and attention is over all of the trunk's tokens.
+            token, and attention is over all of the trunk's tokens. Those of what is made come first in
+            the video's state; references, or a text, may come after them.
+        masked: pipelines whose masks are carried, each of which a test runs.
+        patch: latents that a token is wide and high.
+        masks: arguments of the blocks that mask attention, (B, N) over all of the trunk's tokens.
         attends_last: whether other tokens come after the video's in attention, and not before them.
         modulated: sub-module of the first block whose input tells how the step differs from the last,
             "" to look for its first attention.
@@ -77,6 +98,9 @@ class ModelDescription:
     token_axis: int = 1
     output: bool = False
     tokens: bool = False
+    masked: tuple[MaskedPipeline, ...] = ()
+    patch: int = 2
+    masks: tuple[str, ...] = ()
     attends_last: bool = False
     modulated: str = ""
     time: tuple[str, ...] = ()

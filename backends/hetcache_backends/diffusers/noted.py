@@ -118,42 +118,99 @@ class NotedCall:
         }
 
 
+@frozen
+class Order:
+    """Where the library has the tokens that come first in the trunk: before and after the others.
+
+    Attributes:
+        before: how many come before them.
+        after: how many come after them.
+    """
+
+    before: int
+    after: int
+
+    def turned(self, x: Tensor) -> Tensor:
+        """Put rows (B, n, D) in the trunk's order."""
+        return self._swapped(x, x.shape[1] - self.after)
+
+    def back(self, x: Tensor) -> Tensor:
+        """Put rows (B, n, D) back in the library's order."""
+        return self._swapped(x, self.before + self.after)
+
+    def places(self, own: Tensor, tokens: int) -> Tensor:
+        """Find rows in the library's order, with all that come first in the trunk.
+
+        Args:
+            own: (m,) rows among those that do not.
+            tokens: of the library.
+
+        Returns:
+            (before + m + after,) rows, in the library's order.
+        """
+        first = torch.arange(self.before, device=own.device)
+        last = torch.arange(tokens - self.after, tokens, device=own.device)
+        return torch.cat([first, own + self.before, last])
+
+    def _swapped(self, x: Tensor, at: int) -> Tensor:
+        if not self.after:
+            return x
+        return torch.cat([x[:, : self.before], x[:, at:], x[:, self.before : at]], dim=1)
+
+
 @frozen(eq=False, kw_only=True)
 class Form:
-    """How the state of a model becomes one (B, N, D): other tokens first, then the video's.
+    """How the state of a model becomes one (B, N, D): other tokens first, then those of what is made.
 
     Attributes:
         description: the model.
         shapes: shape of each state at the trunk's entrance, by name.
         width: ``D``; narrower states are filled up with zeros.
+        trailing: tokens that come after those of what is made, in the video's state: of references,
+            of a text. They come before them in the trunk.
     """
 
     description: ModelDescription
     shapes: Mapping[str, tuple[int, ...]]
     width: int
+    trailing: int = 0
 
     @classmethod
-    def of(cls, description: ModelDescription, state: Mapping[str, Tensor]) -> Form:
+    def of(
+        cls, description: ModelDescription, state: Mapping[str, Tensor], trailing: int = 0
+    ) -> Form:
         """Take the form of the state at the trunk's entrance."""
         shapes = {name: tuple(value.shape) for name, value in state.items()}
-        return cls(
-            description=description, shapes=shapes, width=max(s[-1] for s in shapes.values())
-        )
+        width = max(s[-1] for s in shapes.values())
+        return cls(description=description, shapes=shapes, width=width, trailing=trailing)
 
-    def leading(self, state: Mapping[str, Tensor]) -> int:
-        """Tokens before the video's."""
-        return sum(self._rows(v).shape[1] for n, v in state.items() if n != self.description.video)
+    @property
+    def others(self) -> int:
+        """Tokens outside of the video's state."""
+        return sum(self._count(s) for n, s in self.shapes.items() if n != self.description.video)
+
+    @property
+    def leading(self) -> int:
+        """Tokens before those of what is made, in the trunk."""
+        return self.others + self.trailing
+
+    @property
+    def attended(self) -> Order:
+        """The order in which attention has the tokens."""
+        before = 0 if self.description.attends_last else self.others
+        return Order(before, self.leading - before)
 
     def joined(self, state: Mapping[str, Tensor]) -> Tensor:
         """Join a state; (B, n, D)."""
+        order = Order(self.others, self.trailing)
         if len(state) == 1:
-            return self._rows(next(iter(state.values())))
+            return order.turned(self._rows(next(iter(state.values()))))
         parts = [self._rows(state[name]) for name in self._order(state)]
-        return torch.cat([self._filled(part) for part in parts], dim=1)
+        return order.turned(torch.cat([self._filled(part) for part in parts], dim=1))
 
     def parted(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Part (B, n, D) into a state of these names, with so many rows as are left for the video."""
-        video = self.description.video
+        video, x = self.description.video, Order(self.others, self.trailing).back(x)
         if len(names) == 1:
             # Two lists whose states are joined between them end with all rows in one.
             return {names[0]: self._as(x, self.shapes[video])}
@@ -204,28 +261,33 @@ class NotedTrunk(TrunkCall, TrunkView):
         form: how its state becomes (B, N, D).
         calls: the blocks with their arguments, in order.
         x: (B, n, D) trunk input.
-        leading: tokens before the video's.
         around: FLOPs of embeddings and head.
         costs: counts blocks.
         compiler: what blocks are run with, or None to run them as they are.
-        whole: whether these are all tokens, in the library's order.
+        every: the same with the arguments for all tokens, where these are some.
+        places: (n,) which of the library's these are, in its order; None for all of them.
     """
 
     model: Any
     form: Form
     calls: Sequence[NotedCall]
     x: Tensor
-    leading: int
     around: int
     costs: BlockCosts
     compiler: BlockCompiler | None = None
-    whole: bool = True
+    every: Sequence[NotedCall] = ()
+    places: Tensor | None = None
     _last: tuple[Tensor, dict[str, Tensor]] | None = field(default=None, init=False)
 
     @property
     def layers(self) -> int:
         """Number ``L`` of blocks."""
         return len(self.calls)
+
+    @property
+    def leading(self) -> int:
+        """Tokens before those of what is made."""
+        return self.form.leading
 
     @property
     def control_layers(self) -> tuple[int, ...]:
@@ -248,9 +310,13 @@ class NotedTrunk(TrunkCall, TrunkView):
         """Gather the input and what follows the rows."""
         if rows is None:
             return self
-        gather = functools.partial(
-            _followed, rows=rows, leading=self.leading, tokens=self.x.shape[1]
-        )
+        own, tokens = rows[self.leading :] - self.leading, self.x.shape[1]
+        video = tokens - self.form.others
+        masks = dict.fromkeys(self.form.description.masks, 1)
+        places = {
+            tokens: self.form.attended.places(own, tokens),
+            video: Order(0, self.form.trailing).places(own, video),
+        }
         calls = []
         for call in self.calls:
             given = call.named()
@@ -264,12 +330,18 @@ class NotedTrunk(TrunkCall, TrunkView):
                     remedy="Run one prompt at a time, or a policy of whole steps, such as teacache",
                 )
             followed = {
-                name: gather(given[name], axes)
-                for name, axes in call.described.follow.items()
+                name: _followed(given[name], axes, places)
+                for name, axes in {**call.described.follow, **masks}.items()
                 if given.get(name) is not None
             }
             calls.append(call.with_values(**followed))
-        return evolve(self, x=self.x.index_select(1, rows), calls=calls, whole=False)
+        return evolve(
+            self,
+            x=self.x.index_select(1, rows),
+            calls=calls,
+            every=self.calls,
+            places=places[tokens],
+        )
 
     def block(
         self, index: int, hidden: Tensor, hint: Tensor | None, hooks: BlockHooks | None
@@ -285,9 +357,11 @@ class NotedTrunk(TrunkCall, TrunkView):
         if hooks is None:
             state = call.run(self.compiler)
         else:
-            if self.form.description.attends_last:
-                hooks = _VideoFirst(hooks, self.leading)
-            with SeenAttention(hooks, 0) as seen:
+            # The keys may be those of all tokens, and so is what masks them.
+            whole = self.every[index].named() if self.every else {}
+            masks = {n: whole[n] for n in self.form.description.masks if n in whole}
+            call = call.with_values(**masks)
+            with SeenAttention(_InOrder(hooks, self.form.attended), 0, self.places) as seen:
                 state = call.run()
             if not seen.calls:
                 raise UnsupportedBackboneError(
@@ -304,7 +378,7 @@ class NotedTrunk(TrunkCall, TrunkView):
         """Part (B, n, D) into a state of these names, that of the last block as it made it."""
         if self._last is not None and x is self._last[0] and set(self._last[1]) == set(names):
             return self._last[1]
-        if self.whole and x is self.x and set(self.form.shapes) == set(names):
+        if self.places is None and x is self.x and set(self.form.shapes) == set(names):
             return self.calls[0].state()  # the library's own tensors
         return self.form.parted(x, names)
 
@@ -374,38 +448,46 @@ def _seen(*args: Any, **kwargs: Any) -> Any:
     raise _Seen(value)
 
 
-def _followed(value: Any, axes: Any, *, rows: Tensor, leading: int, tokens: int) -> Any:
-    """Gather rows of a table, or of each of several, of the video's tokens or of all."""
+def _followed(value: Any, axes: Any, places: Mapping[int, Tensor]) -> Any:
+    """Gather rows of a table, or of each of several, by the number that it has of them."""
     if isinstance(value, list | tuple):
         each = axes if isinstance(axes, tuple) else (axes,) * len(value)
-        gather = functools.partial(_followed, rows=rows, leading=leading, tokens=tokens)
         return type(value)(
-            v if axis is None else gather(v, axis) for v, axis in zip(value, each, strict=True)
+            v if axis is None else _followed(v, axis, places)
+            for v, axis in zip(value, each, strict=True)
         )
     if not isinstance(value, Tensor) or value.shape[axes] == 1:
         return value
-    if value.shape[axes] == tokens:
-        return value.index_select(axes, rows)
-    return value.index_select(axes, rows[leading:] - leading)
+    if value.shape[axes] not in places:
+        raise ContractError(
+            f"an argument that follows the tokens has {value.shape[axes]} rows, and there are "
+            + " or ".join(map(str, places)),
+            remedy="Correct follow or masks in the description",
+        )
+    return value.index_select(axes, places[value.shape[axes]])
 
 
 @final
 @define(eq=False)
-class _VideoFirst:
-    """Hands attention on in the trunk's order where the library has the video's tokens first.
+class _InOrder:
+    """Hands attention on in the trunk's order where the library has another.
 
     Attributes:
         hooks: what wants to see it.
-        leading: tokens that come after the video's there.
+        order: the library's.
     """
 
     hooks: BlockHooks
-    leading: int
+    order: Order
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attend: Any) -> Tensor:
         """Turn the rows round, and those of the result back; all (B, n, D)."""
-        query, key, value = (x.roll(self.leading, dims=1) for x in (q, k, v))
-        return self.hooks.attend(query, key, value, attend).roll(-self.leading, dims=1)
+        turned, back = self.order.turned, self.order.back
+
+        def attended(*given: Tensor) -> Tensor:
+            return turned(attend(*map(back, given)))
+
+        return back(self.hooks.attend(turned(q), turned(k), turned(v), attended))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.hooks, name)
