@@ -35,7 +35,7 @@ from hetcache_core import (
 )
 from hetcache_policies.fits.teacache_fits import find_fit
 from hetcache_policies.shared.drift import DriftSettings, RescaleName
-from hetcache_policies.shared.partition import MaskPartitioner
+from hetcache_policies.shared.partition import MarginShape, MaskPartitioner
 from hetcache_policies.shared.pattern import PatternSteps, check_pattern
 from hetcache_policies.shared.selectors import GuidedClusterSelector
 from hetcache_policies.shared.signals import Modulation, name_of
@@ -99,6 +99,44 @@ Our design: mixed schedules with cached keys were the best at their cost in prot
 Wan-VACE-architecture model trained on synthetic clips (docs/policies.md). "balanced" is the default.
 """
 
+UNLIMITED: Final = 1000
+"""Partial steps between two full ones where nothing but the sum of changes ends them."""
+
+PAPER: Final[Mapping[str, object]] = {
+    "signal": "modulated_input",
+    "rescale": "none",
+    "threshold": 0.05,
+    "rho": 1.5,
+    "reset_on_partial": False,
+    "max_partials": UNLIMITED,
+    "margin": 5,
+    "context_ratio": 0.7,
+    "selector": "both",
+    "kv_mode": "pruned",
+    "max_active_share": 1.0,
+    "refresh_after": 1,
+    "longest_reuse": 1.0,
+}
+"""Source: HetCache, section 3. The margin's width, of which it says nothing, is that of the code."""
+
+CODE: Final[Mapping[str, object]] = {
+    "signal": "modulation",
+    "threshold": 0.1,
+    "rho": 1.5,
+    "max_partials": UNLIMITED,
+    "margin": 5,
+    "margin_shape": "disk",
+    "margin_ratio": 0.7,
+    "context_ratio": 0.05,
+    "selector": "random",
+    "max_active_share": 1.0,
+    "refresh_after": 1,
+    "residual_ema": 0.99,
+    "longest_reuse": 1.0,
+}
+"""Source: HetCache's code (33bdada) with what its command line leaves as it is. What of it is left out, and
+why: docs/policies.md."""
+
 
 @final
 @frozen(kw_only=True)
@@ -114,7 +152,6 @@ class HetCache(PolicyRecipe):
     default_guards: ClassVar[Guards] = Guards(
         first_steps=FIRST_STEPS, last_steps=1, longest_reuse=LONGEST_REUSE
     )
-    presets: ClassVar[Mapping[str, Mapping[str, object]]] = PRESETS
     preset_shares: ClassVar[Mapping[str, float]] = {"quality": 0.38, "balanced": 0.30, "fast": 0.22}
 
     threshold: float | None = setting(
@@ -141,6 +178,9 @@ class HetCache(PolicyRecipe):
     )
     margin: int = setting(MARGIN, ge=0, doc="width of the margin around the mask, in tokens")
     temporal_margin: int = setting(0, ge=0, doc="width of the margin, in latent frames")
+    margin_shape: MarginShape = setting(
+        "square", doc="whether that width counts diagonals as rows and columns, or is a distance"
+    )
     margin_ratio: float = setting(1.0, ge=0, le=1, doc="share of the margin that stays active")
     context_ratio: float | None = setting(
         None,
@@ -217,6 +257,12 @@ class HetCache(PolicyRecipe):
                 remedy="Leave it out, or use kv_mode=cached.",
             )
 
+    @classmethod
+    def presets_for(cls, model: ModelInfo) -> Mapping[str, Mapping[str, object]]:
+        """Return the three presets, and what was published: by its text, and by its code."""
+        unit = "none" if find_fit(model.variant, Modulation.name) is None else "poly"
+        return {**PRESETS, "paper": PAPER, "code": {**CODE, "rescale": unit}}
+
     def compose(self, model: ModelInfo) -> CachePolicy:
         """Put the pieces together for a model.
 
@@ -240,7 +286,9 @@ class HetCache(PolicyRecipe):
             step=self._steps(model),
             predictor=self.predictor,
             partitioner=self.partitioner
-            or MaskPartitioner(margin=self.margin, temporal_margin=self.temporal_margin),
+            or MaskPartitioner(
+                margin=self.margin, temporal_margin=self.temporal_margin, shape=self.margin_shape
+            ),
             selector=self.selector if ratio > 0 else None,
             partial=PartialSettings(
                 kv_mode=self.kv_mode,

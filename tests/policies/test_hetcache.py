@@ -29,6 +29,7 @@ from hetcache_policies.shared.selectors import (
     UniformSelector,
 )
 from hetcache_policies.shared.signals import SIGNALS
+from hetcache_policies.shared.tiers import TieredSteps
 from hetcache_policies.teacache import TeaCache
 
 CASE = tiny_case()
@@ -71,6 +72,24 @@ def test_a_default_run_has_steps_of_all_three_kinds() -> None:
     assert max(record.host_reads for record in trace.records) == 1
     assert sum(record.host_reads for record in trace.records) == 1
     assert 0 < distance(found, edit(Uncached())[0]) < 0.2
+
+
+@pytest.mark.parametrize(("preset", "kv_mode"), [("paper", "pruned"), ("code", "cached")])
+def test_what_was_published_is_a_preset_and_runs_partial_steps(preset: str, kv_mode: str) -> None:
+    policy, used = resolve_policy("hetcache", ALWAYS_PARTIAL, preset, MODEL, discover())
+    assert used["kv_mode"] == kv_mode
+    _, trace = edit(policy)
+    assert len(of_mode(trace, Mode.PARTIAL)) == 2 * (STEPS - 3)
+    assert trace.target_speedup is None
+
+
+def test_the_published_code_borrows_the_polynomial_where_there_is_one() -> None:
+    known = ModelInfo(backbone="wan-vace", variant="wan2.1-1.3b", layers=30, width=1536, heads=12)
+    assert HetCache.preset("code", known)["rescale"] == "poly"
+    assert HetCache.preset("code", MODEL)["rescale"] == "none"
+    steps = resolve_policy("hetcache", {}, "code", known, discover())[0].step
+    assert isinstance(steps, TieredSteps)
+    assert (steps.threshold, steps.drift.rescale) == (0.1, "poly")
 
 
 def test_the_three_roles_of_active_tokens_are_counted() -> None:

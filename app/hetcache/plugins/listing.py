@@ -15,7 +15,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from hetcache.running.specs import PRESETS
 from hetcache_core import ConfigError, HetCacheError, ModelInfo
 from hetcache_core.errors import NOT_GIVEN, nearest_name
 from hetcache_core.plugins import hookspecs
@@ -282,13 +281,7 @@ def _needs(kind: type[PolicyRecipe]) -> list[str]:
 
 
 def _presets(kind: type[PolicyRecipe]) -> dict[str, dict[str, Any]]:
-    found = {}
-    for preset in PRESETS:
-        try:
-            found[preset] = dict(kind.preset(preset, SHOWN_MODEL))
-        except ConfigError:  # a policy may have some of them, or none
-            continue
-    return found
+    return {name: dict(values) for name, values in kind.presets_for(SHOWN_MODEL).items()}
 
 
 def _shown(value: object) -> str:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["JsonConfig", "ModelConfig", "PictureConfig", "PolicyConfig", "Preset"]
 
-Preset = Literal["quality", "balanced", "fast"]
+Preset = Literal["quality", "balanced", "fast", "paper", "code"]
+"""``PRESETS`` and ``VARIANTS``."""
 
 MOST_STEPS: Final = 10_000
 MOST_FRAMES: Final = 1 << 20

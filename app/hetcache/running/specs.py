@@ -48,6 +48,8 @@ LOADING: Final = re.compile(r":(?=\s*(?:variant|around)\s*=)")
 """Where a checkpoint ends, whose path may have a colon of its own."""
 
 PRESETS: Final = ("quality", "balanced", "fast")
+VARIANTS: Final = ("paper", "code")
+"""Presets that stand for no share of FLOPs: what was published of a method, exactly."""
 TARGET: Final = re.compile(r"(?P<number>\d+(\.\d+)?)x")
 OPENING, CLOSING = "[{(", "]})"
 
@@ -177,7 +179,7 @@ def _policy(text: str, option: str) -> PolicySpec:
             given=text,
             remedy="Write NAME, NAME@fast, NAME@3x or NAME:setting=value;setting=value.",
         )
-    target, preset = TARGET.fullmatch(how), how if how in PRESETS else None
+    target, preset = TARGET.fullmatch(how), how if how in (*PRESETS, *VARIANTS) else None
     if how and target is None and preset is None:
         raise ConfigError(
             f"{how!r} in {text!r} is neither a preset nor a speed-up",

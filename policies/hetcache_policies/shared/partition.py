@@ -7,7 +7,7 @@ is edited counts as context, and the margin may reach into neighbouring frames.
 
 from __future__ import annotations
 
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 import torch
 from attrs import frozen
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from hetcache_core import Grid, Partition, Role, TokenPartitioner, mask_to_tokens, setting
 
-__all__ = ["MaskPartitioner"]
+__all__ = ["MarginShape", "MaskPartitioner"]
+
+MarginShape = Literal["square", "disk"]
 
 
 @final
@@ -24,8 +26,9 @@ class MaskPartitioner(TokenPartitioner):
     """Pools the mask to the token grid and dilates it there.
 
     Attributes:
-        margin: width of the margin in tokens, in rows, columns and diagonals.
+        margin: width of the margin in tokens.
         temporal_margin: its width in latent frames.
+        shape: how the width is measured: a square counts diagonals as rows and columns, a disk the distance.
     """
 
     name: ClassVar[str] = "mask"
@@ -33,18 +36,22 @@ class MaskPartitioner(TokenPartitioner):
 
     margin: int = setting(2, ge=0, doc="width of the margin in tokens")
     temporal_margin: int = setting(0, ge=0, doc="width of the margin in latent frames")
+    shape: MarginShape = setting(
+        "square", doc="how the width is measured: with diagonals or without"
+    )
 
     def partition(self, mask: Tensor, grid: Grid) -> Partition:
         """Give every token a role, on the mask's device."""
         generative = mask_to_tokens(mask, grid)  # (T, h, w)
         reach = (self.temporal_margin, self.margin, self.margin)
-        near = torch.nn.functional.max_pool3d(
-            generative.float()[None],
-            kernel_size=tuple(2 * r + 1 for r in reach),
-            stride=1,
-            padding=reach,
-        )[0]  # (T, h, w)
+        brush = torch.ones([2 * r + 1 for r in reach], device=mask.device)  # (t, s, s)
+        if self.shape == "disk":
+            across = torch.arange(-self.margin, self.margin + 1, device=mask.device) ** 2  # (s,)
+            brush *= across[:, None] + across <= self.margin**2
+        near = torch.nn.functional.conv3d(
+            generative.float()[None, None], brush[None, None], padding=reach
+        )[0, 0]  # (T, h, w)
         roles = torch.full_like(generative, Role.CONTEXT, dtype=torch.uint8)
-        roles.masked_fill_(near > 0, Role.MARGIN).masked_fill_(generative, Role.GENERATIVE)
+        roles.masked_fill_(near.round() > 0, Role.MARGIN).masked_fill_(generative, Role.GENERATIVE)
         prefix = roles.new_full((grid.prefix,), Role.PINNED)
         return Partition(torch.cat([prefix, roles.flatten()]), grid)  # (N,)

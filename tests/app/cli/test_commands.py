@@ -135,7 +135,8 @@ def test_values_are_completed(tmp_path: Path) -> None:
         return done.stdout.split()
 
     assert "compile-schedule" in completed("hetcache comp")
-    assert completed("hetcache edit --preset ") == ["quality", "balanced", "fast"]
+    presets = ["quality", "balanced", "fast", "paper", "code"]
+    assert completed("hetcache edit --preset ") == presets
     assert completed("hetcache edit --cache-de") == ["--cache-device"]
 
 

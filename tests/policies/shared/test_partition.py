@@ -12,7 +12,7 @@ from hetcache_core.engine.active_rows import ActiveRows
 from hetcache_core.errors import ConfigError
 from hetcache_core.policy.partial import PartialSettings
 from hetcache_core.tokens import Grid, Role, mask_to_tokens, spread
-from hetcache_policies.shared.partition import MaskPartitioner
+from hetcache_policies.shared.partition import MarginShape, MaskPartitioner
 
 WAN = {"pixel_height": 16, "pixel_width": 16, "frame_stride": 4}
 LTX = {"pixel_height": 32, "pixel_width": 32, "frame_stride": 8}
@@ -77,12 +77,13 @@ def test_exactly_the_tokens_that_a_masked_pixel_touches_are_generative(
 
 
 @settings(max_examples=60, deadline=None)
-@given(moving_masks(), st.integers(0, 3), st.integers(0, 2))
+@given(moving_masks(), st.integers(0, 3), st.integers(0, 2), st.sampled_from(["square", "disk"]))
 def test_every_token_has_one_role_and_the_margin_is_what_is_near(
-    drawn: tuple[Tensor, Grid], margin: int, temporal: int
+    drawn: tuple[Tensor, Grid], margin: int, temporal: int, shape: MarginShape
 ) -> None:
     mask, grid = drawn
-    partition = MaskPartitioner(margin=margin, temporal_margin=temporal).partition(mask, grid)
+    partitioner = MaskPartitioner(margin=margin, temporal_margin=temporal, shape=shape)
+    partition = partitioner.partition(mask, grid)
     listed = torch.cat([partition.of(role) for role in Role])
     assert torch.equal(listed.sort().values, torch.arange(grid.tokens))
     assert torch.equal(partition.of(Role.PINNED), torch.arange(grid.prefix))
@@ -90,7 +91,8 @@ def test_every_token_has_one_role_and_the_margin_is_what_is_near(
     generative = (roles == int(Role.GENERATIVE)).nonzero()  # (k, 3)
     for token in torch.cartesian_prod(*(torch.arange(n) for n in roles.shape)):
         away = (generative - token).abs()
-        near = ((away[:, 0] <= temporal) & (away[:, 1:].amax(1) <= margin)).any()
+        across = away[:, 1:].amax(1) if shape == "square" else away[:, 1:].float().norm(dim=1)
+        near = ((away[:, 0] <= temporal) & (across <= margin)).any()
         is_near = int(roles[tuple(token)]) in {Role.MARGIN, Role.GENERATIVE}
         assert is_near == bool(near)
 
