@@ -1,11 +1,19 @@
-"""``hetcache calibrate``: reference runs are watched, and what a policy needs is written to a file."""
+"""``hetcache calibrate``: reference runs are watched, and what a policy needs is written to a file.
+
+For ``--policy searched`` it is the steps themselves that are looked for, by runs that are held against the
+reference: what comes out is a schedule for ``replay``. Source: LeMiCa (arXiv:2511.00090), whose cost is the
+error of the final output; here it is that of whole schedules, not of single gaps that are then added up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Final
 
-from attrs import asdict, evolve, frozen
+from attrs import asdict, define, evolve, field, frozen
 from rich.console import Console
 from rich.text import Text
 
@@ -15,14 +23,30 @@ from hetcache.media.fit import plan_frames
 from hetcache.quality.regions import compare
 from hetcache.running.console import note
 from hetcache.running.progress import step_bars
-from hetcache.running.run import PolicyChoice, load
-from hetcache_core import Calibration, ConfigError
+from hetcache.running.run import PolicyChoice, Runner, RunResult, load
+from hetcache.running.specs import TARGET
+from hetcache_core import Calibration, ConfigError, Mode, Schedule
 from hetcache_core.records.calibration import CALIBRATION_VERSION
 
 if TYPE_CHECKING:
     from hetcache_core import Backbone, Calibrator, EditRequest, Registry, Trace
 
-__all__ = ["Calibrated", "calibrate", "print_calibration"]
+__all__ = ["Calibrated", "Searched", "calibrate", "print_calibration", "print_search", "search"]
+
+SEARCHED: Final = "searched"
+"""What ``--policy`` names where a schedule is looked for."""
+
+BASE: Final = "auto"
+"""The policy whose steps the search begins with; its predictor and corrector are part of the schedule."""
+
+MOVES: Final = (-1, 1, -2, 2)
+"""By how many steps one computed step is moved at a time."""
+
+GAIN: Final = 0.05
+"""Decibels by which a move must be nearer to the reference."""
+
+MOST_RUNS: Final = 100
+"""Schedules that are tried at most, each on every clip."""
 
 
 @frozen(kw_only=True)
@@ -53,15 +77,8 @@ def calibrate(config: CalibrateConfig, registry: Registry) -> Calibrated:
         HetCacheError: Something is wrong with what was asked for; nothing was written.
     """
     calibrator = _find_calibrator(config.policy, registry)
-    backbone = config.model.find(registry)
-    device, dtype = config.place.choose()
-    backbone.check_options(config.given.options)
-    requests = list(_requests(config, backbone))
-    loaded = config.model.request(device, dtype)
-    runner = load(backbone, loaded, registry)
-    notice = backbone.notice(runner.pipeline)
-    if notice:
-        note(notice, kind="notice")
+    runner, requests, notice = _prepare(config, registry)
+    backbone = runner.backbone
     watch = PolicyChoice(name="calibrating", watch=calibrator.watch())
     sigmas: set[tuple[float, ...]] = set()
     with step_bars() as steps:
@@ -72,16 +89,10 @@ def calibrate(config: CalibrateConfig, registry: Registry) -> Calibrated:
             for trial, policy in calibrator.trials().items():
                 choice = PolicyChoice(name=config.policy, watch=policy)
                 run = runner.run(request, choice, steps.track(f"{title}, {trial:g}"))
-                token = backbone.geometry.size_multiple
-                found = compare(run.frames, reference.frames, request.mask, token)["mask"].db
+                found = _decibels(run, reference, request, backbone)
                 if found is not None:  # an identical run says nothing of the line
                     calibrator.tried(trial, found)
-    if len(sigmas) > 1:
-        raise ConfigError(
-            "the clips were run with different noise levels, which depend on their sizes here",
-            where="hetcache calibrate",
-            remedy="Give clips of one size and length, or --height, --width and --frames.",
-        )
+    _check_alike(sigmas)
     calibration = Calibration(
         policy=config.policy,
         model=backbone.describe(runner.pipeline),
@@ -106,6 +117,189 @@ def print_calibration(made: Calibrated, output: str) -> None:
     console.print(Text(f"use: {used} --set calibration={output}"), soft_wrap=True)
 
 
+def _check_alike(kinds: set[Any]) -> None:
+    """Refuse runs of several kinds.
+
+    Raises:
+        ConfigError: There is more than one.
+    """
+    if len(kinds) > 1:
+        raise ConfigError(
+            "the clips were run with different noise levels, which depend on their sizes here, or tokens",
+            where="hetcache calibrate",
+            remedy="Give clips of one size and length, or --height, --width and --frames.",
+        )
+
+
+def _prepare(
+    config: CalibrateConfig, registry: Registry
+) -> tuple[Runner, list[EditRequest], str | None]:
+    """Load the model and make the edits; the backbone's own warning comes last, or None."""
+    backbone = config.model.find(registry)
+    device, dtype = config.place.choose()
+    backbone.check_options(config.given.options)
+    requests = list(_requests(config, backbone))
+    runner = load(backbone, config.model.request(device, dtype), registry)
+    notice = backbone.notice(runner.pipeline)
+    if notice:
+        note(notice, kind="notice")
+    return runner, requests, notice
+
+
+def _decibels(
+    run: RunResult, reference: RunResult, request: EditRequest, backbone: Backbone
+) -> float | None:
+    """Return the PSNR to the reference inside the mask, None where they are identical."""
+    token = backbone.geometry.size_multiple
+    return compare(run.frames, reference.frames, request.mask, token)["mask"].db
+
+
+# Schedules by search
+
+
+@frozen(kw_only=True)
+class Searched:
+    """A schedule that was found.
+
+    Attributes:
+        output: The file, for ``replay``.
+        computed: The steps that it computes, counted from 0.
+        steps: How many steps a run has.
+        budget: How many times fewer FLOPs were asked for.
+        decibels: PSNR to the reference inside the mask, mean of the clips.
+        before: The same with the steps that the search began with.
+        runs: Schedules that were tried.
+        clips: Clips that each was tried on.
+        notice: The backbone's own warning, or None.
+    """
+
+    output: str
+    computed: tuple[int, ...]
+    steps: int
+    budget: float
+    decibels: float
+    before: float
+    runs: int
+    clips: int
+    notice: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` prints; where nothing differs from the reference there are no decibels."""
+        return {name: None if value == math.inf else value for name, value in asdict(self).items()}
+
+
+@define(eq=False)
+class _Trials:
+    """Runs of schedules on all clips; each is made once."""
+
+    runner: Runner
+    requests: Sequence[EditRequest]
+    references: Sequence[RunResult]
+    track: Any
+    found: dict[tuple[int, ...], tuple[float, RunResult]] = field(factory=dict)
+
+    def decibels(self, computed: tuple[int, ...]) -> float:
+        """Return how near a schedule comes, mean of the clips."""
+        if computed not in self.found:
+            total = self.requests[0].steps
+            settings = {"every": 2.0 * total, "full_steps": computed}  # nothing but what is listed
+            choice = PolicyChoice(name=BASE, settings=settings)
+            title = f"schedule {len(self.found) + 1}"
+            runs = [self.runner.run(each, choice, self.track(title)) for each in self.requests]
+            near = [
+                _decibels(run, reference, request, self.runner.backbone)
+                for run, reference, request in zip(
+                    runs, self.references, self.requests, strict=True
+                )
+            ]
+            mean = fmean(math.inf if found is None else found for found in near)
+            self.found[computed] = mean, runs[0]
+        return self.found[computed][0]
+
+
+def search(config: CalibrateConfig, registry: Registry) -> Searched:
+    """Look for the steps to compute within a budget, and write their schedule.
+
+    One computed step after the other is moved, and stays where the final output is nearer to the reference,
+    until no move brings anything.
+
+    Args:
+        config: What is asked for.
+        registry: Where the backbone is looked up.
+
+    Raises:
+        HetCacheError: Something is wrong with what was asked for; nothing was written.
+    """
+    budget = _budget(config.budget)
+    runner, requests, notice = _prepare(config, registry)
+    with step_bars() as bars:
+        references = [
+            runner.run(request, PolicyChoice(name="none"), bars.track(f"reference {index + 1}"))
+            for index, request in enumerate(requests)
+        ]
+        asked = PolicyChoice(name=BASE, target_speedup=budget)
+        begun = [runner.run(each, asked, bars.track("the budget")).trace for each in requests]
+        _check_alike({(_sigmas(trace), trace.plan and trace.plan.grid) for trace in begun})
+        modes = begun[0].modes()
+        best = tuple(index for index, mode in enumerate(modes) if mode is Mode.FULL)
+        trials = _Trials(runner, requests, references, bars.track)
+        before = near = trials.decibels(best)
+        improved = len(best) < len(modes)
+        while improved and len(trials.found) < MOST_RUNS:
+            improved = False
+            for place, move in product(range(1, len(best) - 1), MOVES):
+                moved = best[place] + move
+                if not best[place - 1] < moved < best[place + 1] or len(trials.found) >= MOST_RUNS:
+                    continue
+                changed = (*best[:place], moved, *best[place + 1 :])
+                if trials.decibels(changed) > near + GAIN:
+                    best, near, improved = changed, trials.decibels(changed), True
+    Schedule.of(trials.found[best][1].trace).save(config.output)
+    return Searched(
+        output=config.output,
+        computed=best,
+        steps=len(modes),
+        budget=budget,
+        decibels=near,
+        before=before,
+        runs=len(trials.found),
+        clips=len(requests),
+        notice=notice,
+    )
+
+
+def print_search(made: Searched) -> None:
+    """Print for people what was found, and where it is."""
+    console = Console()
+    shown = ", ".join(map(str, made.computed))
+    tried = f"{made.runs} schedules on {made.clips} clip{'s' if made.clips > 1 else ''}"
+    for line in (
+        f"{len(made.computed)} of {made.steps} steps are computed: {shown}",
+        f"mask  {made.decibels:.1f} dB to the reference, {made.before:.1f} dB at first ({tried})",
+        f"output: {made.output}",
+        f"use: --steps {made.steps} --policy replay --set schedule={made.output}",
+    ):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _budget(text: str | None) -> float:
+    """Read ``4x``.
+
+    Raises:
+        ConfigError: It is not given, or no number of at least 1 with an x.
+    """
+    found = TARGET.fullmatch(text or "")
+    if found is None or not float(found["number"]) >= 1:
+        raise ConfigError(
+            "a schedule is looked for within a budget" if text is None else f"cannot read {text!r}",
+            where="--budget",
+            setting="budget",
+            given=text,
+            remedy="Give how many times fewer FLOPs there should be, such as 4x.",
+        )
+    return float(found["number"])
+
+
 def _find_calibrator(policy: str, registry: Registry) -> Calibrator:
     calibrator = registry.policy(policy).calibrator()
     if calibrator is not None:
@@ -117,7 +311,7 @@ def _find_calibrator(policy: str, registry: Registry) -> Calibrator:
         setting="policy",
         given=policy,
         allowed=able,
-        remedy=f"Those that take one: {', '.join(able) or 'none'}.",
+        remedy=f"Those that take one: {', '.join(able) or 'none'}; {SEARCHED} looks for a schedule.",
     )
 
 

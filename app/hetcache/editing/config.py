@@ -141,9 +141,16 @@ class DemoConfig:
 class CalibrateConfig:
     """One calibration, as it is asked for; its fields are the options of ``hetcache calibrate``."""
 
-    policy: str = setting(doc="the policy to measure for")
+    policy: str = setting(
+        doc="the policy to measure for; `searched` looks for a schedule, which `replay` runs"
+    )
+    budget: str | None = setting(
+        None,
+        doc="with `searched`: how many times fewer FLOPs the schedule is to take, such as 4x",
+        metadata=written(metavar="3x"),
+    )
     output: str = setting(
-        doc="the calibration file to write",
+        doc="the calibration file to write, or the schedule",
         metadata=written("--output", "-o", metavar="FILE", writes="file"),
     )
     model: ModelConfig = group(ModelConfig())
@@ -180,7 +187,14 @@ class CalibrateConfig:
     answer: JsonConfig = group(JsonConfig())
 
     def __attrs_post_init__(self) -> None:
-        """Make sure that videos and masks go together."""
+        """Make sure that videos and masks go together, and a budget with a search."""
+        if self.budget is not None and self.policy != "searched":
+            raise ConfigError(
+                f"policy {self.policy} is measured without a budget",
+                setting="budget",
+                given=self.budget,
+                remedy="Leave it out, or use --policy searched",
+            )
         if len(self.video) != len(self.mask):
             raise ConfigError(
                 f"every --video needs its --mask, got {len(self.video)} and {len(self.mask)}",

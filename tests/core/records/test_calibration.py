@@ -200,6 +200,12 @@ def test_without_videos_the_models_own_clip_is_run_with_several_seeds(
     [
         (["--policy", "pab"], "policy pab has nothing to calibrate. Those that take one: auto"),
         (["--policy", "teacach"], "mean 'teacache'"),
+        (["--policy", "searched"], "within a budget. Give how many times fewer FLOPs"),
+        (["--policy", "searched", "--budget", "0.5x"], "cannot read '0.5x'"),
+        (
+            ["--policy", "teacache", "--budget", "4x"],
+            "policy teacache is measured without a budget",
+        ),
         (["--policy", "teacache", "--video", "a.mp4"], "every --video needs its --mask"),
         (["--policy", "teacache", "--backbone", "wan-vace"], "no embedded clip"),
         (["--policy", "teacache", "--steps", "0"], "steps must be >= 1"),
@@ -222,3 +228,22 @@ def test_too_few_steps_for_a_polynomial_are_refused(
     assert main([*words, "--steps", "4"]) == 2
     assert "too few to fit a polynomial of degree 4" in error(capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_searched_schedule_is_no_farther_than_where_it_began_and_replay_runs_it(
+    clip: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schedule, trace = tmp_path / "schedule.json", tmp_path / "trace.json"
+    options = ["--steps", "9", "--cfg-scale", "1", "--device", "cpu", "--json"]
+    words = ["calibrate", "--policy", "searched", "--budget", "3x", *clip, *options]
+    assert main([*words, "-o", str(schedule)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["computed"][0] == 0
+    assert found["computed"][-1] == found["steps"] - 1 == 8
+    assert len(found["computed"]) == 3
+    assert found["decibels"] >= found["before"]
+    assert 3 < found["runs"] <= 7
+    asked = ["--policy", "replay", "--set", f"schedule={schedule}", "--steps", "9"]
+    assert edit(clip, tmp_path, *asked, "--trace", str(trace)) == 0
+    modes = Trace.load(trace).modes()
+    assert [index for index, mode in enumerate(modes) if mode.value == "full"] == found["computed"]

@@ -23,8 +23,18 @@ class CalibrateCommand(Command):
 
     def run(self, config: CalibrateConfig, registry: Registry) -> int:
         """Measure, and say what was found."""
-        from hetcache.editing.calibrate import calibrate, print_calibration
+        from hetcache.editing.calibrate import (
+            SEARCHED,
+            calibrate,
+            print_calibration,
+            print_search,
+            search,
+        )
 
+        if config.policy == SEARCHED:
+            found = search(config, registry)
+            answer(found, lambda: print_search(found), as_json=config.answer.json)
+            return 0
         made = calibrate(config, registry)
         answer(made, lambda: print_calibration(made, config.output), as_json=config.answer.json)
         return 0
