@@ -46,6 +46,19 @@ def test_who_is_nearer_is_counted_in_pairs_and_what_is_equal_is_bold() -> None:
     assert lines[2].endswith("1 of 1 |")
 
 
+def test_the_default_is_held_against_the_best_of_those_that_spend_no_more() -> None:
+    rows = [
+        ROW,
+        evolve(ROW, policy="taylorseer", mask=41.0),
+        evolve(ROW, policy="teacache", mask=42.5),
+        evolve(ROW, policy="dicache", mask=60.0, share=0.5),  # it cannot leave out as much
+        evolve(ROW, policy="auto, partial steps", mask=70.0),
+        evolve(ROW, asked="40 dB", mask=30.0),
+    ]
+    (line,) = list(findings.behind(rows))[2:]
+    assert line == ("| generated, guidance 2 | 20 | 4x | 40.0 | 42.5 (`teacache`) | -2.5 | -1.0 |")
+
+
 def test_a_quality_is_met_missed_or_nearly_met() -> None:
     rows = [
         evolve(ROW, asked="35 dB", clip=c, mask=m)
