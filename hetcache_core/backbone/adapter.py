@@ -280,6 +280,15 @@ class RandomModels(ABC):
     With them everything but the picture can be tried without a checkpoint.
     """
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Short names of the models, sorted, for ``NAME=random:MODEL``; empty where there is only one.
+
+        Raises:
+            UnsupportedBackboneError: the library is not installed.
+        """
+        return ()
+
     @abstractmethod
     def pipeline(self, request: LoadRequest) -> Any:
         """Make a pipeline that takes any edit that a loaded one takes, prompts included.
@@ -287,7 +296,7 @@ class RandomModels(ABC):
         It is the same every time, and ``Backbone.notice`` must say that it is random.
 
         Args:
-            request: device and dtype; ``model`` is not looked at.
+            request: device and dtype; ``model`` is one of ``names``, or None for the usual one.
 
         Raises:
             UnsupportedBackboneError: the library is not installed.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,15 @@ import pytest
 
 pytest.importorskip("diffusers")
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hetcache_backends.diffusers.adapter import DiffusersModels, described_models
 from hetcache_backends.diffusers.described import DiffusersModelSet
+from hetcache_backends.diffusers.samples.loop import SampleLoop
+from hetcache_backends.diffusers.samples.sample import samples
 from hetcache_backends.diffusers.table import mask_table, model_table
 from hetcache_core import Mode
 from hetcache_core.testing import BackboneCase
@@ -26,56 +26,9 @@ from hetcache_core.testing.comparing import Snapshot
 from hetcache_core.testing.scripted import FULL_STEPS, scripted
 from hetcache_core.testing.watch import watched_run
 
-_FILE = Path(__file__).with_name("described_samples.py")
-_SPEC = importlib.util.spec_from_file_location("described_samples", _FILE)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-samples = importlib.util.module_from_spec(_SPEC)
-sys.modules["described_samples"] = samples
-_SPEC.loader.exec_module(samples)
-
+SAMPLES = samples()
 STEPS = 2
 FLOP_TOLERANCE = 0.01
-
-
-PIPELINE: Any = DiffusionPipeline
-
-
-class Loop(PIPELINE):  # type: ignore[misc]
-    """Calls a transformer for two branches in each step, as most pipelines do."""
-
-    do_classifier_free_guidance = True
-
-    def __init__(self, transformer: Any, scheduler: Any) -> None:
-        super().__init__()
-        self.register_modules(transformer=transformer, scheduler=scheduler)
-
-    def __call__(self, sample: Any, steps: int, sigmas: list[float] | None) -> list[Tensor]:
-        """Run some steps; what the transformer returns for each call.
-
-        Args:
-            sample: what the transformer is called with.
-            steps: how many.
-            sigmas: noise levels, or None for the scheduler's own.
-        """
-        branches = [sample.inputs(seed) for seed in (0, 1)]
-        latents = branches[0][sample.latents]
-        self.scheduler.set_timesteps(steps if sigmas is None else None, sigmas=sigmas)
-        self.scheduler.set_begin_index(0)
-        outputs = []
-        for t in self.scheduler.timesteps:
-            guided = []
-            for given in branches:
-                time = sample.at(given[sample.timestep], t)
-                arguments = {**given, sample.latents: latents, sample.timestep: time}
-                guided.append(_tensors(self.transformer(**arguments)))
-            outputs += [torch.cat([each.flatten() for each in made]) for made in guided]
-            whole = torch.stack(latents) if isinstance(latents, list) else latents
-            noise = guided[0][0]
-            noise = noise if noise.shape == whole.shape else whole * 0.1
-            made = self.scheduler.step(noise, t, whole, return_dict=False)[0]
-            latents = list(made) if isinstance(latents, list) else made
-        return outputs
 
 
 def rows_follow(trunk: Any) -> None:
@@ -92,43 +45,24 @@ def rows_follow(trunk: Any) -> None:
     torch.testing.assert_close(outputs[1], outputs[0][:, rows], rtol=1e-4, atol=1e-4)
 
 
-def _tensors(result: Any) -> list[Tensor]:
-    if isinstance(result, Tensor):
-        return [result]
-    if isinstance(result, list | tuple):
-        return [tensor for value in result for tensor in _tensors(value)]
-    return _tensors(result.to_tuple()) if hasattr(result, "to_tuple") else []
-
-
-def _pipeline(name: str) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        transformer = samples.SAMPLES[name].make().eval()
-        for parameter in transformer.parameters():
-            if not parameter.any():  # gates that begin at zero would hide what blocks do
-                torch.nn.init.normal_(parameter, std=0.05)
-        transformer.requires_grad_(False)
-    scheduler: Any = FlowMatchEulerDiscreteScheduler
-    return Loop(transformer, scheduler())
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("name", samples.SAMPLES)
+@pytest.mark.parametrize("name", [name for name in SAMPLES if hasattr(diffusers, name)])
 def test_a_described_class_is_carried(name: str) -> None:
-    pipeline, sample = _pipeline(name), samples.SAMPLES[name]
+    sample = SAMPLES[name]
+    pipeline: Any = SampleLoop.of(sample, 0)
     description = described_models()[name]
     lists = [getattr(pipeline.transformer, each.name) for each in description.lists]
     every = [block for blocks in lists for block in blocks]
     # As where FLOPs are counted.
     with sdpa_kernel(SDPBackend.MATH) if sample.counts else nullcontext():
-        expected = pipeline(sample, STEPS, None)
+        expected = pipeline(STEPS).outputs
     before = Snapshot.of(pipeline)
     runs: list[int] = []
     adapter = DiffusersModels(description)
     outputs: list[Tensor] = []
 
     def run(made: Any, steps: int, sigmas: list[float] | None) -> Tensor:
-        outputs[:] = made(sample, steps, sigmas)
+        outputs[:] = made(steps, sigmas=sigmas).outputs
         return outputs[-1]
 
     def watched(policy: Any, steps: int, sigmas: list[float] | None) -> Any:
@@ -176,7 +110,7 @@ def test_a_described_class_is_carried(name: str) -> None:
 
 def test_every_described_class_has_a_sample_and_a_row_in_the_docs() -> None:
     builtin = DiffusersModelSet().models()
-    assert sorted(samples.SAMPLES) == sorted(model.transformer for model in builtin)
+    assert sorted(SAMPLES) == sorted(model.transformer for model in builtin)
     page = Path(__file__).parents[2] / "docs/backbones.md"
     parts = page.read_text(encoding="utf-8").split("hetcache_backends.diffusers.table -->\n")[1:]
     tables = [part.split("<!-- end -->")[0] for part in parts]

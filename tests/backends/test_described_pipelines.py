@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,29 +20,16 @@ from hetcache_backends.diffusers.adapter import DiffusersModels
 from hetcache_backends.diffusers.described import DiffusersModelSet
 from hetcache_backends.diffusers.description import BlockList, ModelDescription, blocks
 from hetcache_backends.diffusers.guessing import guessed
+from hetcache_backends.diffusers.samples.sample import samples
 from hetcache_core import ConfigError, Mode, ReusePoint, UnsupportedBackboneError, accelerate
 from hetcache_core.testing.scripted import FULL_STEPS, scripted
-
-_FILE = Path(__file__).with_name("described_samples.py")
-_SPEC = importlib.util.spec_from_file_location("described_samples", _FILE)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-samples = importlib.util.module_from_spec(_SPEC)
-sys.modules["described_samples"] = samples
-_SPEC.loader.exec_module(samples)
 
 LIBRARY: Any = diffusers
 
 
 def transformer(kind: str) -> Any:
     """A small random transformer of a class."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = samples.SAMPLES[kind].make().eval()
-        for parameter in model.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.05)
-    return model
+    return samples()[kind].model(0)
 
 
 def normal(*size: int, seed: int = 0) -> Tensor:
@@ -383,7 +369,7 @@ class AudioPipeline(UnknownPipeline):
 def test_a_plugin_carries_another_class_with_one_description(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "StableAudioDiTModel" not in samples.SAMPLES
+    assert "StableAudioDiTModel" not in samples()
     info = tmp_path / "stranger-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, frozen
 
-from hetcache.running.specs import RANDOM, REFERENCE
+from hetcache.running.specs import RANDOM, REFERENCE, random_name
 from hetcache_core import ConfigError, ContractError, LoadRequest, accelerate
+from hetcache_core.errors import nearest_name
 from hetcache_core.session import StepCallback, with_quality
 from hetcache_core.settings.declare import build
 
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
         CachePolicy,
         EditRequest,
         Guards,
+        RandomModels,
         Registry,
         StoreSettings,
         Trace,
     )
 
-__all__ = ["PolicyChoice", "RunResult", "Runner", "check_policy", "load"]
+__all__ = ["PolicyChoice", "RunResult", "Runner", "check_policy", "load", "random_models"]
 
 
 @frozen(kw_only=True)
@@ -174,6 +176,38 @@ def check_policy(policy: PolicyChoice, registry: Registry) -> None:
         build(kinds[0], settings, where=f"policy {names[0]}", pieces=registry)
 
 
+def random_models(backbone: Backbone, name: str, *, where: str) -> RandomModels:
+    """Return what makes a backbone's random models.
+
+    Args:
+        backbone: The adapter.
+        name: Which model, "" for the usual one.
+        where: The option, for messages.
+
+    Raises:
+        UnsupportedBackboneError: Its library is missing.
+        ConfigError: It has none, or none of this name.
+    """
+    models = backbone.random_models
+    if models is None:
+        raise ConfigError(
+            f"the backbone {backbone.name} has no random model",
+            where=where,
+            remedy=f"Name a checkpoint: {backbone.name}=FOLDER_OR_HUB_ID.",
+        )
+    if name and name not in models.names:
+        known = ", ".join(f"{RANDOM}:{each}" for each in models.names)
+        raise ConfigError(
+            f"the backbone {backbone.name} has no random model {name!r}",
+            where=where,
+            given=name,
+            allowed=models.names,
+            nearest=nearest_name(name, models.names),
+            remedy=f"There are {known}." if known else f"Write {backbone.name}={RANDOM}.",
+        )
+    return models
+
+
 def load(
     backbone: Backbone, request: LoadRequest, registry: Registry, *, compiles: bool = False
 ) -> Runner:
@@ -190,17 +224,12 @@ def load(
         ConfigError: A random model is asked for, and the backbone has none.
     """
     begun = time.perf_counter()
-    models = backbone.random_models
-    if request.model == RANDOM and models is None:
-        raise ConfigError(
-            f"the backbone {backbone.name} has no random model",
-            where="--backbone",
-            remedy=f"Name a checkpoint: {backbone.name}=FOLDER_OR_HUB_ID.",
-        )
+    name = random_name(request.model)
     with redirect_stdout(sys.stderr):
-        if request.model == RANDOM and models is not None:
+        if name is not None:
             request.refuse("variant", "around", why="a random model is made, not loaded")
-            pipeline = models.pipeline(evolve(request, model=None))
+            models = random_models(backbone, name, where="--backbone")
+            pipeline = models.pipeline(evolve(request, model=name or None))
         else:
             pipeline = backbone.load(request)
     return Runner(

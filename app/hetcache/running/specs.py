@@ -26,6 +26,7 @@ __all__ = [
     "parse_backbones",
     "parse_numbers",
     "parse_policies",
+    "random_name",
     "split_list",
 ]
 
@@ -33,7 +34,8 @@ T = TypeVar("T")
 Number = TypeVar("Number", int, float)
 
 ALL: Final = "all"
-"""Stands for every policy that runs on the backbones without a calibration."""
+"""Stands for every policy that runs on the backbones without a calibration, ``all=random`` for every
+random model."""
 
 REFERENCE: Final = "none"
 """The policy that runs everything in full: what others are held against."""
@@ -134,6 +136,12 @@ class PolicySpec:
         return evolve(self, target_speedup=check_target(speedup))
 
 
+def random_name(model: str | None) -> str | None:
+    """Read ``random`` or ``random:MODEL``: the model's short name, "" for the usual one; None of others."""
+    head, _, name = (model or "").partition(":")
+    return name if head == RANDOM else None
+
+
 def split_list(text: str, *, at: str = ",") -> list[str]:
     """Split a text at commas that are outside of brackets and quotes; empty parts are left out.
 
@@ -221,7 +229,7 @@ def parse_backbones(text: str, *, option: str = "--backbones") -> tuple[Backbone
                 where=option,
                 given=part,
                 remedy=f"Write NAME, NAME=CHECKPOINT, NAME=CHECKPOINT:variant=fp16, "
-                f"NAME=FILE:around=FOLDER or NAME={RANDOM}.",
+                f"NAME=FILE:around=FOLDER, NAME={RANDOM} or NAME={RANDOM}:MODEL.",
             )
         specs.append(BackboneSpec(name=name, model=model, **loading))
     if not specs:

@@ -30,6 +30,7 @@ from hetcache_core import (
     Grid,
     LoadRequest,
     ModelInfo,
+    RandomModels,
     StandIn,
     UnsupportedBackboneError,
     attached,
@@ -86,7 +87,7 @@ class DiffusersModels(Backbone):
     )
     library: ClassVar[str] = "diffusers"
     features: ClassVar[Features] = STEPS_ONLY
-    geometry: ClassVar[Geometry] = Geometry(size_multiple=16, frame_stride=4)
+    geometry: ClassVar[Geometry] = Geometry(size_multiple=16, frame_stride=1)
     general: ClassVar[bool] = True
 
     description: ModelDescription | None = None
@@ -145,11 +146,14 @@ class DiffusersModels(Backbone):
         )
 
     def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
-        """Refuse: these pipelines are called with arguments of their own.
+        """Run a random model; other pipelines are called with arguments of their own.
 
         Raises:
-            UnsupportedBackboneError: always.
+            UnsupportedBackboneError: it is no random model.
         """
+        if hasattr(pipeline, "edited"):
+            frames: NDArray[np.uint8] = pipeline.edited(request)
+            return frames
         raise UnsupportedBackboneError(
             f"{type(pipeline).__name__} is called with arguments of its own",
             backbone=self.name,
@@ -170,6 +174,13 @@ class DiffusersModels(Backbone):
     def models(self) -> tuple[str, ...]:
         """All described models."""
         return tuple(sorted(model.name for model in described_models().values()))
+
+    @property
+    def random_models(self) -> RandomModels:
+        """What makes a loop around a small model of each described class."""
+        from hetcache_backends.diffusers.samples.models import SampleModels
+
+        return SampleModels(self)
 
     def draft(self, subject: str) -> str:
         """Write a first description of a class of diffusers, or of the transformer of a pipeline."""

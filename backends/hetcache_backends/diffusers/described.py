@@ -103,6 +103,12 @@ MODELS: Final = (
     model("GlmImageTransformer2DModel", "glm-image", blocks("transformer_blocks", HIDDEN, TEXT)),
     model("HeliosTransformer3DModel", "helios", blocks("blocks")),
     model(
+        "HunyuanImageTransformer2DModel",
+        "hunyuan-image",
+        blocks("transformer_blocks", HIDDEN, TEXT),
+        blocks("single_transformer_blocks", HIDDEN, TEXT),
+    ),
+    model(
         "HunyuanVideoTransformer3DModel",
         "hunyuan-video",
         blocks("transformer_blocks", HIDDEN, TEXT),
@@ -183,6 +189,7 @@ MODELS: Final = (
     model("SkyReelsV2Transformer3DModel", "skyreels-v2", blocks("blocks")),
     model("StableAudio3DiTModel", "stable-audio3", blocks("transformer_blocks")),
     model("WanTransformer3DModel", "wan", blocks("blocks"), output=True),
+    model("WanAnimateTransformer3DModel", "wan-animate", blocks("blocks"), beside="face_adapter"),
     model(
         "ZImageTransformer2DModel",
         "z-image",

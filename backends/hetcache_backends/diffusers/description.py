@@ -80,6 +80,8 @@ class ModelDescription:
         patch: latents that a token is wide and high.
         masks: arguments of the blocks that mask attention, (B, N) over all of the trunk's tokens.
         attends_last: whether other tokens come after the video's in attention, and not before them.
+        beside: list of modules that are called between blocks with the first state, and whose results are
+            added to it; "" for none.
         modulated: sub-module of the first block whose input tells how the step differs from the last,
             "" to look for its first attention.
         time: modules that embed a timestep, applied in turn, by their path in the transformer; empty
@@ -102,6 +104,7 @@ class ModelDescription:
     patch: int = 2
     masks: tuple[str, ...] = ()
     attends_last: bool = False
+    beside: str = ""
     modulated: str = ""
     time: tuple[str, ...] = ()
 

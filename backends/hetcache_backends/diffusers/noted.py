@@ -66,12 +66,15 @@ class NotedCall:
         described: the list that it is in.
         args: its positional arguments.
         kwargs: its other ones.
+        beside: modules that run on the block's result, with what follows it in their arguments; what
+            they return is added to it.
     """
 
     block: Any
     described: BlockList
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    beside: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     def named(self) -> dict[str, Any]:
         """All arguments by name."""
@@ -109,13 +112,21 @@ class NotedCall:
             made = compiler.run_plain(self.block, *self.args, **self.kwargs)
         else:
             made = self.block(*self.args, **self.kwargs)
+        return self.after(made)
+
+    def after(self, made: Any) -> dict[str, Tensor]:
+        """Take the new state from what the block has returned, and run what runs beside it."""
         values = (made,) if isinstance(made, Tensor) else tuple(made)
         old = self.state()
         # The last block of some models makes nothing of the text any more.
-        return {
+        state = {
             name: old[name] if value is None else value
             for name, value in zip(self.described.state, values, strict=False)
         }
+        for module in self.beside:
+            name = self.described.state[0]
+            state[name] = module(state[name]) + state[name]
+        return state
 
 
 @frozen
@@ -426,9 +437,12 @@ class NotedTrunk(TrunkCall, TrunkView):
         def run() -> None:
             given = call.with_values(**self.form.parted(view.x, call.described.state))
             # Hooks on the block are somebody's who wants to see its real runs.
-            type(call.block).forward(call.block, *given.args, **given.kwargs)
+            given.after(type(call.block).forward(call.block, *given.args, **given.kwargs))
 
-        others = shapes_of([v for v in call.named().values() if v is not None])
+        others = (
+            shapes_of([v for v in call.named().values() if v is not None]),
+            len(call.beside),
+        )
         return self.costs.count(call.block, run, (rows, others), rows * self.x.shape[0])
 
 
@@ -507,6 +521,7 @@ def made_stand_in(
         The stand-in, and the list of the calls that it will note.
     """
     calls: list[NotedCall] = []
+    answered: list[bool] = []
     lists = [(described, list(getattr(model, described.name))) for described in description.lists]
     last = [block for _, found in lists for block in found][-1]
 
@@ -514,14 +529,32 @@ def made_stand_in(
         call = NotedCall(block, described, args, kwargs)
         calls.append(call)
         state = run(calls) if block is last else call.state()
+        if block is last:
+            answered.append(True)
         values = tuple(state[name] for name in described.state)
         return values if len(values) > 1 else values[0]
+
+    def beside(module: Any, args: Any, kwargs: Any) -> Any:
+        hidden, *rest = args
+        if answered:  # behind the last block there is a result to run on
+            return module(hidden, *rest, **kwargs)
+        run_later = functools.partial(_on_first, module, rest, kwargs)
+        calls[-1] = evolve(calls[-1], beside=(*calls[-1].beside, run_later))
+        return torch.zeros_like(hidden)
 
     replaced = {
         described.name: [BlockStandIn(b, functools.partial(called, described)) for b in found]
         for described, found in lists
     }
+    if description.beside:
+        modules = getattr(model, description.beside)
+        replaced[description.beside] = [BlockStandIn(module, beside) for module in modules]
     return StandIn(model, **replaced), calls
+
+
+def _on_first(module: Any, rest: Sequence[Any], kwargs: Mapping[str, Any], hidden: Tensor) -> Any:
+    """Call a module with another first argument."""
+    return module(hidden, *rest, **kwargs)
 
 
 def heads_of(model: Any) -> int:

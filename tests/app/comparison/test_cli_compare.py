@@ -247,13 +247,27 @@ def test_all_backbones_in_one_command_and_what_one_cannot_carry_is_a_row(
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
     names = ("wan-vace", "wan-vace-diffusers", "ltx-video")
-    backbones = ",".join(("tiny-vace", *(f"{name}=random" for name in names)))
+    described = ("sd3", "z-image")
+    backbones = ",".join(
+        (
+            "tiny-vace",
+            *(f"{n}=random" for n in names),
+            *(f"diffusers=random:{n}" for n in described),
+        )
+    )
     policies = "hetcache,fastercache-cfg,pab@2x,fewer-steps@2x"
     output = tmp_path / "results"
     assert compare(output, "--backbones", backbones, "--policies", policies, "--frames", "9") == 0
-    assert capsys.readouterr().err.count("random model: traces and FLOPs mean something") == 3
-    rows = {(row.key.backbone, row.key.label): row for row in rows_of(output)}
-    assert len(rows) == 4 * 5
+    assert capsys.readouterr().err.count("random model: traces and FLOPs mean something") == 4
+    every = rows_of(output)
+    assert len(every) == 6 * 5
+    modes = {(row.key.model, row.key.policy): row.modes for row in every}
+    assert modes["random:sd3", "hetcache"] == "ffrf"
+    assert not modes["random:z-image", "hetcache"]
+    table = (output / "table.md").read_text(encoding="utf-8")
+    assert "15 pairs of a policy and a model ran, 9 were refused (6 models and sizes)." in table
+    assert "| `hetcache` | 5 | 1 | lacks: attention, mask, rows (1) |" in table
+    rows = {(row.key.backbone, row.key.label): row for row in every if not row.key.model[6:]}
     refused = {key: row.note for key, row in rows.items() if row.status == "refused"}
     assert refused.keys() == {
         ("ltx-video", "fastercache-cfg"),
@@ -626,6 +640,9 @@ GOOD = {"--clips": CLIP, "--policies": "pab", "--steps": "1", "--frames": "5"}
         ({"--backbones": "tiny-vace=nowhere.safetensors"}, "nowhere.safetensors is not a file"),
         ({"--backbones": "wan-vace"}, "wan-vace needs a checkpoint"),
         ({"--backbones": "tiny-vace,ltx-video=random"}, "5 frames do not fit all backbones"),
+        ({"--backbones": "diffusers=random:flax"}, "has no random model 'flax'"),
+        ({"--backbones": "wan-vace=random:flux"}, "Write wan-vace=random"),
+        ({"--backbones": "all=model.safetensors"}, "Write all=random"),
         ({"--clips": "builtn"}, "did you mean 'builtin'"),
         ({"--clips": "builtin:tiny-*"}, "the clip set builtin has no clip 'tiny-*'"),
         ({"--clips": "{files}/empty"}, "holds no clips"),

@@ -16,7 +16,7 @@ from hetcache.comparison.plan.clips import ClipSource, SetClip
 from hetcache.comparison.plan.footage import Footage
 from hetcache.comparison.plan.grid import Grid, SizedClip
 from hetcache.comparison.plan.grids import GRIDS
-from hetcache.comparison.plan.planning import choose_policies
+from hetcache.comparison.plan.planning import choose_backbones, choose_policies
 from hetcache.comparison.plan.sizes import Size, check_size, join, modest, scaled
 from hetcache.running.groups import ModelConfig
 from hetcache.running.specs import (
@@ -128,6 +128,18 @@ def test_backbones_are_read_with_their_models() -> None:
         BackboneSpec(name="wan-vace", model="random"),
         BackboneSpec(name="ltx-video", model="/models/a=b"),
     )
+
+
+def test_all_random_models_are_those_of_the_installed_libraries() -> None:
+    pytest.importorskip("diffusers")
+    chosen = [str(each) for each in choose_backbones(parse_backbones("all=random"), REGISTRY)]
+    described = [each for each in chosen if each.startswith("diffusers=random:")]
+    assert "diffusers=random:wan" in described
+    assert {"ltx-video=random", "wan-vace-diffusers=random"} <= {*chosen}
+    assert chosen == [*dict.fromkeys(chosen)]
+    models = REGISTRY.backbone("diffusers")().random_models
+    assert models is not None
+    assert described == [f"diffusers=random:{name}" for name in models.names]
 
 
 def test_a_backbone_says_how_its_model_is_loaded() -> None:

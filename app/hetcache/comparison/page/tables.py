@@ -27,6 +27,9 @@ __all__ = ["as_csv", "as_markdown", "print_tables", "write_all"]
 MISSING: Final = re.compile(r"needs .*|no .*|not measured")
 """What a cell says that has no value."""
 
+PAIRS: Final = ["policy", "ran on", "refused by", "why"]
+"""Columns of the table of all models."""
+
 BORDERS: Final = 3
 """Characters of a column in the terminal beside its text."""
 
@@ -39,6 +42,9 @@ def as_markdown(summary: Summary, *, sort: Speed = "flops") -> str:
         sort: Which speed-up the methods are sorted by, within the same number of steps.
     """
     parts = []
+    if len(summary.settings) > 1:
+        rows = [[f"`{_plain(a)}`", b, c, _escaped(d)] for a, b, c, d in _pair_rows(summary)]
+        parts += ["## All models", "", _counted(summary), "", *_markdown(PAIRS, rows), ""]
     columns = columns_of_table(summary)
     for setting in summary.settings:
         parts += [f"## {_escaped(str(setting))}", ""]
@@ -78,6 +84,7 @@ def print_tables(summary: Summary, console: Console, *, sort: Speed = "flops") -
         console: Where to.
         sort: Which speed-up the methods are sorted by, within the same number of steps.
     """
+    from rich.table import Table
     from rich.text import Text
 
     for setting in summary.settings:
@@ -90,6 +97,12 @@ def print_tables(summary: Summary, console: Console, *, sort: Speed = "flops") -
             for reason, titles in absent.items():
                 console.print(Text(f"{reason}: {'; '.join(titles)}"), soft_wrap=True)
         _print_refused(summary, setting, console)
+    if len(summary.settings) > 1:
+        table = Table(*PAIRS)
+        for row in _pair_rows(summary):
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(_counted(summary), soft_wrap=True)
+        console.print(table)
 
 
 def write_all(summary: Summary, folder: Path) -> dict[str, Path]:
@@ -110,6 +123,23 @@ def write_all(summary: Summary, folder: Path) -> dict[str, Path]:
     write_text(files["table"], as_markdown(summary))
     write_text(files["summary"], as_csv(summary))
     return files | write_plots(summary, folder)
+
+
+def _counted(summary: Summary) -> str:
+    """Say how many pairs of a policy and a model ran."""
+    ran = sum(pair.ran for pair in summary.pairs)
+    refused = sum(sum(pair.refused.values()) for pair in summary.pairs)
+    return (
+        f"{ran} pairs of a policy and a model ran, {refused} were refused "
+        f"({len(summary.settings)} models and sizes)."
+    )
+
+
+def _pair_rows(summary: Summary) -> list[list[str]]:
+    return [
+        [pair.label, str(pair.ran), str(sum(pair.refused.values())), pair.why]
+        for pair in summary.pairs
+    ]
 
 
 def _cells(line: Line, columns: Iterable[Column]) -> list[str]:

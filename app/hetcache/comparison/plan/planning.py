@@ -14,8 +14,11 @@ from hetcache.comparison.plan.finding import find_clips
 from hetcache.comparison.plan.grid import Grid, SizedClip
 from hetcache.comparison.plan.grids import GRIDS, ReadyGrid
 from hetcache.comparison.plan.sizes import check_size, join, scaled
+from hetcache.running.console import note
+from hetcache.running.run import random_models
 from hetcache.running.specs import (
     ALL,
+    RANDOM,
     REFERENCE,
     BackboneSpec,
     PolicySpec,
@@ -23,14 +26,15 @@ from hetcache.running.specs import (
     parse_backbones,
     parse_numbers,
     parse_policies,
+    random_name,
 )
-from hetcache_core import ConfigError
+from hetcache_core import ConfigError, UnsupportedBackboneError
 from hetcache_core.settings.declare import build
 
 if TYPE_CHECKING:
     from hetcache_core import Backbone, ModelInfo, Registry
 
-__all__ = ["Wanted", "choose_policies", "grid_of", "plan"]
+__all__ = ["Wanted", "choose_backbones", "choose_policies", "grid_of", "plan"]
 
 OTHERWISE = ReadyGrid(summary="", policies=ALL)
 """What holds without a ready grid."""
@@ -68,17 +72,20 @@ def plan(config: CompareConfig, registry: Registry) -> Wanted:
         HetCacheError: A name, a setting, a size or a file is wrong.
     """
     ready = GRIDS[config.grid] if config.grid else OTHERWISE
-    backbones = parse_backbones(config.backbones)
+    backbones = choose_backbones(parse_backbones(config.backbones), registry)
     adapters: dict[str, Backbone] = {
         str(s): registry.backbone(s.name)().for_model(s.model or None) for s in backbones
     }
-    for adapter in adapters.values():
+    for spec, adapter in zip(backbones, adapters.values(), strict=True):
         adapter.check_options(config.given.options)
+        name = random_name(spec.model)
+        if name is not None:
+            random_models(adapter, name, where="--backbones")
     policies = parse_policies(ready.policies if config.policies is None else config.policies)
-    for spec in policies:
-        if spec.name != ALL:
-            check_policy_spec(spec, registry)
-        elif spec.settings:
+    for policy in policies:
+        if policy.name != ALL:
+            check_policy_spec(policy, registry)
+        elif policy.settings:
             raise ConfigError(f"{ALL} takes no settings", where="--policies")
     asked = config.target_speedups
     if asked is None and config.policies is None:
@@ -126,6 +133,43 @@ def grid_of(
         steps=config.steps,
         repeat=config.repeat,
     )
+
+
+def choose_backbones(asked: Sequence[BackboneSpec], registry: Registry) -> tuple[BackboneSpec, ...]:
+    """List the models that are run; ``all=random`` stands for every random model there is.
+
+    A backbone whose library is not installed is left out of all, with a note.
+
+    Args:
+        asked: What is named.
+        registry: Where backbones are looked up.
+
+    Raises:
+        ConfigError: All are asked for with a checkpoint.
+    """
+    chosen: list[BackboneSpec] = []
+    for spec in asked:
+        if spec.name != ALL:
+            chosen.append(spec)
+            continue
+        if spec.weights != RANDOM:
+            raise ConfigError(
+                "a checkpoint is of one backbone",
+                where="--backbones",
+                remedy=f"Write {ALL}={RANDOM}.",
+            )
+        for name in registry.names("backbone"):
+            models = registry.backbone(name)().random_models
+            try:
+                if models is not None:
+                    texts = [f"{RANDOM}:{each}" for each in models.names]
+                    if not texts:
+                        models.case()  # tells whether it can be made here
+                        texts = [RANDOM]
+                    chosen += [BackboneSpec(name=name, model=text) for text in texts]
+            except UnsupportedBackboneError as error:
+                note(f"{name} is left out: {error}")
+    return tuple(dict.fromkeys(chosen))
 
 
 def choose_policies(

@@ -14,6 +14,7 @@ infinite where nothing differs, so "identical" is counted and left out of the me
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, geometric_mean, median, stdev
@@ -32,6 +33,7 @@ __all__ = [
     "IDENTICAL",
     "Line",
     "MetricSummary",
+    "Pairs",
     "Ratio",
     "Refusal",
     "Setting",
@@ -252,6 +254,26 @@ class Refusal:
 
 
 @frozen(kw_only=True)
+class Pairs:
+    """One policy on all models.
+
+    Attributes:
+        label: Policy and variant.
+        ran: On how many models it ran.
+        refused: How many refused it, by the reason, the most frequent first.
+    """
+
+    label: str
+    ran: int
+    refused: Mapping[str, int]
+
+    @property
+    def why(self) -> str:
+        """Write the reasons as a cell."""
+        return "; ".join(f"{reason} ({count})" for reason, count in self.refused.items())
+
+
+@frozen(kw_only=True)
 class Summary:
     """Everything that the tables and plots of a comparison are made of.
 
@@ -277,6 +299,25 @@ class Summary:
         used += [refusal.setting for refusal in self.refused]
         return tuple(dict.fromkeys(used))
 
+    @property
+    def pairs(self) -> tuple[Pairs, ...]:
+        """On how many models each policy ran; the uncached runs are left out."""
+        ran = {(line.setting, line.label) for line in self.lines if not line.is_reference}
+        refused = {(each.setting, each.label): _short(each.reason) for each in self.refused}
+        labels = dict.fromkeys(label for _, label in (*ran, *refused))
+        return tuple(
+            Pairs(
+                label=label,
+                ran=sum(each == label for _, each in ran),
+                refused=dict(
+                    Counter(
+                        why for (_, each), why in refused.items() if each == label
+                    ).most_common()
+                ),
+            )
+            for label in sorted(labels)
+        )
+
     def at(self, setting: Setting, *, sort: Speed = "flops") -> list[Line]:
         """Return the lines of one table, by steps, the uncached first, then by speed-up."""
         lines = [line for line in self.lines if line.setting == setting]
@@ -289,6 +330,7 @@ class Summary:
         return {
             "lines": [line.to_dict() for line in self.lines],
             "refused": [asdict(refusal) for refusal in self.refused],
+            "pairs": [asdict(pair) for pair in self.pairs],
         }
 
 
@@ -359,6 +401,14 @@ def front(lines: Iterable[Line], column: MetricColumn | None, speed: Speed = "fl
             best, fastest = value, gain
             found.append(line)
     return found[::-1]
+
+
+def _short(reason: str) -> str:
+    """Take from a refusal what it is: its first sentence, without the names of what is paired."""
+    sentence = reason.split(". ", maxsplit=1)[0].rstrip(".")
+    return re.sub(
+        r"^(Policy '[^']+' cannot run on backbone '[^']+', which |backbone [^:]+: )", "", sentence
+    )
 
 
 def _setting(key: RowKey) -> Setting:

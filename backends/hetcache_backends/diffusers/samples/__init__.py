@@ -1,0 +1,1 @@
+"""Small random models of the described classes, and a pipeline around each."""
