@@ -177,14 +177,15 @@ class _Decider(GuidanceDecider):
 def _planes(output: Tensor, grid: Grid) -> Tensor:
     """Return a model output as planes (..., H, W).
 
-    Video latents (B, C, T, H, W) are that already; packed ones (B, N, C) are laid out (B, C, T, h, w).
+    Video latents (B, C, T, H, W) are that already; packed ones (B, N, C), which have no rows of other tokens
+    such as the text's, are laid out (B, C, T, h, w).
     """
     if output.ndim > 3:  # noqa: PLR2004 - packed latents have three dimensions
         return output
-    if grid.prefix or output.shape[1] != grid.tokens:
+    if output.shape[1] != grid.tokens - grid.prefix:
         raise ContractError(
             f"a model output of shape {tuple(output.shape)} is neither video latents nor one row for "
-            f"each of {grid.tokens} tokens",
+            f"each of {grid.tokens - grid.prefix} tokens",
             remedy="Leave fastercache-cfg out on this backbone.",
         )
     laid_out: Tensor = output.unflatten(

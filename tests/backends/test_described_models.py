@@ -12,6 +12,7 @@ pytest.importorskip("diffusers")
 
 import diffusers
 import torch
+from attrs import evolve
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -20,7 +21,7 @@ from hetcache_backends.diffusers.described import DiffusersModelSet
 from hetcache_backends.diffusers.samples.loop import SampleLoop
 from hetcache_backends.diffusers.samples.sample import samples
 from hetcache_backends.diffusers.table import mask_table, model_table
-from hetcache_core import Mode
+from hetcache_core import Mode, UnsupportedBackboneError, accelerate
 from hetcache_core.testing import BackboneCase
 from hetcache_core.testing.comparing import Snapshot
 from hetcache_core.testing.scripted import FULL_STEPS, scripted
@@ -106,6 +107,40 @@ def test_a_described_class_is_carried(name: str) -> None:
         torch.testing.assert_close(made, own, rtol=1e-4, atol=1e-5)
     assert not torch.equal(outputs[-1], outputs[-2])  # each branch keeps its own
     before.require_unchanged(pipeline, "after the sessions")
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        ("CogView4Transformer2DModel", "teacache"),  # embeds sizes behind the timestep
+        (
+            "FluxTransformer2DModel",
+            "fastercache-cfg",
+        ),  # returns the picture's tokens without the text's
+    ],
+)
+def test_a_policy_reads_what_a_class_has(name: str, policy: str) -> None:
+    pipeline: Any = SampleLoop.of(SAMPLES[name], 0)
+    with accelerate(pipeline, policy) as run:
+        pipeline(6)
+    totals = run.trace.totals()
+    assert 0 < totals.flops < totals.flops_full
+
+
+def test_masked_texts_refuse_partial_steps() -> None:
+    pipeline: Any = SampleLoop.of(SAMPLES["QwenImageTransformer2DModel"], 0, patch=2)
+    own = pipeline.sample
+    masked = torch.ones(1, 7, dtype=torch.long)
+    pipeline.sample = evolve(
+        own, arguments=lambda r: {**own.arguments(r), "encoder_hidden_states_mask": masked}
+    )
+    mask = torch.zeros(64, 64)
+    mask[:16] = 1
+    with (
+        pytest.raises(UnsupportedBackboneError, match="different lengths"),
+        accelerate(pipeline, "hetcache"),
+    ):
+        pipeline(8, mask=mask)
 
 
 def test_every_described_class_has_a_sample_and_a_row_in_the_docs() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,16 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from hetcache_backends.diffusers.adapter import described_models
+from hetcache_backends.diffusers.samples.sample import samples
 from hetcache_core import KVMode, Mode, PartialSettings, accelerate
 from hetcache_core.testing.scripted import FULL_STEPS, scripted
-
-_FILE = Path(__file__).with_name("described_samples.py")
-_SPEC = importlib.util.spec_from_file_location("described_samples", _FILE)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-samples = importlib.util.module_from_spec(_SPEC)
-sys.modules["described_samples"] = samples
-_SPEC.loader.exec_module(samples)
 
 LIBRARY: Any = diffusers
 SIZE = 32
@@ -42,7 +33,7 @@ def transformer(kind: str, **other: Any) -> Any:
     """A small random transformer of a class, or with other settings than that of the samples."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = samples.SAMPLES[kind].make()
+        model = samples()[kind].make()
         if other:
             own = {k: v for k, v in model.config.items() if not k.startswith("_")}
             model = type(model).from_config({**own, **other})

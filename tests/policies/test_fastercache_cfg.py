@@ -41,7 +41,9 @@ class Driven:
         self.decider = decider
         call = ModelCall(step=0, branches=(BranchRows("cond", 0, 1),), latents=torch.zeros(1))
         self.store = CacheStore()
-        self.signals = Signals(step(0), (1000.0,), call, None, None, ScheduleSignals(), self.store)
+        self.signals = Signals(
+            step(0), (1000.0,), GRID, call, None, None, ScheduleSignals(), self.store
+        )
 
     def predicts(self, at: StepInfo, branch: str, mode: Mode = Mode.FULL) -> str | None:
         return self.decider.predicts(at, branch, mode)

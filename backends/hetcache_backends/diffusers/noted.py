@@ -331,12 +331,14 @@ class NotedTrunk(TrunkCall, TrunkView):
         calls = []
         for call in self.calls:
             given = call.named()
+            known = {*call.described.follow, *masks}
             if any(
-                isinstance(v, dict) and any(map(torch.is_tensor, v.values()))
-                for v in given.values()
+                (isinstance(v, dict) and any(map(torch.is_tensor, v.values())))
+                or (name.endswith("_mask") and name not in known and torch.is_tensor(v))
+                for name, v in given.items()
             ):
                 raise UnsupportedBackboneError(
-                    "texts of different lengths in one batch mask the attention of all tokens, which some of "
+                    "texts of different lengths mask the attention of all tokens, which some of "
                     "them cannot have",
                     remedy="Run one prompt at a time, or a policy of whole steps, such as teacache",
                 )
@@ -580,7 +582,9 @@ def embedded_times(model: Any, description: ModelDescription, times: Tensor) -> 
 def _time_modules(model: nn.Module) -> tuple[str, ...]:
     """Find ``Timesteps`` and ``TimestepEmbedding`` that lie side by side."""
     for path, module in model.named_modules():
-        kinds = {type(child).__name__: name for name, child in module.named_children()}
+        # The first of each kind: sizes of pictures are embedded behind the timestep, in its way.
+        children = reversed([*module.named_children()])
+        kinds = {type(child).__name__: name for name, child in children}
         if {"Timesteps", "TimestepEmbedding"} <= kinds.keys():
             before = f"{path}." if path else ""
             return before + kinds["Timesteps"], before + kinds["TimestepEmbedding"]

@@ -386,7 +386,7 @@ IMAGES: Final[Mapping[str, Sample]] = {
             "hidden_states": r(1, 16, 16),
             "timestep": TIME,
             "encoder_hidden_states": r(1, 7, 16),
-            "encoder_hidden_states_mask": torch.ones(1, 7, dtype=torch.long),
+            "txt_seq_lens": [7],  # up to diffusers 0.36
             "img_shapes": [(1, 4, 4)],
         },
         scale=0.001,
@@ -415,6 +415,7 @@ IMAGES: Final[Mapping[str, Sample]] = {
             "encoder_hidden_states": r(1, 9, 32),
             "pooled_projections": r(1, 32),
         },
+        side=8,
     ),
     "ZImageTransformer2DModel": Sample(
         small(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from hetcache_core import EditRequest
 
 MASK_SIDE = 64
-"""Pixels of a side of the mask: what 16 or 64 tokens, in rows of 4 or 8, divide."""
+"""Pixels of a side of the mask, whatever the tokens are."""
 
 LIBRARY: Any = DiffusionPipeline
 
@@ -48,18 +49,19 @@ class SampleLoop(LIBRARY):  # type: ignore[misc]
         self.register_modules(transformer=transformer, scheduler=scheduler)
 
     @classmethod
-    def of(cls, sample: Sample, seed: int, *, masked: bool = False) -> SampleLoop:
+    def of(cls, sample: Sample, seed: int, *, patch: int = 0) -> SampleLoop:
         """Make one.
 
         Args:
             sample: what the transformer is made of, and called with.
             seed: of the weights.
-            masked: whether it is told which tokens are edited, as by an inpainting pipeline.
+            patch: latents that a token is wide, for a pipeline with a mask of its own; 0 for one without.
         """
         scheduler: Any = FlowMatchEulerDiscreteScheduler
         made = cls(sample.model(seed), scheduler())
         made.sample = sample
-        if masked:
+        if patch:
+            made.vae_scale_factor = MASK_SIDE // (sample.side * patch)
             processor: Any = VaeImageProcessor
             made.mask_processor = processor(
                 do_normalize=False, do_binarize=True, do_convert_grayscale=True
@@ -92,6 +94,8 @@ class SampleLoop(LIBRARY):  # type: ignore[misc]
         """
         self.guidance_scale = guidance_scale
         like, sample = next(self.transformer.parameters()), self.sample
+        # Releases of diffusers differ in what else a class is called with.
+        taken = inspect.signature(type(self.transformer).forward).parameters
         branches = [
             _placed(sample.inputs(seed, branch, like.dtype), like.device)
             for branch in range(2 if self.do_classifier_free_guidance else 1)
@@ -108,6 +112,7 @@ class SampleLoop(LIBRARY):  # type: ignore[misc]
             for given in branches:
                 time = sample.at(given[sample.timestep], t)
                 arguments = {**given, sample.latents: latents, sample.timestep: time}
+                arguments = {k: v for k, v in arguments.items() if k in taken}
                 guided.append(_tensors(self.transformer(**arguments)))
             outputs += [torch.cat([each.flatten() for each in made]) for made in guided]
             whole = torch.stack(latents) if isinstance(latents, list) else latents

@@ -49,8 +49,9 @@ class SampleModels(RandomModels):
         from hetcache_backends.diffusers.samples.loop import SampleLoop
 
         kind = classes[name]
+        model = described_models()[kind]
         pipeline = SampleLoop.of(
-            samples()[kind], RANDOM_SEED, masked=described_models()[kind].tokens
+            samples()[kind], RANDOM_SEED, patch=model.patch if model.tokens else 0
         )
         torch.nn.Module.to(pipeline.transformer, request.device, getattr(torch, request.dtype))
         pipeline.hetcache_notice = RANDOM_NOTICE.format(name=self.backbone.name)

@@ -27,6 +27,7 @@ class Sample:
         scale: what the timestep of 0 to 1000 is multiplied with.
         left: whether it is counted from the other end.
         counts: whether FLOPs can be counted exactly.
+        side: tokens in a row and in a column of the picture, where there is a mask of it.
     """
 
     make: Callable[[], Any]
@@ -36,6 +37,7 @@ class Sample:
     scale: float = 1.0
     left: bool = False
     counts: bool = True
+    side: int = 4
 
     def inputs(
         self, seed: int, branch: int = 0, dtype: torch.dtype | None = None
