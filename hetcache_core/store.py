@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Final
 
@@ -339,6 +340,26 @@ class CacheStore:
         self._bytes += size
         self._peak = max(self._peak, self._bytes)
         return value
+
+
+def with_rows(value: Tensor, rows: Tensor, fresh: Tensor, kept: Sequence[Stored]) -> Tensor:
+    """Return a prediction with some rows overwritten, in place unless it is a kept value itself.
+
+    Args:
+        value: (B, N, D) what a predictor made of kept values, or one of them.
+        rows: (n,) token indices.
+        fresh: (B, n, D) what they become.
+        kept: the values; they stay as they are.
+    """
+    if any(shared_memory(value, each.value) for each in kept):
+        return value.index_copy(1, rows, fresh)
+    return value.index_copy_(1, rows, fresh)
+
+
+def shared_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are views of the same memory."""
+    # By identity, since tensors without data have no addresses.
+    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)  # noqa: SLF001
 
 
 def _size(value: Tensor) -> int:

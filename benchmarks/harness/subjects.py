@@ -112,6 +112,7 @@ class Subject:
         store: StoreSettings | None = None,
         on_step: StepCallback | None = None,
         guided: bool = False,
+        watch: Stopwatch | None = None,
     ) -> Denoised:
         """Run the pipeline's own loop once.
 
@@ -121,8 +122,9 @@ class Subject:
             store: as in ``accelerate``.
             on_step: as in ``accelerate``.
             guided: run both guidance branches.
+            watch: what is told of the end of each step, in place of a new one.
         """
-        watch = Stopwatch(self.device)
+        watch = watch or Stopwatch(self.device)
         options = {**self.request.options, **self._marks(watch)}
         scale = self.request.guidance_scale if guided else 1.0
         request = evolve(self.request, steps=steps, options=options, guidance_scale=scale)

@@ -22,7 +22,7 @@ from hetcache_core.policy.pieces import (
 )
 from hetcache_core.records.recording import Recorder
 from hetcache_core.steps import ALL_SUB_LAYERS, BlockKey, Stack, StepInfo, SubLayer
-from hetcache_core.store import CacheStore, Kind, Slot
+from hetcache_core.store import CacheStore, Kind, Slot, shared_memory, with_rows
 
 
 class KeysUse(Enum):
@@ -78,6 +78,7 @@ class Pass:
         key_settings: how they are kept.
         stored_hints: take control hints from the store instead of running control blocks.
         keep_hints: remember the hints, for storing them afterwards.
+        hint_rows: (n,) rows of the hints that are remembered, or None for all.
         score: attention to score on the way, or None.
         keep_at: block indices before which the state is kept in ``marks``.
         hidden: (B, n, D) state after the blocks that have run.
@@ -96,6 +97,7 @@ class Pass:
     key_settings: KeySettings = field(factory=KeySettings)
     stored_hints: bool = False
     keep_hints: bool = False
+    hint_rows: Tensor | None = None
     score: ScoreRequest | None = None
     keep_at: frozenset[int] = frozenset()
     marks: dict[int, Tensor] = field(factory=dict, init=False)
@@ -184,7 +186,8 @@ class Pass:
         self.control_run += 1
         self.flops += self.trunk.flops.control_extra(key.index, rows=self.row_count)
         if self.keep_hints:
-            self.hints.append(hint)
+            rows = self.hint_rows
+            self.hints.append(hint if rows is None else hint.index_select(1, rows))
         return hint
 
     def _allowed(self, key: BlockKey, action: BlockAction) -> BlockAction:
@@ -248,12 +251,15 @@ class Pass:
         act = action.parts.get(part, RUN_PART)
         slot = Slot(Kind.SUB_LAYER, key, part)
         if act.use is Use.REUSE and self.store.has(self.branch, slot):
-            output = self._predict(slot)
+            values = self.store.get(self.branch, slot, like=self.hidden)
+            output = self.predictor.predict(values, step=self.step.index, gain=None)
             self.parts_reused += 1
             if act.rows is not None and act.rows.numel():
                 fresh = compute(act.rows)
                 self._count(key, part, act.rows.numel())
-                output = output.index_copy(1, act.rows, fresh)
+                # Where the kept value stands in as it is, writing into it is enough.
+                if not shared_memory(output, self.store.newest(self.branch, slot)):
+                    output = with_rows(output, act.rows, fresh, values)
                 self.store.write_rows(self.branch, slot, act.rows, fresh, step=self.step.index)
         else:
             output = compute()

@@ -8,7 +8,7 @@ import torch
 from attrs import field, frozen
 
 from hetcache_core.steps import BlockKey, Stack
-from hetcache_core.store import CacheStore, Kind, Slot
+from hetcache_core.store import CacheStore, Kind, Slot, with_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,12 +70,11 @@ class KeptKeys:
             return k, v
         loan = self.lend(key, k)
         if loan is None:
-            keys, values = (
-                self._stale(Slot(Kind.KEYS, key), k),
-                self._stale(Slot(Kind.VALUES, key), v),
-            )
             # Active rows are computed in every partial step, so nothing is lost by not keeping them.
-            return keys.index_copy(1, self.rows, k), values.index_copy(1, self.rows, v)
+            return (
+                self._among_stale(Slot(Kind.KEYS, key), k),
+                self._among_stale(Slot(Kind.VALUES, key), v),
+            )
         keys, values, rows = loan
         return keys.index_copy_(1, rows, k), values.index_copy_(1, rows, v)
 
@@ -87,9 +86,10 @@ class KeptKeys:
         values = self.store.lend(self.branch, Slot(Kind.VALUES, key), like=like, step=self.step)
         return None if keys is None or values is None else (keys, values, self.rows)
 
-    def _stale(self, slot: Slot, like: Tensor) -> Tensor:
-        values = self.store.get(self.branch, slot, like=like)
+    def _among_stale(self, slot: Slot, fresh: Tensor) -> Tensor:
+        assert self.rows is not None  # noqa: S101 - for mypy: only some rows are computed
+        values = self.store.get(self.branch, slot, like=fresh)
         stale = self.settings.predictor.predict(values, step=self.step, gain=None)
         if self.settings.stride > 1:
             stale = stale.repeat_interleave(self.settings.stride, 1)
-        return stale[:, : self.trunk.x.shape[1]]
+        return with_rows(stale[:, : self.trunk.x.shape[1]], self.rows, fresh, values)

@@ -15,9 +15,11 @@ from hetcache_core.policy.pieces import Predictor
 from hetcache_core.policy.recipe import ReusePoint
 from hetcache_core.records.trace import CallRecord
 from hetcache_core.steps import WHOLE_TRUNK, Decision, Mode, Span, StepInfo
-from hetcache_core.store import Kind, Slot
+from hetcache_core.store import Kind, Slot, Stored, with_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from hetcache_core.backbone.adapter import ModelCall
@@ -170,15 +172,14 @@ class TrunkExecution:
         """
         store, like, key = self.run.store, self.trunk.x, self.call.key
 
-        def predict(slot: Slot) -> Tensor:
-            values = store.get(key, slot, like=like)
+        def predict(values: Sequence[Stored]) -> Tensor:
             return self.predictor.predict(values, step=self.step.index, gain=gain)
 
-        whole = predict(Slot(Kind.RESIDUAL, span))
-        own, active = Slot(Kind.ACTIVE), self.run.active
+        values = store.get(key, Slot(Kind.RESIDUAL, span), like=like)
+        whole, own, active = predict(values), Slot(Kind.ACTIVE), self.run.active
         if span != WHOLE_TRUNK or active is None or not store.has(key, own):
             return whole
-        return whole.index_copy(1, self._rows, predict(own))
+        return with_rows(whole, self._rows, predict(store.get(key, own, like=like)), values)
 
     def close(self) -> None:
         """Add what the pass over all rows did, a probe's blocks included, to the record."""
@@ -204,8 +205,11 @@ class TrunkExecution:
         run, policy, trunk = self.run, self.run.policy, self.trunk
         partial, active = policy.partial, run.active
         keys, key_settings, score, keep_hints = KeysUse.OWN, KeySettings(), None, False
+        hint_rows = None
         if self._prepares and partial is not None and active is not None:
             keep_hints = partial.control_mode is ControlMode.REUSE
+            if keep_hints and (run.chosen_at == self.step.index or not active.stale):
+                hint_rows = self._rows  # no hint has to be held whole until rows are chosen
             if partial.kv_mode is KVMode.CACHED:
                 keys, key_settings = KeysUse.STORE, partial.keys
             if active.needs_scores and run.chosen_at != self.step.index:
@@ -227,6 +231,7 @@ class TrunkExecution:
             keys=keys,
             key_settings=key_settings,
             keep_hints=keep_hints,
+            hint_rows=hint_rows,
             score=score,
             keep_at=frozenset(
                 edge for s in policy.spans for edge in (s.front, trunk.layers - s.back)
@@ -252,7 +257,7 @@ class TrunkExecution:
             run.store.put(
                 self.call.key,
                 Slot(Kind.HINT, index),
-                hint.index_select(1, self._rows),
+                hint if full.hint_rows is not None else hint.index_select(1, self._rows),
                 step=self.step.index,
             )
         full.hints.clear()

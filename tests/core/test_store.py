@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hetcache_core import CacheBudgetError, CacheStateError, CacheStore, ConfigError, StoreSettings
 from hetcache_core.steps import BlockKey, Span, Stack, SubLayer
-from hetcache_core.store import Kind, Slot
+from hetcache_core.store import Kind, Slot, Stored, with_rows
 
 RESIDUAL = Slot(Kind.RESIDUAL, Span())
 KEYS = Slot(Kind.KEYS, BlockKey(Stack.MAIN, 0))
@@ -199,3 +199,13 @@ def test_what_a_narrower_dtype_cannot_hold_is_kept_as_its_largest_number_and_tol
     assert store.clamped() == (dtype == "float16")
     if dtype == "float16":
         assert kept[0, :, 0].tolist() == [65504.0, -65504.0, 65504.0, 65504.0]
+
+
+def test_rows_go_into_a_prediction_and_never_into_a_kept_value() -> None:
+    value, rows, fresh = torch.zeros(1, 4, 2), torch.tensor([1, 3]), torch.ones(1, 2, 2)
+    kept = [Stored(value, 0)]
+    made = value + 0
+    assert with_rows(made, rows, fresh, kept) is made
+    for alias in (value, value[:, :4]):
+        assert torch.equal(with_rows(alias, rows, fresh, kept), made)
+        assert not value.any()

@@ -146,6 +146,16 @@ def test_hints_are_those_of_the_last_full_step_or_fresh_ones() -> None:
     assert {record.control_run for record in of_mode(fresh, Mode.PARTIAL)} == {2}
 
 
+def test_hints_are_the_same_whether_their_rows_are_known_before_the_step_or_after() -> None:
+    """Where all context is active, choosing again gives the same rows."""
+    settings = {"pattern": "FpFp", "control_mode": ControlMode.REUSE, "context_ratio": 1.0}
+    after, before = (
+        edit(HetCache(**settings, max_active_share=1.0, refresh_after=age)) for age in (1, STEPS)
+    )
+    assert torch.equal(after[0], before[0])
+    assert len(of_mode(before[1], Mode.PARTIAL)) > 2
+
+
 @pytest.mark.parametrize(
     "selector",
     [

@@ -140,17 +140,21 @@ class WanBlocks(DitBlocks):
             embed = branch.model.vace_patch_embedding
             embedded = [embed(each[None]).flatten(2).transpose(1, 2) for each in branch.context]
             state = padded_rows(torch.cat(embedded), view.tokens, view.rows)  # (Bc, n, D)
-        if not self._compiled(block, hooks):
+        if _is_managed(block) or _is_hooked(block):
             # The library's block takes earlier hints stacked before its state and hands them on;
             # giving it none spares copying them block after block.
             stacked = state if block.block_id == 0 else state[None]
-            arguments = (stacked, view.x, self.context, self.modulation, self.freqs)
             run = block if hooks is None else partial(_looking, block, hooks)
-            hint, state = run(*arguments)  # (B, n, D) each
-            return hint, state
+            hint, state = run(stacked, view.x, self.context, self.modulation, self.freqs)
+            return hint, state  # (B, n, D) each
+        # Without the library's stack of hint and state.
         if block.block_id == 0:
             state = block.before_proj(state) + view.x
-        state = self._run(block, state, hooks)
+        arguments = (state, self.context, self.modulation, self.freqs)
+        if self.compiler is not None and self._compiled(block, hooks):
+            state = self.compiler.run(_forward, block, hooks, *arguments)
+        else:
+            state = _forward(block, hooks, *arguments)
         projected: Tensor = block.after_proj(state)
         return projected, state
 
@@ -287,6 +291,12 @@ class _AttentionStandIn:
 
     def attn(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self._hooks.attend(q, k, v, self._attention.attn)
+
+
+def _is_hooked(block: Any) -> bool:
+    """Whether something wants to see a block being called as the library calls it."""
+    own = vars(block)  # torch has no public way to ask
+    return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own)
 
 
 def _is_managed(block: Any) -> bool:

@@ -35,6 +35,17 @@ def backward_differences(values: Sequence[Stored]) -> Iterator[Tensor]:
         yield differences[-1]
 
 
+def between(older: Tensor, newest: Tensor, weight: float | Tensor) -> Tensor:
+    """Return a point on the line through two values, computed in fp32: differences are small.
+
+    torch computes ``lerp`` of narrow dtypes in fp32 as well and rounds once, so that nothing has to be cast
+    where it takes the weight as it is.
+    """
+    if isinstance(weight, float | int):
+        return older.lerp(newest, weight)
+    return older.float().lerp(newest.float(), weight).to(newest.dtype)
+
+
 @final
 @frozen
 class Linear(Predictor):
@@ -64,8 +75,7 @@ class Linear(Predictor):
         older = values[-2]
         if gain is None:
             gain = 1 + (step - newest.step) / (newest.step - older.step)
-        line = older.value.float().lerp(newest.value.float(), gain)  # fp32: differences are small
-        return line.to(newest.value.dtype)
+        return between(older.value, newest.value, gain)
 
 
 @final
@@ -109,8 +119,7 @@ class Blend(Predictor):
             return newest.value
         older, share = values[-2], self.measured.first if gain is None else gain
         reach = share * ((step - newest.step) / (newest.step - older.step))
-        line = older.value.float().lerp(newest.value.float(), 1 + reach)
-        return line.to(newest.value.dtype)
+        return between(older.value, newest.value, 1 + reach)
 
 
 @final

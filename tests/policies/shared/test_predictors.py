@@ -68,6 +68,17 @@ def test_linear_goes_as_far_along_the_line_as_the_gain_says() -> None:
         assert float(Linear().predict(values, step=9, gain=gain)) == pytest.approx(expected)
 
 
+def test_a_line_through_narrow_values_is_computed_in_fp32_and_rounded_once() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        older, newest = (
+            torch.randn(4096, generator=torch.Generator().manual_seed(seed)).to(dtype)
+            for seed in (0, 1)
+        )
+        for gain in (-0.3, 0.25, 0.5, 1.0, 1 + 1 / 3, 2.75):
+            found = Linear().predict([Stored(older, 3), Stored(newest, 5)], step=9, gain=gain)
+            assert torch.equal(found, older.float().lerp(newest.float(), gain).to(dtype))
+
+
 def test_a_blend_goes_as_far_beyond_the_last_value_as_the_gain_says() -> None:
     values = [Stored(torch.tensor([1.0]), 3), Stored(torch.tensor([3.0]), 5)]
     for gain, expected in ((0.0, 3.0), (1.0, 7.0), (0.25, 4.0), (None, 5.0)):
