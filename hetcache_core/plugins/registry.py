@@ -21,7 +21,7 @@ from hetcache_core.errors import (
 )
 from hetcache_core.plugins.hookspecs import Registration
 from hetcache_core.plugins.isolation import isolated, short
-from hetcache_core.plugins.kinds import KINDS, load_object
+from hetcache_core.plugins.kinds import KINDS, kind_of, load_object
 
 if TYPE_CHECKING:
     from hetcache_core.backbone.adapter import Backbone
@@ -196,8 +196,10 @@ class Registry:
             *registrations: What to add.
 
         Raises:
+            ConfigError: There is no such kind.
             PluginConflictError: A name is taken.
         """
+        kind = kind_of(kind).name
         program = PluginRecord(
             name="with_registrations()", distribution="none, added by the program"
         )

@@ -19,6 +19,7 @@ from hetcache_core.testing.kit import (
     CheckResult,
     bind,
     check_backbone,
+    check_piece,
     check_policy,
     parametrize_with_checks,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "TinyPipeline",
     "bind",
     "check_backbone",
+    "check_piece",
     "check_policy",
     "decide",
     "parametrize_with_checks",

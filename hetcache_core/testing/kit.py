@@ -204,6 +204,28 @@ def check_policy(
     return run_checks(_policy_checks(None, make, case), expected_failures or {})
 
 
+def check_piece(
+    kind: str,
+    make: Callable[[], object],
+    *,
+    expected_failures: Mapping[str, str] | None = None,
+) -> tuple[CheckResult, ...]:
+    """Run every check of a piece.
+
+    Args:
+        kind: name of its kind, such as "selector".
+        make: makes the piece, the same one each time; its class is such a function.
+        expected_failures: as in ``check_backbone``.
+
+    Returns:
+        One result a check.
+
+    Raises:
+        ContractError: the first check that fails; says what was found and where to look.
+    """
+    return run_checks(piece_checks(kind, make), expected_failures or {})
+
+
 def parametrize_with_checks(
     *,
     backbones: Iterable[BackboneCase] = (),
