@@ -52,7 +52,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     registry = discover()
     made = {name: (ROOT / path).read_text(encoding="utf-8") for path, name in OUTSIDE.items()}
     made |= {name: _module(title, said) for name, (title, said) in REFERENCE.items()}
-    made |= {f"policies/{name}.md": text for name, text in _policies(registry)}
+    for name, text in _policies(registry):
+        path = f"policies/{name}.md"
+        by_hand = files.get_file_from_path(path)
+        if by_hand is not None:
+            files.remove(by_hand)
+        made[path] = text
     made["reference/hooks.md"] = _hooks()
     made["reference/cli.md"] = _commands(registry)
     for name, text in made.items():
@@ -92,11 +97,15 @@ def _policies(registry: Registry) -> Iterator[tuple[str, str]]:
 
 
 def _policy(kind: type[PolicyRecipe], plain: dict[str, Any]) -> Iterator[str]:
-    summary, _, said = (getdoc(import_module(kind.__module__)) or "").partition("\n\n")
+    by_hand = ROOT / "docs" / "policies" / f"{plain['name']}.md"
+    if by_hand.exists():
+        _, _, said = by_hand.read_text(encoding="utf-8").partition("\n\n")
+    else:
+        said = getdoc(import_module(kind.__module__)) or ""
     yield f"# {plain['name']}"
     yield f"{plain['summary'][:1].upper()}{plain['summary'][1:]}."
     yield f"**Decides on** {kind.decides_on or 'what it is given'}. **Source:** {plain['source']}."
-    yield f"{summary}\n\n{said}"
+    yield said
     edit = "hetcache edit --video clip.mp4 --mask mask.mp4 --output out.mp4"
     yield f"```bash\n{edit} --policy {plain['name']}\n```"
     yield "## Settings\n\n" + _table(

@@ -86,7 +86,7 @@ class ControlMode(str, Enum):
 
 @frozen(kw_only=True)
 class PartialSettings:
-    """How a partial step is run (``docs/policies.md``, HetCache).
+    """How a partial step is run (``docs/policies/hetcache.md``, HetCache).
 
     Attributes:
         kv_mode: which keys the active queries see.

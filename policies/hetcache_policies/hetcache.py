@@ -4,7 +4,7 @@ A step runs in full, only for the tokens of the edit (partial), or not at all (r
 masked tokens, a margin around them and a chosen share of the context go through the blocks.
 
 Source: HetCache (CVPR 2026). What its code does differently from its paper, what both leave open and why
-the defaults are what they are: docs/policies.md.
+the defaults are what they are: docs/policies/hetcache.md.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ PRESETS: Final[Mapping[str, Mapping[str, object]]] = {
 """Where the signal moves evenly: full (F), partial (p) and reused (s) steps as Fsps, Fspsps, Fsspsspss.
 
 Our design: mixed schedules with cached keys were the best at their cost in prototype runs of a small
-Wan-VACE-architecture model trained on synthetic clips (docs/policies.md). "balanced" is the default.
+Wan-VACE-architecture model trained on synthetic clips (docs/policies/hetcache.md). "balanced" is the default.
 """
 
 UNLIMITED: Final = 1000
@@ -135,7 +135,7 @@ CODE: Final[Mapping[str, object]] = {
     "longest_reuse": 1.0,
 }
 """Source: HetCache's code (33bdada) with what its command line leaves as it is. What of it is left out, and
-why: docs/policies.md."""
+why: docs/policies/hetcache.md."""
 
 
 @final

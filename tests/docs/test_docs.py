@@ -24,7 +24,7 @@ from hetcache_core.plugins import hookspecs
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
-PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "changelog.d" / "README.md", *DOCS.glob("*.md")]
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "changelog.d" / "README.md", *DOCS.rglob("*.md")]
 FENCE = re.compile(
     r'^```(?P<language>\w*)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$',
     re.MULTILINE | re.DOTALL,
@@ -229,7 +229,7 @@ def test_every_hook_is_documented_with_its_arguments(name: str, signature: str) 
 
 
 def test_every_public_name_is_in_the_docs() -> None:
-    text = "\n".join(page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
+    text = "\n".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
     assert not [name for name in hetcache_core.__all__ if not re.search(rf"`{name}\b", text)]
 
 

@@ -1,7 +1,7 @@
 """A stranger's walk: what the pages show, put into one distribution, works from the command line.
 
-A policy with a selector of its own, a described model and a metric are typed in from the pages, and nothing of
-them is written here. That the pages' own runs work is tested with all pages.
+A policy with a selector of its own, a described model and a metric are typed in from the pages, nothing of
+which is written here. That the pages' own runs work is tested with all pages.
 """
 
 from __future__ import annotations

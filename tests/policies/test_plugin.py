@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 import subprocess
 import sys
-from enum import Enum
 from importlib import import_module
-from pathlib import Path
 
 import attrs
 import pytest
@@ -91,25 +87,6 @@ def test_presets_are_settings_of_the_policy_or_there_are_none(registration: Regi
         return
     for preset in ("quality", "balanced", "fast"):
         recipe(**recipe.preset(preset, MODEL)).compose(MODEL)
-
-
-def shown(default: object) -> str:
-    if isinstance(default, str):
-        return default.value if isinstance(default, Enum) else default
-    return json.dumps(default)
-
-
-@pytest.mark.parametrize(
-    "name", ["none", "auto", "teacache", "pab", "hetcache", "seacache", "spectrum", "foca"]
-)
-def test_the_docs_list_every_setting_with_its_default(name: str) -> None:
-    page = Path(__file__).parents[2] / "docs" / "policies.md"
-    sections = page.read_text(encoding="utf-8").split("\n## ")
-    section = next(text for text in sections if text.startswith(f"`{name}`"))
-    recipe = next(load(r) for r in REGISTERED if r.name == name)
-    rows = [f"| `{info.name}` | `{shown(info.default)}` |" for info in describe(recipe)]
-    listed = [line for line in section.splitlines() if re.match(r"\| `\w+` \| `[^`]+` \|", line)]
-    assert [line.split(" |")[:2] for line in listed] == [row.split(" |")[:2] for row in rows]
 
 
 def test_the_reference_has_no_piece() -> None:
