@@ -17,14 +17,20 @@ Path = str | os.PathLike[str]
 
 
 def edit(
-    video: Path, mask: Path, *, output: Path, prompt: str = "", policy: str = "auto", **options: Any
+    video: Path | None,
+    mask: Path,
+    *,
+    output: Path,
+    prompt: str = "",
+    policy: str = "auto",
+    **options: Any,
 ) -> Edited:
-    """Edit the masked part of a video file, as ``hetcache edit`` does.
+    """Edit the masked part of a video or picture file, as ``hetcache edit`` does.
 
     Args:
-        video: The video to edit.
+        video: The video to edit, or None where ``image`` names a picture.
         mask: Where to edit: a video, a folder of pictures or one picture; white is edited.
-        output: The video to write (.mp4, .m4v, .mov or .mkv).
+        output: The video to write (.mp4, .m4v, .mov or .mkv), or the picture (.png).
         prompt: What to put into the mask.
         policy: The caching policy, also as ``NAME@3x`` or ``NAME:setting=value;setting=value``.
         **options: Any other option of the command, with ``_`` for ``-``; ``settings`` and ``options``

@@ -26,6 +26,9 @@ SINGLE_FILES: Final = (".safetensors", ".gguf")
 TEXT_PARTS: Final = ("text_encoder", "tokenizer")
 """Parts that a saved pipeline may lack; prompts then come as embeddings."""
 
+FURTHER_TEXT_PARTS: Final = ("text_encoder_", "tokenizer_")
+"""How the names of others begin, which some pipelines have."""
+
 
 PASSED: Final = frozenset(
     {"prompt", "negative_prompt", "height", "width", "num_inference_steps", "guidance_scale",
@@ -81,7 +84,7 @@ def load_pipeline(
         there = Path(whole).expanduser()
         absent = {
             name: None
-            for name in TEXT_PARTS
+            for name in {*TEXT_PARTS, *(n for n in index if n.startswith(FURTHER_TEXT_PARTS))}
             if not any(index.get(name) or ()) or (there.is_dir() and not (there / name).is_dir())
         }
         absent |= dict.fromkeys(without)
@@ -214,7 +217,7 @@ def run_edit(
         request: the edit.
 
     Returns:
-        (F, H, W, 3) uint8 frames.
+        (F, H, W, 3) uint8 frames, or (B, H, W, 3) pictures.
 
     Raises:
         UnsupportedBackboneError: the pipeline cannot read the prompt.
@@ -223,21 +226,24 @@ def run_edit(
     import torch
 
     _, height, width, _ = request.video.shape
-    given = {
+    own = {
         "height": height,
         "width": width,
         "num_inference_steps": request.steps,
         "guidance_scale": request.guidance_scale,
         "generator": torch.Generator().manual_seed(request.seed),
         **_text_arguments(pipeline, request),
-        **arguments,
-        **request.options,
-        "output_type": "np",
     }
+    takes = inspect.signature(pipeline.__call__).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+        # Some find the size themselves, or have no second text.
+        own = {name: value for name, value in own.items() if name in takes}
+    given = {**own, **arguments, **request.options, "output_type": "np"}
     with _quiet(pipeline):
-        result = pipeline(**given).frames[0]  # (F, H, W, 3) in 0..1
-    made: NDArray[np.uint8] = np.rint(np.asarray(result) * 255).clip(0, 255).astype(np.uint8)
-    return made
+        made = pipeline(**given)
+    result = made.frames[0] if hasattr(made, "frames") else made.images  # (F, H, W, 3) in 0..1
+    frames: NDArray[np.uint8] = np.rint(np.asarray(result) * 255).clip(0, 255).astype(np.uint8)
+    return frames
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +12,23 @@ import pytest
 pytest.importorskip("diffusers")
 
 import diffusers
+import numpy as np
 import torch
+from attrs import evolve
 from PIL import Image
 from torch import Tensor
 
-from hetcache_backends.diffusers.adapter import described_models
+from hetcache_backends.diffusers.adapter import DiffusersModels, described_models
 from hetcache_backends.diffusers.samples.sample import samples
-from hetcache_core import KVMode, Mode, PartialSettings, accelerate
+from hetcache_core import (
+    EditRequest,
+    KVMode,
+    LoadRequest,
+    Mode,
+    PartialSettings,
+    UnsupportedBackboneError,
+    accelerate,
+)
 from hetcache_core.testing.scripted import FULL_STEPS, scripted
 
 LIBRARY: Any = diffusers
@@ -29,8 +40,16 @@ def normal(*size: int, seed: int = 0) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
 
 
+def library(kind: str) -> Any:
+    """A class of diffusers, which older releases may lack."""
+    if not hasattr(LIBRARY, kind):
+        pytest.skip(f"this release has no {kind}")
+    return getattr(LIBRARY, kind)
+
+
 def transformer(kind: str, **other: Any) -> Any:
     """A small random transformer of a class, or with other settings than that of the samples."""
+    library(kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = samples()[kind].make()
@@ -63,7 +82,7 @@ def made(kind: str, model: Any, vae: Any, **more: Any) -> Any:
     texts = [
         f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")
     ]
-    pipeline = getattr(LIBRARY, kind)
+    pipeline = library(kind)
     takes = inspect.signature(pipeline).parameters
     absent = {name: None for name in (*texts, "processor") if name in takes}
     return pipeline(scheduler=scheduler, transformer=model, vae=vae, **absent, **more)
@@ -90,6 +109,14 @@ def flux_fill() -> Made:
     """The mask and what it leaves are channels of the latents."""
     model = transformer("FluxTransformer2DModel", in_channels=4 + 4 + 16, out_channels=4)
     return made("FluxFillPipeline", model, coder(1, shift_factor=0.0)), FLUX_TEXT
+
+
+def flux_control() -> Made:
+    """A picture of edges or depths is channels of the latents."""
+    model = transformer("FluxTransformer2DModel", in_channels=4 + 4, out_channels=4)
+    pipeline = made("FluxControlInpaintPipeline", model, coder(1, shift_factor=0.0))
+    edges = Image.fromarray(np.eye(SIZE, dtype=np.uint8) * 255)
+    return pipeline, {**FLUX_TEXT, "control_image": edges.convert("RGB")}
 
 
 def flux_kontext() -> Made:
@@ -183,6 +210,7 @@ def sd3() -> Made:
 PIPELINES = [
     flux,
     flux_fill,
+    flux_control,
     flux_kontext,
     flux2_klein,
     qwen,
@@ -291,6 +319,31 @@ def test_a_pipelines_own_mask_says_which_tokens_are_computed(inpainting: Any) ->
     assert session.trace.tokens_by_role["generative"] == int(touched.sum())
     assert session.trace.totals().flops < full
     assert pipeline.mask_processor is processor
+
+
+@pytest.mark.parametrize("make", [flux, qwen])
+def test_a_picture_is_edited_and_what_cannot_be_is_refused(make: Any, tmp_path: Path) -> None:
+    pipeline, texts = make()
+    # A checkpoint of the text-to-image pipeline is run by the inpainting one.
+    plain = getattr(LIBRARY, type(pipeline).__name__.replace("Inpaint", ""))
+    plain(**pipeline.components).save_pretrained(tmp_path)
+    backbone = DiffusersModels()
+    loaded = backbone.load(LoadRequest(model=str(tmp_path), device="cpu", dtype="float32"))
+    assert type(loaded) is type(pipeline)
+    picture = np.arange(SIZE * SIZE * 3).reshape(1, SIZE, SIZE, 3).astype(np.uint8)
+    options = {**texts, "max_sequence_length": 6}
+    request = EditRequest(
+        video=picture, mask=box().numpy()[None] > 0, steps=6, guidance_scale=2.0, options=options
+    )
+    with accelerate(loaded, "hetcache", backbone=backbone) as session:
+        made = backbone.edit(loaded, request)
+    assert made.shape == picture.shape
+    assert session.trace.totals().steps_partial > 0
+    clip = np.repeat(picture, 2, axis=0)
+    with pytest.raises(UnsupportedBackboneError, match="one picture, and 2 frames"):
+        backbone.edit(loaded, evolve(request, video=clip))
+    with pytest.raises(UnsupportedBackboneError, match="takes no picture with a mask"):
+        backbone.edit(plain(**pipeline.components), request)
 
 
 @torch.no_grad()

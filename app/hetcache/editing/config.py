@@ -7,7 +7,7 @@ from typing import Final, final
 
 from attrs import frozen
 
-from hetcache.media.options import VIDEO_SUFFIXES, MaskConfig
+from hetcache.media.options import PICTURE_SUFFIX, VIDEO_SUFFIXES, MaskConfig
 from hetcache.running.device import PlaceConfig
 from hetcache.running.groups import (
     MOST_FRAMES,
@@ -60,14 +60,27 @@ class SpanConfig:
 class EditConfig:
     """One edit, as it is asked for: the options of ``hetcache edit``, and what ``hetcache.edit`` takes."""
 
-    video: str = setting(doc="the video to edit", metadata=written(metavar="FILE"))
+    video: str | None = setting(
+        None, doc="the video to edit", metadata=written(metavar="FILE", unset="an image is given")
+    )
+    image: str | None = setting(
+        None,
+        doc="a picture to edit instead, as a video of one frame",
+        metadata=written(metavar="FILE", unset="a video is given"),
+    )
     mask: str = setting(
         doc="where to edit: a video, a folder of pictures or one picture; white is edited",
         metadata=written(metavar="PATH"),
     )
     output: str = setting(
-        doc="the video to write (.mp4, .m4v, .mov or .mkv)",
-        metadata=written("--output", "-o", metavar="FILE", writes="file", suffixes=VIDEO_SUFFIXES),
+        doc="the video to write (.mp4, .m4v, .mov or .mkv), or the picture (.png)",
+        metadata=written(
+            "--output",
+            "-o",
+            metavar="FILE",
+            writes="file",
+            suffixes=(*VIDEO_SUFFIXES, PICTURE_SUFFIX),
+        ),
     )
     prompt: str = setting("", doc="what to put into the mask")
     negative_prompt: str = setting("", doc="what to keep out of it")
@@ -103,6 +116,26 @@ class EditConfig:
         metadata=written(metavar="FILE", writes="file"),
     )
     answer: JsonConfig = group(JsonConfig())
+
+    def __attrs_post_init__(self) -> None:
+        """Make sure that there is one thing to edit, and that the output is of its kind."""
+        if (self.video is None) == (self.image is None):
+            raise ConfigError(
+                "give a video or an image, and not both"
+                if self.image
+                else "there is nothing to edit: give a video or an image",
+                setting="video",
+            )
+        if self.image and (self.span.start or self.span.frames or self.span.window):
+            raise ConfigError(
+                "an image has one frame: leave out what chooses some", setting="image"
+            )
+        if (Path(self.output).suffix.lower() == PICTURE_SUFFIX) != bool(self.image):
+            raise ConfigError(
+                f"{self.output} cannot be what is made of {'an image' if self.image else 'a video'}",
+                setting="output",
+                remedy=f"Let its name end in {PICTURE_SUFFIX if self.image else VIDEO_SUFFIXES[0]}",
+            )
 
     def beside(self) -> dict[str, Path]:
         """Files that are written next to the output, by role."""

@@ -20,7 +20,8 @@ from hetcache.editing.report import Comparison, Report, measure, speedup
 from hetcache.editing.strip import outlined, side_by_side, strip
 from hetcache.editing.texts import texts_once
 from hetcache.editing.whole import EditedWindow, run_windows
-from hetcache.media.video import write_video
+from hetcache.media.options import PICTURE_SUFFIX
+from hetcache.media.video import write_image, write_video
 from hetcache.quality.regions import compare
 from hetcache.running.console import note
 from hetcache.running.outputs import check_outputs
@@ -65,7 +66,7 @@ class Edited:
 def edit(
     config: EditConfig, registry: Registry, *, loaded: dict[Any, Runner] | None = None
 ) -> Edited:
-    """Edit a video. Everything that can be wrong is checked before the model is loaded.
+    """Edit a video or a picture. Everything that can be wrong is checked before the model is loaded.
 
     Args:
         config: What is asked for.
@@ -198,15 +199,8 @@ def _write(
     traces: Mapping[str, Path],
     notice: str | None,
 ) -> Mapping[str, str]:
-    write_video(
-        Path(config.output),
-        frames,
-        job.clip.fps,
-        times=job.clip.times,
-        aspect=job.clip.aspect,
-        sound=job.clip.sound if config.audio else None,
-        comment=comment(done[0].result.trace, notice),
-    )
+    said = comment(done[0].result.trace, notice)
+    _save(job, Path(config.output), frames, sound=config.audio, comment=said)
     files = {"output": config.output}
     if config.compare:
         files |= _write_comparison(config, job, frames, done)
@@ -218,6 +212,30 @@ def _write(
         each.result.trace.save(traces[role])
         files[role] = str(traces[role])
     return files
+
+
+def _save(
+    job: Job,
+    path: Path,
+    frames: NDArray[np.uint8],
+    *,
+    sound: bool = False,
+    comment: str = "",
+) -> None:
+    """Write a video or a picture, by the name of the file."""
+    if path.suffix.lower() == PICTURE_SUFFIX:
+        write_image(path, frames, comment=comment)
+        return
+    clip = job.clip
+    write_video(
+        path,
+        frames,
+        clip.fps,
+        times=clip.times,
+        aspect=clip.aspect,
+        sound=clip.sound if sound else None,
+        comment=comment,
+    )
 
 
 def _traces(config: EditConfig, job: Job) -> dict[str, Path]:
@@ -243,7 +261,7 @@ def _write_comparison(
     }
     files = config.beside()
     for role, made in videos.items():
-        write_video(files[role], made, job.clip.fps, times=job.clip.times, aspect=job.clip.aspect)
+        _save(job, files[role], made)
     picture = strip(job.clip.frames, job.mask, reference, frames, policy=policy)
     with replacing(files["strip"]) as part:
         picture.save(part)

@@ -14,7 +14,7 @@ from hetcache.editing.config import EditConfig
 from hetcache.editing.windows import Window, faded, plan_windows
 from hetcache.media.fit import Fit, check_pixels, plan_crop, plan_part, plan_size
 from hetcache.media.masks import read_mask
-from hetcache.media.video import VideoClip, is_odd, read_video
+from hetcache.media.video import VideoClip, is_odd, read_image, read_video
 from hetcache_core import ConfigError, EditRequest
 
 if TYPE_CHECKING:
@@ -95,11 +95,20 @@ def prepare(config: EditConfig, backbone: Backbone) -> Job:
         ConfigError: A file cannot be used, or does not go with the options.
     """
     geometry, span = backbone.geometry, config.span
-    clip = read_video(
-        Path(config.video), option="--video", start=span.start, max_frames=span.frames
-    )
+    if config.video is not None:
+        clip = read_video(
+            Path(config.video), option="--video", start=span.start, max_frames=span.frames
+        )
+    else:
+        clip = read_image(Path(str(config.image)), option="--image")
     count, height, width, _ = clip.frames.shape
     windows = plan_windows(geometry, count, window=span.window, overlap=span.overlap)
+    if config.image and windows[0].stop > 1:
+        raise ConfigError(
+            f"{backbone.name} edits no picture alone: it makes at least {windows[0].stop} frames",
+            where="--image",
+            remedy="Choose another --backbone; `hetcache backbones` says what each takes.",
+        )
     notes = _notes_on_frames(config, clip, windows)
     longest, asked = (
         max(w.stop - w.start for w in windows),

@@ -51,7 +51,7 @@ class KeptWindows:
     def of(cls, config: EditConfig) -> KeptWindows:
         """Name the folder of an edit: beside its output, and another one for any other edit."""
         asked = asdict(config, filter=_matters)
-        files = [list(_state(Path(path))) for path in (config.video, config.mask)]
+        files = [list(_state(Path(path))) for path in (config.video, config.mask) if path]
         text = json.dumps([asked, files, version("hetcache")], sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
         return cls(folder=Path(config.output).with_name(f".windows-{digest}"))

@@ -118,7 +118,7 @@ def preview(config: PreviewConfig, registry: Registry) -> Preview:
     asked = EditConfig(
         video=config.video,
         mask=config.mask,
-        output=config.output,
+        output="",
         reading=config.reading,
         model=config.model,
         span=config.span,

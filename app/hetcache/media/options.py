@@ -8,13 +8,16 @@ from attrs import frozen
 
 from hetcache_core import setting
 
-__all__ = ["PICTURES", "VIDEO_SUFFIXES", "MaskConfig", "MissingMasks"]
+__all__ = ["PICTURES", "PICTURE_SUFFIX", "VIDEO_SUFFIXES", "MaskConfig", "MissingMasks"]
 
 PICTURES: Final = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """How the names of pictures end that are read."""
 
 VIDEO_SUFFIXES: Final = (".mp4", ".m4v", ".mov", ".mkv")
 """How the names of videos that are written end."""
+
+PICTURE_SUFFIX: Final = ".png"
+"""How the name of an edited picture ends, which loses nothing."""
 
 MissingMasks = Literal["error", "empty", "previous"]
 """What stands in for the frames of a folder that have no picture."""

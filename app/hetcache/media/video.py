@@ -16,10 +16,12 @@ import numpy as np
 from attrs import define, evolve, field, frozen
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import ColorRange, Colorspace
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from hetcache.media.colour import HLG, PQ, to_sdr
 from hetcache.media.files import memory_bytes
-from hetcache.media.pictures import LARGEST
+from hetcache.media.pictures import LARGEST, opened_picture
 from hetcache_core import ConfigError
 from hetcache_core.files import replacing
 
@@ -30,8 +32,10 @@ __all__ = [
     "CONTAINERS",
     "VideoClip",
     "is_odd",
+    "read_image",
     "read_layers",
     "read_video",
+    "write_image",
     "write_video",
 ]
 
@@ -165,6 +169,36 @@ def read_video(
         notes=tuple(notes),
         colours=colours,
     )
+
+
+def read_image(path: Path, *, option: str) -> VideoClip:
+    """Read a picture as a clip of one frame, upright and without its alpha.
+
+    Args:
+        path: The file.
+        option: The command-line option that named it.
+
+    Raises:
+        ConfigError: It is missing, too large or damaged.
+    """
+    with opened_picture(path, where=option) as picture:
+        upright = ImageOps.exif_transpose(picture)
+        frames = np.asarray(upright.convert("RGB"))[None].copy()  # (1, H, W, 3)
+    return VideoClip(frames=frames, fps=DEFAULT_FPS, total=1)
+
+
+def write_image(path: Path, frames: NDArray[np.uint8], *, comment: str = "") -> None:
+    """Write the first frame as a PNG; the file appears whole or not at all.
+
+    Args:
+        path: The file.
+        frames: (F, H, W, 3) uint8.
+        comment: Goes into the file's metadata.
+    """
+    said = PngInfo()
+    said.add_text("Comment", comment)
+    with replacing(path) as part:
+        Image.fromarray(frames[0]).save(part, format="PNG", pnginfo=said)
 
 
 def _colours(frame: av.VideoFrame) -> str:

@@ -138,27 +138,60 @@ class DiffusersModels(Backbone):
             raise missing_library(error) from error
         from hetcache_core import load_pipeline
 
-        return load_pipeline(
+        loaded = load_pipeline(
             DiffusionPipeline,
             request,
             accepts=self.accepts,
-            example="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+            example="black-forest-labs/FLUX.1-dev",
         )
+        return self._inpainting(loaded)
 
     def edit(self, pipeline: Any, request: EditRequest) -> NDArray[np.uint8]:
-        """Run a random model; other pipelines are called with arguments of their own.
+        """Call an inpainting pipeline with one picture and its mask, or run a random model.
 
         Raises:
-            UnsupportedBackboneError: it is no random model.
+            UnsupportedBackboneError: it is none that a description names, there are several frames, or it
+                takes no negative prompt.
         """
         if hasattr(pipeline, "edited"):
             frames: NDArray[np.uint8] = pipeline.edited(request)
             return frames
-        raise UnsupportedBackboneError(
-            f"{type(pipeline).__name__} is called with arguments of its own",
-            backbone=self.name,
-            remedy="Call it inside `with hetcache.accelerate(pipe, policy):`",
-        )
+        import numpy as np
+        from PIL import Image
+
+        from hetcache_core import run_edit
+
+        name, takes = type(pipeline).__name__, inspect.signature(pipeline.__call__).parameters
+        if name not in self._masked(pipeline):
+            raise UnsupportedBackboneError(
+                f"a {name} takes no picture with a mask, and is called with arguments of its own",
+                backbone=self.name,
+                remedy="Choose the checkpoint of a model with an inpainting pipeline (docs/backbones.md), "
+                "or call it inside `with hetcache.accelerate(pipe, policy):`",
+            )
+        if len(request.video) > 1:
+            raise UnsupportedBackboneError(
+                f"a {name} edits one picture, and {len(request.video)} frames are given",
+                backbone=self.name,
+                remedy="Give a picture with --image, or choose another --backbone for a video",
+            )
+        if request.negative_prompt and "negative_prompt" not in takes:
+            raise UnsupportedBackboneError(
+                f"a {name} takes no negative prompt", backbone=self.name, remedy="Leave it out"
+            )
+        (picture,), (mask,) = request.video, request.mask
+        arguments: dict[str, Any] = {
+            "image": Image.fromarray(picture),
+            "mask_image": Image.fromarray(mask.astype(np.uint8) * 255),
+            "strength": 1.0,
+        }
+        distilled = self._models(pipeline)[0].config.get("guidance_embeds", False)
+        if "true_cfg_scale" in takes and not distilled:
+            arguments["true_cfg_scale"] = request.guidance_scale
+        (made,) = run_edit(pipeline, arguments, request)
+        size = picture.shape[1], picture.shape[0]
+        # Some work at a size of their own.
+        return np.asarray(Image.fromarray(made).resize(size, Image.Resampling.LANCZOS))[None]
 
     def notice(self, pipeline: Any) -> str | None:
         """Say so where nobody has described the model."""
@@ -187,6 +220,19 @@ class DiffusersModels(Backbone):
         from hetcache_backends.diffusers.guessing import drafted
 
         return drafted(subject)
+
+    def _masked(self, pipeline: Any) -> set[str]:
+        return {each.name for each in self._described(pipeline).masked}
+
+    def _inpainting(self, pipeline: Any) -> Any:
+        """Make the inpainting pipeline of a text-to-image one's parts, where there is one."""
+        import diffusers
+
+        own = type(pipeline).__name__
+        name = own.replace("Pipeline", "InpaintPipeline")
+        if own in self._masked(pipeline) or name not in self._masked(pipeline):
+            return pipeline
+        return getattr(diffusers, name)(**pipeline.components)
 
     def _find(self, pipeline: Any) -> ModelDescription | None:
         from hetcache_backends.diffusers.guessing import guessed

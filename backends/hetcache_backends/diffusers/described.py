@@ -81,6 +81,7 @@ MODELS: Final = (
         masked=(
             MaskedPipeline("FluxInpaintPipeline", guidance="one branch"),
             MaskedPipeline("FluxFillPipeline", guidance="one branch", kept="channels of the input"),
+            MaskedPipeline("FluxControlInpaintPipeline", guidance="one branch"),
             MaskedPipeline("FluxKontextInpaintPipeline", SOURCE),
         ),
     ),

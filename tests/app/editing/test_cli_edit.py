@@ -211,6 +211,33 @@ def test_a_part_of_the_picture_is_edited_alone_and_the_rest_stays(
     assert "Choose another --crop, or auto" in capsys.readouterr().err
 
 
+def test_a_picture_is_a_video_of_one_frame(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = moving_colours()[0], tmp_path / "out.png"
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[16:48, 16:48] = 255
+    Image.fromarray(source).save(tmp_path / "in.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    files = ["--image", str(tmp_path / "in.png"), "--mask", str(tmp_path / "mask.png")]
+    given = ["edit", *files, "--steps", str(STEPS), "--device", "cpu", "--policy", "hetcache"]
+    assert main([*given, "--output", str(output), "--compare", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["frames"] == 1
+    assert report["run"]["steps_partial"] > 0
+    made = np.asarray(Image.open(output))
+    assert np.array_equal(made[mask == 0], source[mask == 0])
+    assert not np.array_equal(made, source)
+    assert sorted(path.suffix for path in tmp_path.glob("out*")) == [".png"] * 4
+    for options, said in (
+        (["--output", str(tmp_path / "out.mp4")], "cannot be what is made of an image"),
+        (["--output", str(output), "--start", "1"], "an image has one frame"),
+        (["--output", str(output), "--video", str(tmp_path / "in.png")], "a video or an image"),
+    ):
+        assert main([*given, *options]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_an_odd_size_goes_through_the_model_and_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -350,7 +377,8 @@ def test_a_warning_of_the_backbone_goes_wherever_the_result_goes(
 ) -> None:
     registration = Registration(name="tiny", target=TinyBackbone, summary="random weights")
     config = EditConfig(
-        **clip,
+        video=clip["video"],
+        mask=clip["mask"],
         output=str(tmp_path / "out.mp4"),
         trace=str(tmp_path / "trace.json"),
         model=ModelConfig(backbone="tiny"),
