@@ -34,7 +34,7 @@ from hetcache.media.video import read_video
 from hetcache.quality.regions import compare
 from hetcache_backends.tiny_vace.backbone import TinyVace
 from hetcache_backends.tiny_vace.clip_set import BuiltinClips
-from hetcache_core import EditRequest, LoadRequest, accelerate
+from hetcache_core import EditRequest, LoadRequest, accelerate, discover
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -198,6 +198,8 @@ class Bench:
             name, settings = self.named(row.policy)
             number = float(row.asked.rstrip("xdB "))
             asked = {"target_quality" if "dB" in row.asked else "target_speedup": number}
+            if steered := discover().policy(name).at_speedup(number):
+                settings, asked = steered, {}
             frames, trace, seconds = self.edit(clip, row, name, settings, asked)
             quality = compare(frames, reference, clip.mask, self.backbone.geometry.size_multiple)
             totals = trace.totals()
