@@ -36,7 +36,7 @@ OUTSIDE: Final = {
 }
 """Pages of the repository that are not in docs/, and their names in the site."""
 
-LINK: Final = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
+LINK: Final = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 REFERENCE: Final = {
     "reference/hetcache.md": ("hetcache", "For people who use it: `import hetcache`."),
     "reference/core.md": ("hetcache_core", "For people who write policies, pieces and models."),
@@ -84,7 +84,7 @@ def on_page_markdown(markdown: str, page: Page, files: Files, **_: object) -> st
         )
         if inside is None:  # a file of the repository, which is not in the site
             return found["text"]
-        return f"[{found['text']}]({below}{inside}{'#' * bool(anchor)}{anchor})"
+        return f"{found['image']}[{found['text']}]({below}{inside}{'#' * bool(anchor)}{anchor})"
 
     return LINK.sub(relinked, markdown)
 
