@@ -40,7 +40,7 @@ PUBLIC = [
 TESTING = [
     "BACKBONE_CHECKS", "FULL_STEPS", "PAIR_CHECKS", "POLICY_CHECKS", "BackboneCase",
     "BoundCheck", "CheckResult", "NotApplicableError", "PolicySubject", "TinyBackbone",
-    "TinyConfig", "TinyPipeline", "bind", "check_backbone", "check_policy", "decide",
+    "TinyConfig", "TinyPipeline", "bind", "check_backbone", "check_piece", "check_policy", "decide",
     "parametrize_with_checks", "scripted", "tiny_case", "tiny_video",
 ]  # fmt: skip
 
