@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hetcache_core.backbone.flops import DitFlops, matrix_macs
     from hetcache_core.backbone.modules import call_inside, call_through, in_fp32, own_parameter
     from hetcache_core.backbone.pipelines import check_options, load_pipeline, run_edit
+    from hetcache_core.backbone.ranks import Ranks
     from hetcache_core.backbone.routing import ModelCalls, attached
     from hetcache_core.backbone.stand_ins import StandIn, overridden
     from hetcache_core.backbone.trunk import BlockHooks, RunTrunk, TrunkCall, TrunkView
@@ -115,6 +116,7 @@ _HOMES: Final[dict[str, str]] = {
         "backbone.flops": "DitFlops matrix_macs",
         "backbone.modules": "call_inside call_through in_fp32 own_parameter",
         "backbone.pipelines": "check_options load_pipeline run_edit",
+        "backbone.ranks": "Ranks",
         "backbone.routing": "ModelCalls attached",
         "backbone.stand_ins": "StandIn overridden",
         "engine.footprint": "footprint",
@@ -209,6 +211,7 @@ __all__ = [
     "PolicyRecipe",
     "Predictor",
     "RandomModels",
+    "Ranks",
     "Registration",
     "Registry",
     "ReusePoint",

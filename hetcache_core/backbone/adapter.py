@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from hetcache_core.backbone.ranks import Ranks
     from hetcache_core.engine.loop import Engine
     from hetcache_core.testing import BackboneCase
     from hetcache_core.tokens import Grid
@@ -75,6 +76,7 @@ class RunInfo:
             method: twice); each evaluation is a step of the run.
         sampler: "euler" where a step takes latents ``z`` to ``z + (sigma' - sigma) v`` with the guided
             output ``v``; otherwise the sampler's name, or "".
+        ranks: processes that share the trunk's rows, or None where this one has all of them.
     """
 
     model: ModelInfo
@@ -86,6 +88,7 @@ class RunInfo:
     device: str
     evaluations: int = 1
     sampler: str = ""
+    ranks: Ranks | None = None
 
     @property
     def steps(self) -> int:

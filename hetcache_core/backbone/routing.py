@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
+    from hetcache_core.backbone.ranks import Ranks
     from hetcache_core.backbone.trunk import RunTrunk
     from hetcache_core.engine.loop import Engine
     from hetcache_core.steps import ModelInfo
@@ -180,6 +181,10 @@ class ModelCalls(ABC):
     def result(self, output: Tensor) -> Any:
         """Wrap a model's output as ``forward`` does where it is not asked for a tuple."""
         return (output,)
+
+    def ranks(self, model: Any) -> Ranks | None:
+        """Name the processes that share a model's rows, by default none."""
+        return None
 
     def expert(self, model: Any) -> str:
         """Name the expert that a model is, "" where there is one model."""
@@ -455,6 +460,7 @@ class Router:
             device=str(device),
             evaluations=self._evaluations,
             sampler=_sampler(self.scheduler, offset, sigmas),
+            ranks=self.calls.ranks(model),
         )
 
     def _is_the_loops(self, given: Tensor, offset: int) -> bool:

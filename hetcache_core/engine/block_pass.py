@@ -7,9 +7,11 @@ from enum import Enum
 from attrs import define, evolve, field
 from torch import Tensor
 
+from hetcache_core.backbone.ranks import Ranks
 from hetcache_core.backbone.trunk import Attend, Compute, KeyLoan, TrunkCall, TrunkView
 from hetcache_core.engine.active_rows import attention_scores
 from hetcache_core.engine.kept_keys import KeptKeys
+from hetcache_core.errors import UnsupportedBackboneError
 from hetcache_core.policy.partial import ControlMode, KeySettings, KVMode, PartialSettings
 from hetcache_core.policy.pieces import (
     RUN_BLOCK,
@@ -81,6 +83,8 @@ class Pass:
         hint_rows: (n,) rows of the hints that are remembered, or None for all.
         score: attention to score on the way, or None.
         keep_at: block indices before which the state is kept in ``marks``.
+        ranks: processes that share the rows, or None where this one has all.
+        shows_hidden: ``blocks`` looks at the input of a block.
         hidden: (B, n, D) state after the blocks that have run.
     """
 
@@ -100,6 +104,8 @@ class Pass:
     hint_rows: Tensor | None = None
     score: ScoreRequest | None = None
     keep_at: frozenset[int] = frozenset()
+    ranks: Ranks | None = None
+    shows_hidden: bool = True
     marks: dict[int, Tensor] = field(factory=dict, init=False)
     view: TrunkView = field(init=False)
     hidden: Tensor = field(init=False)
@@ -128,8 +134,8 @@ class Pass:
 
     @property
     def row_count(self) -> int:
-        """Rows ``n`` of the view."""
-        return self.view.x.shape[1]
+        """Rows ``n`` of the view, those of all ranks."""
+        return tokens_of(self.view, self.ranks)
 
     def advance(self, stop: int) -> Tensor:
         """Run blocks up to, not including, ``stop``; return the state (B, n, D)."""
@@ -143,7 +149,8 @@ class Pass:
     def _block(self, key: BlockKey) -> None:
         action = RUN_BLOCK
         if self.blocks is not None:
-            action = self._allowed(key, self.blocks.block(self.step, self.branch, key, self.hidden))
+            shown = self._gathered(self.hidden) if self.shows_hidden else self.hidden
+            action = self._allowed(key, self.blocks.block(self.step, self.branch, key, shown))
         slot = Slot(Kind.BLOCK, key)
         if action.use is Use.REUSE and self.store.has(self.branch, slot):
             # The stored residual holds the control hint of its step, so no control block runs.
@@ -163,7 +170,7 @@ class Pass:
                 history=self.predictor.history,
             )
         if action.observe_block and self.blocks is not None:
-            self.blocks.observe(self.step, self.branch, key, None, self.hidden)
+            self.blocks.observe(self.step, self.branch, key, None, self._gathered(self.hidden))
 
     def _hint(self, layer: int) -> Tensor | None:
         wanted = self._hint_at.get(layer)
@@ -230,7 +237,7 @@ class Pass:
 
     def _keys_seen(self, key: BlockKey) -> int:
         every = self.keys is KeysUse.CACHED and self._kept.has(key)
-        return self.trunk.x.shape[1] if every else self.row_count
+        return tokens_of(self.trunk, self.ranks) if every else self.row_count
 
     def _count(self, key: BlockKey, part: SubLayer, rows: int | None = None) -> None:
         self.flops += self.trunk.flops.sub_layer(
@@ -239,6 +246,12 @@ class Pass:
             rows=self.row_count if rows is None else rows,
             keys=self._keys_seen(key),
         )
+
+    def _gathered(self, rows: Tensor) -> Tensor:
+        """Bring rows (B, n, D) of all ranks together."""
+        if self.ranks is None:
+            return rows
+        return self.ranks.gather(rows, self.trunk.leading or 0)
 
     def _predict(self, slot: Slot) -> Tensor:
         values = self.store.get(self.branch, slot, like=self.hidden)
@@ -250,6 +263,8 @@ class Pass:
         """Run, reuse or partly recompute one sub-layer (called by the hooks)."""
         act = action.parts.get(part, RUN_PART)
         slot = Slot(Kind.SUB_LAYER, key, part)
+        if act.rows is not None and self.ranks is not None:
+            raise some_tokens_refused("this policy")
         if act.use is Use.REUSE and self.store.has(self.branch, slot):
             values = self.store.get(self.branch, slot, like=self.hidden)
             output = self.predictor.predict(values, step=self.step.index, gain=None)
@@ -273,7 +288,7 @@ class Pass:
                     history=self.predictor.history,
                 )
         if part in action.observe and self.blocks is not None:
-            self.blocks.observe(self.step, self.branch, key, part, output)
+            self.blocks.observe(self.step, self.branch, key, part, self._gathered(output))
         return output
 
     def complete(self, key: BlockKey, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -333,19 +348,36 @@ class _Hooks:
             self.owner.keep_keys(self.key, k, v)
 
 
-def partial_flops(trunk: TrunkCall, rows: int, partial: PartialSettings) -> int:
+def some_tokens_refused(who: str) -> UnsupportedBackboneError:
+    """Make the error for a policy that picks tokens where processes share them."""
+    return UnsupportedBackboneError(
+        f"{who} computes some of the tokens, which processes that share them do not carry",
+        option="context parallel",
+        remedy="Use a policy of whole steps or blocks, such as teacache, or run in one process.",
+    )
+
+
+def tokens_of(trunk: TrunkCall | TrunkView, ranks: Ranks | None) -> int:
+    """Tokens of a call or a view, those of all ranks."""
+    return trunk.x.shape[1] * (1 if ranks is None else ranks.size)
+
+
+def partial_flops(
+    trunk: TrunkCall, rows: int, partial: PartialSettings, ranks: Ranks | None = None
+) -> int:
     """FLOPs of the trunk over some rows; counts, runs nothing.
 
     Args:
         trunk: the call.
         rows: active rows.
         partial: how the step is run.
+        ranks: processes that share the rows.
     """
-    cached = partial.kv_mode is KVMode.CACHED
+    tokens, cached = tokens_of(trunk, ranks), partial.kv_mode is KVMode.CACHED
     kept = partial.keys.kept_layers(trunk.layers) if cached else frozenset[int]()
 
     def block(stack: Stack, index: int, layer: int) -> int:
-        keys = trunk.x.shape[1] if layer in kept else rows
+        keys = tokens if layer in kept else rows
         return trunk.flops.block(stack, index, rows=rows, keys=keys)
 
     flops = sum(block(Stack.MAIN, layer, layer) for layer in range(trunk.layers))
@@ -357,9 +389,9 @@ def partial_flops(trunk: TrunkCall, rows: int, partial: PartialSettings) -> int:
     return flops
 
 
-def full_flops(trunk: TrunkCall) -> int:
+def full_flops(trunk: TrunkCall, ranks: Ranks | None = None) -> int:
     """FLOPs of the trunk when nothing is left out; counts, runs nothing."""
-    tokens, costs = trunk.x.shape[1], trunk.flops
+    tokens, costs = tokens_of(trunk, ranks), trunk.flops
     flops = sum(
         costs.block(Stack.MAIN, index, rows=tokens, keys=tokens) for index in range(trunk.layers)
     )

@@ -57,7 +57,8 @@ def footprint(policy: CachePolicy, run: RunInfo, *, latents: int) -> Footprint:
         run: The run, whose mask is needed where the policy needs one.
         latents: Numbers in the latents of one branch.
     """
-    tensor, history = run.grid.tokens * run.model.width, policy.predictor.history
+    ranks = 1 if run.ranks is None else run.ranks.size
+    tensor, history = run.grid.tokens // ranks * run.model.width, policy.predictor.history
     words, elements, levels, fixed_bytes = [], 0, [], 0
     if policy.sampler_share < 1:
         levels.append("run")

@@ -12,14 +12,26 @@ from uuid import uuid4
 from attrs import define, evolve, field
 
 from hetcache_core.backbone.compiling import BlockCompiler
-from hetcache_core.engine.block_pass import full_flops, partial_flops
+from hetcache_core.engine.block_pass import (
+    full_flops,
+    partial_flops,
+    some_tokens_refused,
+    tokens_of,
+)
 from hetcache_core.engine.byte_limit import fit_to_limit
 from hetcache_core.engine.flop_budget import Budget, Costs
+from hetcache_core.engine.footprint import footprint
 from hetcache_core.engine.gate import Gate
 from hetcache_core.engine.held import own_bytes
 from hetcache_core.engine.run_state import Clock, RunState, make_active
 from hetcache_core.engine.trunk_run import TrunkExecution
-from hetcache_core.errors import CacheStateError, ContractError, NonFiniteError, RunCancelledError
+from hetcache_core.errors import (
+    CacheStateError,
+    ContractError,
+    NonFiniteError,
+    RunCancelledError,
+    UnsupportedBackboneError,
+)
 from hetcache_core.policy.guards import Guards
 from hetcache_core.policy.partial import ControlMode
 from hetcache_core.policy.recipe import CachePolicy, ReusePoint
@@ -125,6 +137,12 @@ class Engine:
             budget=None,
         )
         self._run.budget = self._budget(self._run)
+        if info.ranks is not None:
+            try:
+                _fit_ranks(self.policy, info, self.compiler)
+            except BaseException:
+                self.abort_run()
+                raise
         _log.info(
             "%d steps with %s on %s", info.steps, trace.policy, trace.backbone, extra=trace.ids()
         )
@@ -326,11 +344,14 @@ class Engine:
         trunk: TrunkCall,
     ) -> Tensor:
         """Answer the trunk inside a call, its input (B, N, D), with (B, N, D)."""
-        grid, leading = run.info.grid, trunk.leading
-        tokens = grid.tokens if leading is None else grid.tokens - grid.prefix + leading
-        if trunk.x.shape[1] != tokens:
+        grid, ranks, entered = run.info.grid, run.info.ranks, tokens_of(trunk, run.info.ranks)
+        tokens = grid.tokens
+        if trunk.leading is not None:
+            leading = trunk.leading * (1 if ranks is None else ranks.size)
+            tokens += leading - grid.prefix
+        if entered != tokens:
             raise ContractError(
-                f"the trunk has {trunk.x.shape[1]} tokens, the announced grid {tokens}",
+                f"the trunk has {entered} tokens, the announced grid {tokens}",
                 where=f"backbone {run.info.model.backbone}",
             )
         execution = TrunkExecution(
@@ -342,7 +363,7 @@ class Engine:
             computes_all=step.computed,
         )
         record.flops = trunk.flops.outside()
-        record.flops_full = full_flops(trunk) + record.flops
+        record.flops_full = full_flops(trunk, ranks) + record.flops
         wanted = self._decide(run, step, call, record, trunk, execution.probe)
         decision = self._possible(run, call, wanted)
         if decision != wanted and run.step.deciding == call.key:
@@ -439,6 +460,7 @@ class Engine:
             run.store,
             threshold_factor,
             run.innovation.error,
+            ranks=run.info.ranks,
         )
 
     def _possible(self, run: RunState, call: ModelCall, wanted: Decision) -> Decision:
@@ -500,7 +522,7 @@ class Engine:
             return Costs(partial=1.0, reuse=0.0)
         partial, settings = 1.0, run.policy.partial
         if run.active is not None and settings is not None and not run.active.too_many:
-            rows = partial_flops(trunk, run.active.count, settings)
+            rows = partial_flops(trunk, run.active.count, settings, run.info.ranks)
             partial = (rows + record.flops) / record.flops_full
         return Costs(partial=partial, reuse=record.flops / record.flops_full)
 
@@ -537,6 +559,22 @@ class Engine:
                 "a model call arrived outside a run", remedy="The backbone must begin a run first"
             )
         return self._run
+
+
+def _fit_ranks(policy: CachePolicy, info: RunInfo, compiler: BlockCompiler | None) -> None:
+    """Refuse what processes that share their rows cannot carry.
+
+    Raises:
+        UnsupportedBackboneError: blocks are compiled, or some tokens are computed and others not.
+    """
+    if compiler is not None:
+        raise UnsupportedBackboneError(
+            "Blocks are not compiled where several processes share their rows",
+            option="compile",
+            remedy="Leave out compile, or run in one process.",
+        )
+    if "tokens" in footprint(policy, info, latents=0).levels:
+        raise some_tokens_refused(f"policy {policy.name!r}")
 
 
 def _propose(run: RunState, step: StepInfo, wanted: Decision) -> None:

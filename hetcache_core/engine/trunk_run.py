@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from attrs import define, field
 
-from hetcache_core.engine.block_pass import KeysUse, Pass, ScoreRequest
+from hetcache_core.engine.block_pass import KeysUse, Pass, ScoreRequest, tokens_of
 from hetcache_core.engine.run_state import RunState
 from hetcache_core.errors import ContractError
 from hetcache_core.policy.partial import ControlMode, KeySettings, KVMode
@@ -99,7 +99,7 @@ class TrunkExecution:
             run.sizes.append(newest.abs().sum(dtype=torch.float32))
         if keeps and self._prepares:
             self._choose_rows(everything, output)
-        self.record.active = trunk.x.shape[1]
+        self.record.active = tokens_of(trunk, run.info.ranks)
         self.record.active_by_role = dict(run.trace.tokens_by_role)
         return output
 
@@ -161,7 +161,7 @@ class TrunkExecution:
             tail.hidden, tail.next = output, trunk.layers - span.back
             output = tail.advance(trunk.layers)
         if self._full is not None and self._full.next:
-            self.record.active = trunk.x.shape[1]
+            self.record.active = tokens_of(trunk, self.run.info.ranks)
         return output
 
     def expected(self, gain: float | Tensor | None, span: Span = WHOLE_TRUNK) -> Tensor:
@@ -236,6 +236,8 @@ class TrunkExecution:
             keep_at=frozenset(
                 edge for s in policy.spans for edge in (s.front, trunk.layers - s.back)
             ),
+            ranks=run.info.ranks,
+            shows_hidden=policy.blocks is not None and policy.blocks.looks_at_hidden,
         )
         return self._full
 

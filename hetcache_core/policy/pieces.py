@@ -161,6 +161,9 @@ class BlockDecider(ABC):
 class BlockPolicy(ABC):
     """Inside a step that runs: which blocks and which sub-layers run?"""
 
+    looks_at_hidden: ClassVar[bool] = True
+    """Whether deciders look at the input of a block, which processes that share its rows then gather."""
+
     @property
     def needs_sub_layers(self) -> bool:
         """Whether actions ever name sub-layers; False runs on backbones that show none."""

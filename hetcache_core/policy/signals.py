@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hetcache_core.backbone.adapter import ModelCall
+    from hetcache_core.backbone.ranks import Ranks
     from hetcache_core.backbone.trunk import TrunkCall
     from hetcache_core.tokens import Grid
 
@@ -70,6 +71,8 @@ class Signals:
     _gap_error: Tensor | None = None
     _told: float | None = field(default=None, kw_only=True)
     """What is read where tensors have sizes and no values: memory is counted ahead like that."""
+    _ranks: Ranks | None = field(default=None, kw_only=True)
+    """Who shares the trunk's rows: all of them look at all rows, and read what the first one reads."""
     _modulated: Tensor | None = field(default=None, init=False)
     reads: int = field(default=0, init=False)
 
@@ -91,12 +94,13 @@ class Signals:
         """First block's modulated input (b, N, D) in fp32, rows of the deciding branch."""
         if self._modulated is None:
             trunk = self._need_trunk("modulated_input")
-            self._modulated = trunk.modulated_input(self.timestep_modulation())[self._rows]
+            modulated = trunk.modulated_input(self.timestep_modulation())[self._rows]
+            self._modulated = self._whole(modulated)
         return self._modulated
 
     def hidden(self) -> Tensor:
         """Trunk input (b, N, D), rows of the deciding branch."""
-        return self._need_trunk("hidden").x[self._rows]
+        return self._whole(self._need_trunk("hidden").x[self._rows])
 
     def latent(self) -> Tensor:
         """Noisy latents that the model was called with; shape as in the library, b rows or 1."""
@@ -115,19 +119,19 @@ class Signals:
                 "a policy whose decisions depend on the noise levels alone asks for a probe",
                 remedy="Return False from sigmas_only",
             )
-        return self._probe(blocks)[self._rows]
+        return self._whole(self._probe(blocks)[self._rows])
 
     def read(self, value: Tensor) -> float:
         """Bring one number to the host. Only here and below does a decision wait for the device."""
         self.reads += 1
-        return float(value.item()) if self._told is None else self._told
+        return float(self._agreed(value).item()) if self._told is None else self._told
 
     def read_many(self, values: Tensor) -> list[float]:
         """Bring several numbers (k,) to the host at once; counts as one read."""
         self.reads += 1
         if self._told is not None:
             return [self._told] * values.numel()
-        return [float(v) for v in values.tolist()]
+        return [float(v) for v in self._agreed(values).tolist()]
 
     def read_ahead(self, name: str, compute: Callable[[], Tensor]) -> list[float]:
         """Bring numbers (k,) that depend on the noise levels alone to the host, once a run.
@@ -156,7 +160,8 @@ class Signals:
         slot = Slot(Kind.RESIDUAL, span)
         if not self._store.has(self._call.key, slot):
             return None
-        return self._store.get(self._call.key, slot, like=self._call.latents)[-1].value[self._rows]
+        kept = self._store.get(self._call.key, slot, like=self._call.latents)[-1].value
+        return self._whole(kept[self._rows])
 
     def keep(self, name: str, value: Tensor) -> None:
         """Keep a tensor for later steps of the run, within the cache's byte budget."""
@@ -173,6 +178,16 @@ class Signals:
     @property
     def _rows(self) -> slice:
         return self._call.branches[0].rows
+
+    def _agreed(self, values: Tensor) -> Tensor:
+        return values if self._ranks is None else self._ranks.agreed(values)
+
+    def _whole(self, rows: Tensor) -> Tensor:
+        """Bring rows (b, n, D) of the trunk, or of its video alone, together: (b, N, D)."""
+        if self._ranks is None or self._trunk is None:
+            return rows
+        every = rows.shape[1] == self._trunk.x.shape[1]
+        return self._ranks.gather(rows, self._trunk.leading or 0 if every else 0)
 
     def _row(
         self, name: str, compute: Callable[[Sequence[float]], Tensor], index: int | None

@@ -120,6 +120,8 @@ class RatedBlocks(BlockPolicy):
         rule: how changes become rates.
     """
 
+    looks_at_hidden: ClassVar[bool] = False
+
     rule: RateRule
 
     def begin(self, run: RunInfo) -> BlockDecider:

@@ -87,6 +87,8 @@ class Broadcast(BlockPolicy):
         feed_forward: where feed-forward outputs are reused.
     """
 
+    looks_at_hidden: ClassVar[bool] = False
+
     ranges: Mapping[SubLayer, int]
     window: tuple[float, float]
     feed_forward: FeedForwardReuse

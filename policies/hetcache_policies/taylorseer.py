@@ -70,6 +70,8 @@ class PredictedParts(BlockPolicy):
         steps: the schedule.
     """
 
+    looks_at_hidden: ClassVar[bool] = False
+
     steps: UniformSteps
 
     def begin(self, run: RunInfo) -> BlockDecider:

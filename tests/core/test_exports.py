@@ -24,7 +24,7 @@ PUBLIC = [
     "ModelCall", "ModelCalls", "ModelInfo", "NonFiniteError", "PartAction", "PartialSettings",
     "Partition", "PipelineBusyError",
     "Plan", "PluginConflictError", "PluginError", "PluginLoadError", "PluginWarning",
-    "PolicyRecipe", "Predictor", "RandomModels", "Registration", "Registry", "ReusePoint", "Role",
+    "PolicyRecipe", "Predictor", "RandomModels", "Ranks", "Registration", "Registry", "ReusePoint", "Role",
     "RunCancelledError",
     "RunInfo", "RunTrunk", "Schedule", "SeenAttention", "Selection", "SelectionRequest", "Session", "Signal",
     "Signals", "Span",

@@ -20,6 +20,7 @@ from hetcache_backends.diffusers.common import (
     refuse_options,
     unwrapped,
 )
+from hetcache_backends.diffusers.parallel import alone, even, split
 from hetcache_backends.folders import TRANSFORMERS
 from hetcache_core import (
     Backbone,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from hetcache_backends.diffusers.counting import BlockCosts
+    from hetcache_backends.diffusers.counting import BlockCosts, SharedFlops
     from hetcache_backends.diffusers.description import ModelDescription, ModelSet
     from hetcache_backends.diffusers.noted import NotedCall
     from hetcache_core import Engine, RunTrunk
@@ -280,6 +281,7 @@ class Layout:
         trailing: those among them that the library has after the tokens of what is made.
         side: pixels that a token is high and wide, 1 where there is no mask that the tokens fill.
         around: FLOPs of embeddings and head.
+        flops: of all processes together, where they share the tokens.
     """
 
     tokens: int
@@ -287,6 +289,7 @@ class Layout:
     trailing: int
     side: int
     around: int
+    flops: SharedFlops | None = None
 
 
 @final
@@ -314,7 +317,7 @@ class DescribedCalls(DiffusersCalls):
 
     def refuse(self, model: Any, engine: Engine) -> None:
         """Refuse options that a session cannot carry; attention is looked into by torch's own function."""
-        refuse_options(model, self.blocks(model))
+        refuse_options(model, self.blocks(model), parallel=self.parallel)
 
     def reset(self) -> None:
         """Look at the calls of the next run anew: tokens may depend on a mask."""
@@ -374,7 +377,8 @@ class DescribedCalls(DiffusersCalls):
         """See the mask as an inpainting pipeline prepares it, in its own size."""
         own = getattr(self.pipeline, "mask_processor", None)
         if own is None:
-            yield
+            with DiffusersCalls.routed(self):
+                yield
             return
 
         def preprocess(*args: Any, **kwargs: Any) -> Any:
@@ -385,7 +389,8 @@ class DescribedCalls(DiffusersCalls):
 
         self.pipeline.mask_processor = StandIn(own, preprocess=preprocess)
         try:
-            yield
+            with DiffusersCalls.routed(self):
+                yield
         finally:
             self.pipeline.mask_processor = own
 
@@ -431,7 +436,7 @@ class DescribedCalls(DiffusersCalls):
         """Give the library's forward blocks of which the last runs them all."""
         from hetcache_backends.diffusers.noted import Form, NotedTrunk, made_stand_in
 
-        layout = self._layout(model, arguments)
+        layout, shared = self._layout(model, arguments), self.ranks(model) is not None
 
         def answered(calls: list[NotedCall]) -> dict[str, Tensor]:
             state = calls[0].state()
@@ -444,11 +449,13 @@ class DescribedCalls(DiffusersCalls):
                 around=layout.around,
                 costs=self.costs,
                 compiler=self.engine.compiler,
+                counted=layout.flops,
             )
             output = run(trunk)
             return trunk.state(output, calls[-1].described.state)
 
-        return made_stand_in(model, self.description, answered)[0], {}
+        stand_in = made_stand_in(model, self.description, answered, split if shared else None)[0]
+        return stand_in, split(model, (), arguments)[1] if shared else {}
 
     @property
     def _guided(self) -> bool:
@@ -457,23 +464,34 @@ class DescribedCalls(DiffusersCalls):
 
     def _layout(self, model: Any, arguments: Mapping[str, Any]) -> Layout:
         """Run embeddings and head without blocks, once for each size in a run."""
-        from hetcache_backends.diffusers.counting import count_around, shapes_of
-        from hetcache_backends.diffusers.noted import Form, made_stand_in
+        from hetcache_backends.diffusers.counting import SharedFlops, count_around, shapes_of
+        from hetcache_backends.diffusers.noted import Form, NotedTrunk, made_stand_in
 
-        key = (id(model), shapes_of(list(arguments.values())))
+        key, ranks = (id(model), shapes_of(list(arguments.values()))), self.ranks(model)
         if self.description.guessed and id(model) not in self._checked:
-            self._check(model, arguments)
+            with alone(model):
+                self._check(model, arguments)
         if key not in self._layouts:
             found: list[tuple[int, int]] = []
+            counted: list[tuple[int, int]] = []
 
             def skipped(calls: list[NotedCall]) -> dict[str, Tensor]:
                 state = calls[0].state()
                 form = Form.of(self.description, state)
-                found.append((form.joined(state).shape[1], form.others))
+                x = form.joined(state)
+                found.append((x.shape[1], form.others))
+                if ranks is not None:  # one of them alone sees only some of the rows
+                    even(form.others, ranks, "the text")
+                    even(x.shape[1] - form.others, ranks, "the video")
+                    trunk = NotedTrunk(
+                        model=model, form=form, calls=calls, x=x, around=0, costs=self.costs
+                    )
+                    counted.extend(trunk.count(i, x.shape[1]) for i in range(trunk.layers))
                 return calls[-1].state()
 
             stand_in, _ = made_stand_in(model, self.description, skipped)
-            _, around = count_around(lambda: type(model).forward(stand_in, **arguments))
+            with alone(model):
+                _, around = count_around(lambda: type(model).forward(stand_in, **arguments))
             if not found:
                 raise UnsupportedBackboneError(
                     f"a {type(model).__name__} does not run its last block",
@@ -481,13 +499,15 @@ class DescribedCalls(DiffusersCalls):
                     "leaves blocks out",
                 )
             tokens, others = found[0]
-            side, made = self._made(tokens - others)
+            # Processes split the video's state as it is, with what comes after the tokens that are made.
+            side, made = self._made(tokens - others) if ranks is None else (1, tokens - others)
             self._layouts[key] = Layout(
                 tokens=tokens,
                 leading=tokens - made,
                 trailing=tokens - others - made,
                 side=side,
                 around=around,
+                flops=SharedFlops(around, tokens, tuple(counted)) if ranks is not None else None,
             )
         return self._layouts[key]
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from attrs import define
 
+from hetcache_backends.diffusers.parallel import (
+    GATHER,
+    SPLIT,
+    ranks_of,
+    refuse_parallel,
+    splitting,
+)
 from hetcache_core import ModelCalls, UnsupportedBackboneError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hetcache_core import Engine
+    from hetcache_core import Engine, Ranks
 
 COND: Final = "cond"
 UNCOND: Final = "uncond"
@@ -50,8 +58,13 @@ def _has_base(value: object, name: str) -> bool:
     )
 
 
-def refuse_options(model: Any, blocks: Sequence[Any]) -> None:
+def refuse_options(model: Any, blocks: Sequence[Any], *, parallel: bool = False) -> None:
     """Refuse a model with an option that a session cannot carry.
+
+    Args:
+        model: the transformer.
+        blocks: all of its blocks.
+        parallel: whether its backbone carries context parallelism.
 
     Raises:
         UnsupportedBackboneError: names the option and how to turn it off.
@@ -69,20 +82,15 @@ def refuse_options(model: Any, blocks: Sequence[Any]) -> None:
             getattr(model, "gradient_checkpointing", False),
             "Call disable_gradient_checkpointing() on the model.",
         ),
-        (
-            "enable_parallelism",
-            "context or tensor parallelism",
-            getattr(model, "_parallel_config", None) is not None,
-            "Load the model without it.",
-        ),
     ):
         if active:
             raise UnsupportedBackboneError(
                 f"A session cannot carry {what} ({option})", option=option, remedy=remedy
             )
+    refuse_parallel(model, blocks, carried=parallel)
     for module in (model, *blocks):
         hooks = getattr(vars(module).get("_diffusers_hook"), "hooks", {}).keys() - CARRIED_HOOKS
-        if hooks:
+        if hooks := [name for name in hooks if not name.startswith((SPLIT, GATHER))]:
             raise UnsupportedBackboneError(
                 f"A session cannot carry diffusers' hook {', '.join(sorted(hooks))!r} on a "
                 f"{type(module).__name__}",
@@ -115,6 +123,9 @@ def missing_library(error: ImportError) -> UnsupportedBackboneError:
 class DiffusersCalls(ModelCalls):
     """What the calls of one kind of diffusers' models mean. One object serves one session."""
 
+    parallel: ClassVar[bool] = True
+    """Whether it carries rows that several processes share."""
+
     @abstractmethod
     def blocks(self, model: Any) -> Sequence[Any]:
         """All blocks of a model, those of its control branch included."""
@@ -122,9 +133,20 @@ class DiffusersCalls(ModelCalls):
     def refuse(self, model: Any, engine: Engine) -> None:
         """Refuse options that a session cannot carry, and attention that cannot be looked into."""
         blocks = self.blocks(model)
-        refuse_options(model, blocks)
+        refuse_options(model, blocks, parallel=self.parallel)
         if "attention" in engine.policy.needs():
             refuse_processors(blocks)
+
+    def ranks(self, model: Any) -> Ranks | None:
+        """Name the processes of the library's context parallelism."""
+        return ranks_of(model)
+
+    @contextmanager
+    def routed(self) -> Iterator[None]:
+        """Split rows here, where blocks have stand-ins."""
+        models = [m for m in self.pipeline.components.values() if ranks_of(m) is not None]
+        with splitting(models, [block for model in models for block in self.blocks(model)]):
+            yield
 
     def result(self, output: Tensor) -> Any:
         """Wrap the output in the library's own class."""

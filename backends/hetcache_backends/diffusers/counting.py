@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from attrs import define, field
+from attrs import define, field, frozen
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import flop_registry
@@ -140,6 +140,39 @@ class CountedFlops(FlopModel):
             a = (every / self.tokens - attended / rows) / max(1, self.tokens - rows)
             attended += round(a * rows * (keys - rows))
         return attended + rest
+
+    def sub_layer(self, stack: Stack, part: SubLayer, *, rows: int, keys: int) -> int:
+        """Nothing: blocks run whole, and are counted whole."""
+        return 0
+
+    def control_extra(self, index: int, *, rows: int) -> int:
+        """There is no control branch."""
+        return 0
+
+
+@final
+@frozen
+class SharedFlops(FlopModel):
+    """Costs of one call whose tokens several processes share, those of all of them together.
+
+    Attributes:
+        around: FLOPs of embeddings and head.
+        tokens: tokens ``N`` of the call.
+        blocks: of each block on all tokens: FLOPs of attention products, and of the rest.
+    """
+
+    around: int
+    tokens: int
+    blocks: tuple[tuple[int, int], ...]
+
+    def outside(self) -> int:
+        """Everything around the trunk."""
+        return self.around
+
+    def block(self, stack: Stack, index: int, *, rows: int, keys: int) -> int:
+        """One block, by the share of its rows."""
+        attended, rest = self.blocks[index]
+        return (attended * keys // self.tokens + rest) * rows // self.tokens
 
     def sub_layer(self, stack: Stack, part: SubLayer, *, rows: int, keys: int) -> int:
         """Nothing: blocks run whole, and are counted whole."""

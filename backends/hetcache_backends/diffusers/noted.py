@@ -275,6 +275,7 @@ class NotedTrunk(TrunkCall, TrunkView):
         around: FLOPs of embeddings and head.
         costs: counts blocks.
         compiler: what blocks are run with, or None to run them as they are.
+        counted: costs of all processes together, where they share the tokens.
         every: the same with the arguments for all tokens, where these are some.
         places: (n,) which of the library's these are, in its order; None for all of them.
     """
@@ -286,6 +287,7 @@ class NotedTrunk(TrunkCall, TrunkView):
     around: int
     costs: BlockCosts
     compiler: BlockCompiler | None = None
+    counted: FlopModel | None = None
     every: Sequence[NotedCall] = ()
     places: Tensor | None = None
     _last: tuple[Tensor, dict[str, Tensor]] | None = field(default=None, init=False)
@@ -315,7 +317,7 @@ class NotedTrunk(TrunkCall, TrunkView):
         """Costs of this call."""
         from hetcache_backends.diffusers.counting import CountedFlops
 
-        return CountedFlops(self.around, self.x.shape[1], self._count)
+        return self.counted or CountedFlops(self.around, self.x.shape[1], self.count)
 
     def view(self, rows: Tensor | None) -> NotedTrunk:
         """Gather the input and what follows the rows."""
@@ -428,7 +430,8 @@ class NotedTrunk(TrunkCall, TrunkView):
             return self.form._rows(seen.value).float()  # noqa: SLF001 - as the state's
         return self.x.float()
 
-    def _count(self, index: int, rows: int) -> tuple[int, int]:
+    def count(self, index: int, rows: int) -> tuple[int, int]:
+        """Count a block on some rows: FLOPs of attention products, and of the rest."""
         from hetcache_backends.diffusers.counting import shapes_of
 
         call, view = self.calls[index], self
@@ -510,7 +513,10 @@ class _InOrder:
 
 
 def made_stand_in(
-    model: Any, description: ModelDescription, run: Callable[[list[NotedCall]], dict[str, Tensor]]
+    model: Any,
+    description: ModelDescription,
+    run: Callable[[list[NotedCall]], dict[str, Tensor]],
+    split: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any] | None = None,
 ) -> tuple[StandIn, list[NotedCall]]:
     """Make a transformer whose blocks take note of their calls.
 
@@ -518,6 +524,7 @@ def made_stand_in(
         model: the transformer.
         description: of its class.
         run: answers all noted calls with the state that the last one returns.
+        split: takes this process's rows out of what a block is called with, where several share them.
 
     Returns:
         The stand-in, and the list of the calls that it will note.
@@ -528,6 +535,8 @@ def made_stand_in(
     last = [block for _, found in lists for block in found][-1]
 
     def called(described: BlockList, block: Any, args: Any, kwargs: Any) -> Any:
+        if split is not None:
+            args, kwargs = split(block, args, kwargs)
         call = NotedCall(block, described, args, kwargs)
         calls.append(call)
         state = run(calls) if block is last else call.state()

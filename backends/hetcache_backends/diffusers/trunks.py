@@ -15,6 +15,7 @@ from hetcache_core import (
     BlockCompiler,
     BlockHooks,
     DitFlops,
+    Ranks,
     SubLayer,
     in_fp32,
     matrix_macs,
@@ -42,7 +43,7 @@ def wan_vace_trunk(*, inputs: Tensor, **given: Any) -> DitTrunk:
     """Make a call of the trunk of a Wan-VACE transformer.
 
     Args:
-        inputs: (B, N, D) trunk input.
+        inputs: (B, N, D) trunk input, of all processes.
         **given: of ``WanVaceBlocks``.
     """
     blocks = WanVaceBlocks(**given)
@@ -60,7 +61,8 @@ def wan_vace_trunk(*, inputs: Tensor, **given: Any) -> DitTrunk:
         control_batch=branches,
         control_call=branches * tokens * matrix_macs(model.vace_patch_embedding),
     )
-    return DitTrunk(x=inputs, blocks=blocks, flops=flops)
+    own = inputs if blocks.ranks is None else blocks.ranks.share(inputs)
+    return DitTrunk(x=own, blocks=blocks, flops=flops, tokens=tokens)
 
 
 def ltx_trunk(*, inputs: Tensor, **given: Any) -> DitTrunk:
@@ -97,6 +99,7 @@ class WanVaceBlocks(DitBlocks):
         control_latents: (B, C, T, H, W) input of the control branch.
         control_scales: factor of each hint, scalars.
         compiler: what blocks are run with, or None to run them as they are.
+        ranks: processes that share the rows, or None.
     """
 
     model: Any
@@ -106,6 +109,7 @@ class WanVaceBlocks(DitBlocks):
     control_latents: Tensor
     control_scales: Sequence[Tensor]
     compiler: BlockCompiler | None = None
+    ranks: Ranks | None = None
 
     @property
     def layers(self) -> int:
@@ -147,6 +151,8 @@ class WanVaceBlocks(DitBlocks):
             embedded = self.model.vace_patch_embedding(self.control_latents)
             flat = embedded.flatten(2).transpose(1, 2)
             state = padded_rows(flat, view.tokens, view.rows)  # (B, n, D)
+            if self.ranks is not None and view.rows is None:
+                state = self.ranks.share(state)
         block = self.model.vace_blocks[index]
         hint, state = self._run(block, hooks, view.x, self.context, state)
         return hint, state

@@ -19,6 +19,7 @@ from hetcache_backends.diffusers.common import (
     is_pipeline,
     missing_library,
 )
+from hetcache_backends.diffusers.parallel import even, split
 from hetcache_backends.folders import backbone_of
 from hetcache_backends.wan.wan_vace import VARIANTS
 from hetcache_core import (
@@ -182,7 +183,7 @@ class WanVaceCalls(DiffusersCalls):
             self._references = len(reference_images[0]) if reference_images else 0
             return library(mask, reference_images, *args, **kwargs)
 
-        with overridden(self.pipeline, "prepare_masks", prepare_masks):
+        with overridden(self.pipeline, "prepare_masks", prepare_masks), DiffusersCalls.routed(self):
             yield
 
     def grid(self, model: Any, arguments: Mapping[str, Any]) -> Grid:
@@ -228,7 +229,8 @@ class WanVaceCalls(DiffusersCalls):
         """Give the library's forward one block, the trunk, and an empty control branch."""
         from hetcache_backends.diffusers.trunks import wan_vace_trunk
 
-        control = arguments["control_hidden_states"]
+        control, ranks = arguments["control_hidden_states"], self.ranks(model)
+        even(self.grid(model, arguments).tokens, ranks, "the video")
         scales = arguments.get("control_hidden_states_scale")
         if scales is None:
             scales = control.new_ones(len(model.config.vace_layers))
@@ -239,6 +241,7 @@ class WanVaceCalls(DiffusersCalls):
             return run(
                 wan_vace_trunk(
                     model=model,
+                    ranks=ranks,
                     inputs=hidden,
                     context=context,
                     modulation=modulation,
@@ -256,7 +259,8 @@ class WanVaceCalls(DiffusersCalls):
             vace_patch_embedding=_no_embedding,
             config=StandIn(model.config, vace_layers=[]),
         )
-        return stand_in, {"control_hidden_states_scale": scales[:0]}
+        changed = arguments if ranks is None else split(model, (), arguments)[1]
+        return stand_in, {**changed, "control_hidden_states_scale": scales[:0]}
 
 
 def _no_embedding(latents: Tensor) -> Tensor:

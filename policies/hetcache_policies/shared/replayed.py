@@ -6,7 +6,7 @@ Source: our design.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, final
+from typing import ClassVar, Final, final
 
 import torch
 from attrs import define, field, frozen
@@ -89,6 +89,8 @@ class ReplayedBlocks(BlockPolicy):
         plan: what was done.
         sub_layers: whether the recorded policy needs a backbone that shows sub-layers.
     """
+
+    looks_at_hidden: ClassVar[bool] = False
 
     plan: Plan
     sub_layers: bool

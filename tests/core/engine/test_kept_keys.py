@@ -205,7 +205,7 @@ def test_flops_are_counted_ahead_as_they_are_run(
 ) -> None:
     saved: list[int] = []
 
-    def counted(trunk: Any, rows: int, partial: PartialSettings) -> int:
+    def counted(trunk: Any, rows: int, partial: PartialSettings, _: Any) -> int:
         flops = partial_flops(trunk, rows, partial)
         saved.append(full_flops(trunk) - flops)
         return flops
