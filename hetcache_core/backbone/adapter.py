@@ -412,6 +412,22 @@ class Backbone(ABC):
         notice = getattr(pipeline, "hetcache_notice", None)
         return str(notice) if notice else None
 
+    def share_rows(self, pipeline: Any) -> None:
+        """Share the rows of a pipeline's model among all processes of torch.distributed.
+
+        Args:
+            pipeline: the same one in each process.
+
+        Raises:
+            UnsupportedBackboneError: this backbone has no model that shares them.
+        """
+        raise UnsupportedBackboneError(
+            "Several GPUs cannot share the rows of this model",
+            backbone=self.name,
+            option="--gpus",
+            remedy="Leave out --gpus, or take wan-vace-diffusers.",
+        )
+
     def sample(self) -> EditRequest | None:
         """Return an embedded clip to show this backbone with, or None where it has none."""
         return None

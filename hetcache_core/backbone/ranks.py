@@ -38,6 +38,10 @@ class Ranks:
         """Which one this is, from 0."""
         return dist.get_rank(self.group)
 
+    def meet(self) -> None:
+        """Wait until all have come here."""
+        dist.barrier(self.group)
+
     def gather(self, own: Tensor, leading: int = 0) -> Tensor:
         """Bring the rows of all ranks together.
 

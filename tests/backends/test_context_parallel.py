@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 
-pytest.importorskip("diffusers", minversion="0.36")
+pytest.importorskip("diffusers", minversion="0.42")
 if sys.platform != "linux" or "fork" not in multiprocessing.get_all_start_methods():
     pytest.skip("the processes are forked, which spares them the imports", allow_module_level=True)
 

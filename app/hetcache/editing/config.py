@@ -28,6 +28,7 @@ DEMO_STEPS: Final = 20
 """Enough for a policy to show all its kinds of steps, and under two minutes on two CPU cores."""
 
 LARGEST_SEED: Final = 2**63
+MOST_GPUS: Final = 64
 
 
 @final
@@ -99,6 +100,13 @@ class EditConfig:
     )
     cfg_merge: bool = setting(default=False, doc="run both guidance branches in one call")
     place: PlaceConfig = group(PlaceConfig())
+    gpus: int | None = setting(
+        None,
+        ge=2,
+        le=MOST_GPUS,
+        doc="how many GPUs of this machine share the rows of the model (on a CPU: processes)",
+        metadata=written(unset="one"),
+    )
     limits: LimitsConfig = group(LimitsConfig())
     cache: CacheConfig = group(CacheConfig())
     composite: bool = setting(

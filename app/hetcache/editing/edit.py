@@ -27,12 +27,13 @@ from hetcache.running.console import note
 from hetcache.running.outputs import check_outputs
 from hetcache.running.progress import step_bars
 from hetcache.running.run import Runner, check_policy, load
+from hetcache_core import ConfigError
 from hetcache_core.files import replacing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from hetcache_core import Backbone, LoadRequest, Registry, Trace
+    from hetcache_core import Backbone, LoadRequest, Ranks, Registry, Trace
 
 __all__ = ["Edited", "comment", "edit", "held_against", "said_of"]
 
@@ -64,7 +65,11 @@ class Edited:
 
 
 def edit(
-    config: EditConfig, registry: Registry, *, loaded: dict[Any, Runner] | None = None
+    config: EditConfig,
+    registry: Registry,
+    *,
+    loaded: dict[Any, Runner] | None = None,
+    ranks: Ranks | None = None,
 ) -> Edited:
     """Edit a video or a picture. Everything that can be wrong is checked before the model is loaded.
 
@@ -73,11 +78,18 @@ def edit(
         registry: Where the backbone and the policy are looked up.
         loaded: What earlier edits have loaded; a model that is in there is not loaded again, and another
             one takes its place.
+        ranks: All processes that share the rows of the model and call this; the first one writes.
 
     Raises:
         HetCacheError: Something is wrong with what was asked for; no output was written, and finished
             windows of a long clip are kept.
     """
+    if config.gpus is not None and ranks is None:
+        raise ConfigError(
+            "several GPUs share one edit of the command line, no list of jobs and no call from Python",
+            where="--gpus",
+            remedy="Run hetcache edit for each, or leave it out.",
+        )
     policy = config.policy.choose(config.limits, config.cache, config.steps)
     check_policy(policy, registry)
     backbone = config.model.find(registry)
@@ -94,11 +106,17 @@ def edit(
     notice = backbone.notice(runner.pipeline)
     if notice:
         note(notice, kind="notice")
-    kept = KeptWindows.of(config) if len(job.windows) > 1 else None
+    if ranks is not None:
+        backbone.share_rows(runner.pipeline)
+    # Windows of an earlier run would be there for the first process alone.
+    kept = KeptWindows.of(config) if len(job.windows) > 1 and ranks is None else None
     with step_bars() as steps, _goes_on(kept, job), texts_once(runner.pipeline):
         frames, done = run_windows(job, runner, policy, steps, compare=config.compare, kept=kept)
         of_run = said_of([each.result.trace for each in done], notice)
-        files = _write(config, job, frames, done, traces, notice)
+        if ranks is not None:
+            ranks.meet()  # nothing is written where one has failed
+        writes = ranks is None or ranks.rank == 0
+        files = _write(config, job, frames, done, traces, notice) if writes else {}
     if kept:
         kept.remove()
     height, width = job.fit.size

@@ -89,6 +89,39 @@ def split(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return args, kwargs
 
 
+def share_wan_vace(model: Any) -> None:
+    """Share a Wan-VACE transformer's rows among all processes, by Ulysses attention.
+
+    The library has no plan for this class: it is Wan's, and the same for the first control block.
+
+    Raises:
+        UnsupportedBackboneError: the processes do not share its heads evenly.
+    """
+    import torch
+    from diffusers import ContextParallelConfig
+    from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
+
+    size, heads = torch.distributed.get_world_size(), int(model.config.num_attention_heads)
+    if heads % size:
+        raise UnsupportedBackboneError(
+            f"{size} processes cannot share {heads} attention heads evenly",
+            option="--gpus",
+            remedy="Take a number that divides them.",
+        )
+    rows = ContextParallelInput(split_dim=1, expected_dims=3)
+    table = ContextParallelInput(split_dim=1, expected_dims=4, split_output=True)
+    plan = {
+        "rope": {0: table, 1: table},
+        "blocks.0": {"hidden_states": rows},
+        "vace_blocks.0": {"hidden_states": rows, "control_hidden_states": rows},
+        "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+    }
+    made: Any = ContextParallelConfig
+    count = torch.accelerator.device_count
+    with _replaced(torch.accelerator, "device_count", lambda: max(1, count())):  # 0 on a CPU
+        model.enable_parallelism(config=made(ulysses_degree=size), cp_plan=plan)
+
+
 @contextmanager
 def splitting(models: Sequence[Any], blocks: Sequence[Any]) -> Iterator[None]:
     """Leave to us what the hooks of models and their blocks split, while the context lasts."""

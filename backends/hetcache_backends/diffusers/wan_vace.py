@@ -19,7 +19,7 @@ from hetcache_backends.diffusers.common import (
     is_pipeline,
     missing_library,
 )
-from hetcache_backends.diffusers.parallel import even, split
+from hetcache_backends.diffusers.parallel import even, share_wan_vace, split
 from hetcache_backends.folders import backbone_of
 from hetcache_backends.wan.wan_vace import VARIANTS
 from hetcache_core import (
@@ -137,6 +137,11 @@ class WanVaceDiffusers(Backbone):
             "num_frames": len(request.video),
         }
         return run_edit(pipeline, arguments, request)
+
+    def share_rows(self, pipeline: Any) -> None:
+        """Share them by the library's Ulysses attention."""
+        for model in _models(pipeline):
+            share_wan_vace(model)
 
     @property
     def random_models(self) -> RandomModels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -11,6 +12,7 @@ from hetcache.running.console import answer, loading, note, print_json
 from hetcache_core import HetCacheError
 
 if TYPE_CHECKING:
+    from hetcache.editing.report import Report
     from hetcache_core import Registry
 
 __all__ = ["EditCommand"]
@@ -31,8 +33,14 @@ class EditCommand(Command):
         from hetcache.editing.edit import edit
         from hetcache.editing.report import print_report
 
-        report = edit(config, registry).report
-        answer(report, lambda: print_report(report), as_json=config.answer.json)
+        if config.gpus is None and "WORLD_SIZE" not in os.environ:
+            report: Report | None = edit(config, registry).report
+        else:
+            from hetcache.editing.ranks import edit_shared
+
+            report = edit_shared(config, registry)
+        if report is not None:
+            answer(report, lambda: print_report(report), as_json=config.answer.json)
         return 0
 
     def run_jobs(self, configs: Sequence[EditConfig], registry: Registry) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, final
@@ -93,6 +94,9 @@ class RayCrew(Crew):
         for name, value in RAY.items():
             os.environ.setdefault(name, value)
         os.environ.update(ALONE if new else {})  # read when Ray is imported, and by its servers
+        if new and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+            # For later clusters of this process too, since Ray reads it once. Old releases read nothing.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())
         try:
             ray: Any = import_module("ray")
         except ImportError as error:
