@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -45,13 +46,20 @@ def case_of() -> Callable[[str], BackboneCase]:
 
 @pytest.fixture(scope="session")
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of ONNX graphs of a small Wan-VACE; writing one takes ten seconds."""
+    """A folder of ONNX graphs of a small Wan-VACE, one for all workers; writing it takes ten seconds."""
+    from filelock import FileLock  # comes with torch
+
     from hetcache_backends.tiny_vace.pipeline import build_pipeline
     from hetcache_backends.wan.case import SMALL
     from hetcache_backends.wan.wan_vace import WanVace
 
-    folder = tmp_path_factory.mktemp("onnx") / "graphs"
-    WanVace().exporter.export(build_pipeline(seed=0, config=SMALL), folder)
+    base = tmp_path_factory.getbasetemp()
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = run / "onnx" / "graphs"
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(run / "onnx.lock"):
+        if not folder.exists():  # it comes whole or not at all
+            WanVace().exporter.export(build_pipeline(seed=0, config=SMALL), folder)
     return folder
 
 
