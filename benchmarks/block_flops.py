@@ -59,7 +59,9 @@ class BlockFlops:
         ]
         for module in block.modules():
             handles += self._watch_attention(name, module)
-        feed_forward: Any = block.get_submodule("ff" if hasattr(block, "ff") else "ffn")
+        feed_forward: Any = next(
+            m for n in ("ff", "ffn", "img_mlp") if (m := getattr(block, n, None))
+        )
         last = [m for m in feed_forward.modules() if isinstance(m, nn.Linear)][-1]
 
         def count(*_: Any) -> None:

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from attrs import Factory, frozen
-from peer_subjects import Subject, library
+from peer_subjects import DESCRIBED, Subject, library
 
 WINDOW: Final = (0.15, 0.85)
 """Fractions of the steps between which attention is broadcast: the default of our ``pab``."""
@@ -145,6 +145,15 @@ def _dbcache(*, taylor: bool) -> Callable[[Subject, float], Opened]:
     return turn_on
 
 
+PATTERNS: Final = {
+    "CogVideoXTransformer3DModel": 0,
+    "MochiTransformer3DModel": 0,
+    "QwenImageTransformer2DModel": 1,
+    "PixArtTransformer2DModel": 3,
+}
+"""cache-dit's names of what blocks take and return, as its own adapters of these classes have it; else 2."""
+
+
 @contextmanager
 def cache_dit_cache(
     subject: Subject, threshold: float, *, taylor: bool = False, back: int = 0
@@ -163,12 +172,15 @@ def cache_dit_cache(
     pipeline, model = subject.pipeline, subject.pipeline.transformer
     adapter = cache_dit.BlockAdapterRegister.get_adapter(pipeline)
     if adapter is None:  # it goes by the name of the class, and knows none of ours
+        pattern = PATTERNS.get(type(model).__name__, 2)
+        blocks = next(n for n in ("blocks", "transformer_blocks") if hasattr(model, n))
         adapter = cache_dit.BlockAdapter(
             pipe=pipeline,
             transformer=model,
-            blocks=model.transformer_blocks,
-            forward_pattern=cache_dit.ForwardPattern.Pattern_2,
+            blocks=getattr(model, blocks),
+            forward_pattern=getattr(cache_dit.ForwardPattern, f"Pattern_{pattern}"),
             check_forward_pattern=False,
+            has_separate_cfg=type(model).__name__ in DESCRIBED.values(),
         )
     config = cache_dit.DBCacheConfig(
         Fn_compute_blocks=1,
@@ -182,6 +194,7 @@ def cache_dit_cache(
         yield {}
     finally:
         cache_dit.disable_cache(pipeline)
+        subject.left = subject.attributes() - subject.bare
         for module in (model, *subject.main):
             vars(module).pop("forward", None)
             vars(module).pop("_is_patched", None)
@@ -264,7 +277,7 @@ PEERS: Final = (
     Peer(
         name="DBCache",
         library="cache-dit",
-        backbones=DIFFUSERS,
+        backbones=(*DIFFUSERS, *DESCRIBED),
         open=_dbcache(taylor=False),
         thresholds=(1e-4, 1.0),
         settings=f"F1 B0, warm-up {WARM_UP}",
@@ -274,7 +287,7 @@ PEERS: Final = (
     Peer(
         name="DBCache TaylorSeer",
         library="cache-dit",
-        backbones=DIFFUSERS,
+        backbones=(*DIFFUSERS, *DESCRIBED),
         open=_dbcache(taylor=True),
         thresholds=(1e-4, 1.0),
         settings=f"F1 B0, warm-up {WARM_UP}, order 1",

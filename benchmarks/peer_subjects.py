@@ -28,6 +28,20 @@ SEED: Final = 0
 GUIDANCE: Final = 2.0
 """More saturates the trained model's colors. Source: ``tiny_vace/MODEL_CARD.md``."""
 
+BLOCKS: Final = 12
+HEADS: Final = 32
+"""Of described models: enough blocks to leave out, on few tokens, so that a call's own cost shows."""
+
+DESCRIBED: Final[Mapping[str, str]] = {
+    "allegro": "AllegroTransformer3DModel",
+    "cogvideox": "CogVideoXTransformer3DModel",
+    "mochi": "MochiTransformer3DModel",
+    "pixart": "PixArtTransformer2DModel",
+    "qwen-image": "QwenImageTransformer2DModel",
+    "wan": "WanTransformer3DModel",
+}
+"""Described classes that cache-dit carries as well, whose blocks lie in one list."""
+
 SHIFT: Final = 5.0
 """Of Wan's noise levels. Source: DiffSynth 2.1.12, ``FlowMatchScheduler("Wan")``."""
 
@@ -143,6 +157,8 @@ class Subject:
         edit: runs an edit of so many steps, with further arguments; returns the final latents.
         clock: of the loop.
         steps: sampler steps of every run.
+        left: what the last cache left in the pipeline when it was turned off.
+        bare: what was there before any cache.
     """
 
     backbone: Backbone
@@ -152,6 +168,18 @@ class Subject:
     edit: Callable[..., Tensor]
     clock: LoopClock
     steps: int
+    left: frozenset[str] = frozenset()
+    bare: frozenset[str] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Note what hangs on the pipeline before any cache has been there."""
+        self.bare = self.attributes()
+
+    def attributes(self) -> frozenset[str]:
+        """Name everything that hangs on the pipeline and on the modules of its transformer."""
+        parts = {"pipeline": self.pipeline, **dict(self.pipeline.transformer.named_modules())}
+        own = {f"{name}.{key}" for name, part in parts.items() for key in vars(part)}
+        return frozenset(own | {f"class {key}" for key in vars(type(self.pipeline))})
 
     def run(self, **arguments: Any) -> tuple[Tensor, float]:
         """Return final latents and the seconds of the loop."""
@@ -176,8 +204,44 @@ def make_subject(name: str, size: Size, *, device: str, steps: int) -> Subject:
         device: where they run; in bfloat16 on anything but the CPU.
         steps: sampler steps.
     """
+    if name in DESCRIBED:
+        return _described(DESCRIBED[name], device, steps)
     make = {"wan-vace": _wan, "wan-vace-diffusers": _wan_diffusers, "ltx-video": _ltx_video}[name]
     return make(size, device, torch.float32 if device == "cpu" else torch.bfloat16, steps)
+
+
+def _described(kind: str, device: str, steps: int) -> Subject:
+    from hetcache_backends.diffusers.adapter import DiffusersModels, described_models
+    from hetcache_backends.diffusers.samples.loop import SampleLoop
+    from hetcache_backends.diffusers.samples.sample import samples
+
+    def make() -> Any:
+        made = samples()[kind].make()
+        own = {key: value for key, value in made.config.items() if not key.startswith("_")}
+        larger = own | {"num_layers": BLOCKS, "num_attention_heads": HEADS}
+        if "cross_attention_dim" in own:
+            larger["cross_attention_dim"] = HEADS * own["attention_head_dim"]
+        return type(made).from_config(larger)
+
+    pipeline: Any = SampleLoop.of(evolve(samples()[kind], make=make), SEED)
+    pipeline.to(device)
+    clock = LoopClock(device)
+
+    def edit(count: int) -> Tensor:
+        with clock.bar():
+            latents: Tensor = pipeline(num_inference_steps=count).latents
+        return latents
+
+    name = described_models()[kind].lists[0].name
+    return Subject(
+        backbone=DiffusersModels(),
+        pipeline=pipeline,
+        main=list(getattr(pipeline.transformer, name)),
+        control=[],
+        edit=edit,
+        clock=clock,
+        steps=steps,
+    )
 
 
 def _clip(size: tuple[int, int, int]) -> Clip:

@@ -39,7 +39,7 @@ from harness import (
 )
 from harness.options import count, names
 from peer_caches import PEERS, Opened, Peer
-from peer_subjects import SIZES, Subject, make_subject
+from peer_subjects import DESCRIBED, SIZES, Subject, make_subject
 from torch import Tensor
 
 from hetcache_core import ConfigError, HetCacheError, accelerate
@@ -68,7 +68,11 @@ CONTROL_SHARE: Final = 0.3
 class PeerOptions(Options):
     """What this benchmark can be asked."""
 
-    backbones: tuple[str, ...] = option(BACKBONES, doc="where, by commas", parse=names)
+    backbones: tuple[str, ...] = option(
+        BACKBONES,
+        doc="where, by commas; also described models: " + ", ".join(DESCRIBED),
+        parse=names,
+    )
     peers: tuple[str, ...] = option(
         tuple(peer.name for peer in PEERS), doc="which, by commas", parse=names
     )
@@ -79,7 +83,7 @@ class PeerOptions(Options):
         """Refuse names that nothing has."""
         super().prepare()
         for given, known in (
-            (self.backbones, BACKBONES),
+            (self.backbones, [*BACKBONES, *DESCRIBED]),
             (self.peers, [peer.name for peer in PEERS]),
             ((self.size,), SIZES),
         ):
@@ -110,6 +114,7 @@ class Variant:
         match: at which equal share ours was set, "" for peers.
         shares: what it computed.
         latents: what came out.
+        left: attributes that it left in the pipeline when it was turned off.
     """
 
     open: Callable[[], Opened]
@@ -120,6 +125,7 @@ class Variant:
     match: str = ""
     shares: Shares
     latents: Tensor
+    left: int = 0
 
     def seconds(self, subject: Subject) -> float:
         """Run once more and return the seconds of the loop."""
@@ -172,6 +178,7 @@ class Comparison:
             settings=", ".join([*said, *filter(None, [peer.settings])]),
             shares=shares,
             latents=latents,
+            left=len(self.subject.left),
         )
 
     def ours(
@@ -220,6 +227,7 @@ class Comparison:
             match=match,
             shares=shares,
             latents=latents,
+            left=len(self.subject.left),
         )
 
     @contextmanager
@@ -227,6 +235,7 @@ class Comparison:
         self, policy: str, settings: Mapping[str, object], target: float | None
     ) -> Iterator[dict[str, Any]]:
         subject = self.subject
+        before = subject.attributes()
         with accelerate(
             subject.pipeline,
             policy,
@@ -235,6 +244,7 @@ class Comparison:
             target_speedup=target,
         ):
             yield {}
+        subject.left = subject.attributes() - before
 
 
 @contextmanager
@@ -303,6 +313,7 @@ def measure_peer(comparison: Comparison, bare: Variant, peer: Peer, repeats: int
             "relative error": float(error / torch.linalg.vector_norm(bare.latents)),
             "PSNR, dB": psnr(each.latents, bare.latents),
             "times the peer's speed": seconds[1] / spent,
+            "left behind": each.left,
         }
         rows.append(row)
     return rows
@@ -319,6 +330,7 @@ def _row(variant: Variant, peer: str, cache: str, note: str) -> Row:
             "relative error",
             "PSNR, dB",
             "times the peer's speed",
+            "left behind",
         )
     )
     said = {"by": variant.by, "settings": variant.settings, "at equal": variant.match}

@@ -59,7 +59,7 @@ class SampleLoop(LIBRARY):  # type: ignore[misc]
         """
         scheduler: Any = FlowMatchEulerDiscreteScheduler
         made = cls(sample.model(seed), scheduler())
-        made.sample = sample
+        made.sample, made.guidance_scale = sample, 1.0
         if patch:
             made.vae_scale_factor = MASK_SIDE // (sample.side * patch)
             processor: Any = VaeImageProcessor
@@ -76,7 +76,7 @@ class SampleLoop(LIBRARY):  # type: ignore[misc]
     @torch.no_grad()
     def __call__(
         self,
-        steps: int,
+        num_inference_steps: int,
         *,
         sigmas: list[float] | None = None,
         guidance_scale: float = 2.0,
@@ -86,7 +86,7 @@ class SampleLoop(LIBRARY):  # type: ignore[misc]
         """Run some steps.
 
         Args:
-            steps: how many.
+            num_inference_steps: how many.
             sigmas: noise levels, or None for the scheduler's own.
             guidance_scale: strength of the guidance; 1 runs one branch.
             seed: of everything that the transformer is called with.
@@ -104,7 +104,7 @@ class SampleLoop(LIBRARY):  # type: ignore[misc]
             picture = mask.to(like.device, torch.float32)[None, None]
             self.mask_processor.preprocess(picture, height=MASK_SIDE, width=MASK_SIDE)
         latents = branches[0][sample.latents]
-        self.scheduler.set_timesteps(steps if sigmas is None else None, sigmas=sigmas)
+        self.scheduler.set_timesteps(num_inference_steps if sigmas is None else None, sigmas=sigmas)
         self.scheduler.set_begin_index(0)
         outputs: list[Tensor] = []
         for t in self.scheduler.timesteps:
