@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -58,6 +59,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if by_hand is not None:
             files.remove(by_hand)
         made[path] = text
+    made["first-steps.md"] = _notebook(ROOT / "docs" / "first-steps.ipynb")
     made["reference/hooks.md"] = _hooks()
     made["reference/cli.md"] = _commands(registry)
     for name, text in made.items():
@@ -144,6 +146,23 @@ def _list_of_policies(files: Files) -> str:
     names = sorted(f.src_uri for f in files if f.src_uri.startswith("policies/"))
     lines = [f"- [{PurePosixPath(name).stem}]({name})" for name in names]
     return "\n## One page for each\n\n" + "\n".join(lines) + "\n"
+
+
+def _notebook(path: Path) -> str:
+    """Show a notebook as a page: texts, code, and what it printed and drew."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                picture = "".join(data["image/png"].split())
+                parts.append(f'<img alt="" src="data:image/png;base64,{picture}">')
+            else:
+                text = "".join(data.get("text/plain", output.get("text", "")))
+                parts.append(f"```text\n{text.rstrip()}\n```")
+    return "\n\n".join(parts)
 
 
 def _module(name: str, said: str) -> str:

@@ -62,3 +62,9 @@ def test_the_reference_has_every_public_name_hook_and_command(site: Path) -> Non
     commands = (site / "reference" / "cli.html").read_text()
     assert "hetcache plugins list" in commands
     assert "--target-speedup" in commands
+
+
+def test_the_notebook_is_a_page_with_what_it_drew(site: Path) -> None:
+    text = (site / "first-steps.html").read_text()
+    assert text.count("data:image/png;base64,") == 2
+    assert "later-more on tiny" in text

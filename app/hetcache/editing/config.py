@@ -168,7 +168,7 @@ class DemoConfig:
         metadata=written("--output", "-o", metavar="FOLDER", writes="folder"),
     )
     model: ModelConfig = group(ModelConfig())
-    policy: PolicyConfig = group(PolicyConfig(policy="hetcache"))
+    policy: PolicyConfig = group(PolicyConfig())
     steps: int = setting(DEMO_STEPS, ge=1, le=MOST_STEPS, doc="steps of the sampler")
     seed: int = setting(0, ge=0, lt=LARGEST_SEED, doc="seed of the noise")
     place: PlaceConfig = group(PlaceConfig())

@@ -46,7 +46,8 @@ from hetcache_core.testing.watch import watched_run
 
 REGISTRY = discover()
 CASE = tiny_case()
-STEPS = 8
+STEPS = 12
+"""Enough for every policy to compute as many values as it keeps."""
 FLOAT32 = 4
 
 
