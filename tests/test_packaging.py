@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.parser
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -101,6 +102,11 @@ def test_the_metadata_names_license_extras_and_supported_python(wheel: Path) -> 
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
     assert set(metadata.get_all("Provides-Extra", [])) == EXTRAS
+    described = metadata.get_payload()
+    assert "# hetcache" in described
+    assert not re.search(
+        r"\]\((?!https?://)", described
+    )  # relative links lead nowhere from an index
 
 
 @pytest.mark.packaging

@@ -265,7 +265,7 @@ def test_it_depends_on_hetcache_by_version(stranger: Stranger, folders: Installe
     (found,) = metadata.distributions(path=[str(folders(stranger))])
     requires = found.requires or []
     assert any(
-        line.startswith("hetcache") and ">=0.1" in line and "<0.2" in line for line in requires
+        line.startswith("hetcache") and ">=0.2" in line and "<0.3" in line for line in requires
     )
     assert "hetcache" in found.entry_points.groups
 
