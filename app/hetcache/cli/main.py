@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -30,6 +31,9 @@ UNREAD: Final = 1
 SIGNALLED: Final = 128
 """Exit status after a signal: this plus its number, as shells count; 130 after Ctrl-C."""
 
+NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+"""What a file system says that takes no more."""
+
 ENDING: Final = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Signals that end a process; Windows has no SIGHUP."""
 
@@ -44,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 for a mistake that is named on one line of stderr, 128 plus its number after
         a signal (130 after Ctrl-C), 1 where a run failed or whoever reads the output has left.
     """
+    _open_streams()
     if not sys.stderr.isatty():
         # Read by tqdm when it is imported: bars of libraries would fill a log with fragments.
         os.environ.setdefault("TQDM_DISABLE", "1")
@@ -62,9 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted(ended[-1])
     except BrokenPipeError:
-        # What a buffer still holds would fail once more when the interpreter leaves, on stderr.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
         return UNREAD
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _forget_stdout()
+        return _fail(f"{error.filename or 'stdout'} cannot be written: {error.strerror}")
 
 
 def program() -> NoReturn:
@@ -81,6 +90,22 @@ def program() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(status)
+
+
+def _open_streams() -> None:
+    """Open what of stdin, stdout and stderr is closed: the next file would else get what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _forget_stdout() -> None:
+    """Let go what a buffer still holds: it would fail once more when the interpreter leaves."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -134,9 +159,10 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _fail(message: str) -> int:
-    if os.environ.get(DEBUG) == "1":
-        traceback.print_exc()
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    with contextlib.suppress(OSError):  # the disk that holds the log may be full
+        if os.environ.get(DEBUG) == "1":
+            traceback.print_exc()
+        sys.stderr.write(f"error: {' '.join(message.split())}\n")
     return USAGE
 
 

@@ -7,8 +7,9 @@ whole or not at all.
 
 from __future__ import annotations
 
+import os
+import secrets
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -79,10 +80,12 @@ def write_folder(
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder next to one that is to be, and rename it when the block has ended.
+    """Give a temporary folder beside one that is to be; when the block ends, it is synced and renamed.
+
+    Whoever looks sees a whole folder or none, also after a power cut.
 
     Args:
-        folder: what is to be written; it may exist if it is empty.
+        folder: what is to be written; it may exist if it is empty, and be a link to such a folder.
 
     Raises:
         ConfigError: it exists and is not empty, or cannot be written; nothing is left behind.
@@ -94,11 +97,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
         )
     part = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        final = Path(os.path.realpath(folder))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        # Not after the folder, since its name may be as long as a name can be.
+        part = final.with_name(f".{secrets.token_hex(8)}.part")
+        part.mkdir()
         yield part
-        part.chmod(0o755)  # mkdtemp gives it to its owner alone
-        part.replace(folder)
+        for path in (*part.rglob("*"), part):
+            _sync(path)
+        part.replace(final)
+        _sync(final.parent)
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be written: {error.strerror or error}",
@@ -108,6 +116,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
     finally:
         if part is not None:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_graphs(parts: Sequence[Part], folder: Path) -> dict[str, Any]:

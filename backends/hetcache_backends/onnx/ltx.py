@@ -177,9 +177,14 @@ def export_ltx(
     )
 
     def around(written: Path) -> None:
+        from safetensors import SafetensorError
+
         if model is None:
             copies = {name: _copied(each) for name, each in pipeline.components.items()}
-            kind(**{**copies, "transformer": None}).save_pretrained(written / AROUND)
+            try:
+                kind(**{**copies, "transformer": None}).save_pretrained(written / AROUND)
+            except SafetensorError as error:  # what it makes of a full disk
+                raise OSError(str(error)) from error
 
     return write_folder(folder, ltx_parts(pipeline.transformer), manifest, around)
 

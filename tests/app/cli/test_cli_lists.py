@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -304,3 +305,21 @@ def test_a_reader_that_has_seen_enough_is_not_answered_with_a_traceback() -> Non
     assert process.stderr.read() == ""
     process.stderr.close()
     process.wait()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no disk that is always full")
+@pytest.mark.parametrize(
+    ("streams", "status", "said"),
+    [
+        (">/dev/full", 2, "error: stdout cannot be written: No space left on device\n"),
+        (">/dev/full 2>/dev/full", 2, ""),
+        (">&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+    ],
+)
+def test_streams_that_take_nothing_are_no_fault_of_the_program(
+    streams: str, status: int, said: str
+) -> None:
+    command = f"{shlex.quote(sys.executable)} -m hetcache policies {streams}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, said)
