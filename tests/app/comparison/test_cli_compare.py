@@ -241,6 +241,7 @@ def test_with_composite_nothing_differs_outside_of_the_mask(here: None, tmp_path
     assert plain.metrics["psnr_reference_margin"] is not None
 
 
+@pytest.mark.timeout(400)  # six models of three libraries
 def test_all_backbones_in_one_command_and_what_one_cannot_carry_is_a_row(
     here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
