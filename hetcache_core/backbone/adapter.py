@@ -392,6 +392,11 @@ class Backbone(ABC):
         """Short names of the models that it carries by descriptions, sorted."""
         return ()
 
+    @property
+    def masked(self) -> tuple[str, ...]:
+        """Pipelines whose own mask gives tokens their roles, where it does not for all: a line each."""
+        return ()
+
     def draft(self, subject: str) -> str:
         """Write a first description of a model that this backbone could carry, as source.
 

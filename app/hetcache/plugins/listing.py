@@ -157,11 +157,13 @@ def backbones_as_json(registry: Registry) -> list[dict[str, Any]]:
                 "guidance": guidance,
                 "geometry": asdict(kind.geometry),
                 "models": list(kind().models),
+                "masked": list(kind().masked),
                 "error": None,
             }
         except HetCacheError as error:
             unknown = ("library", "library_version", "library_supported", "features", "geometry")
-            entry |= {**dict.fromkeys(unknown), "guidance": [], "models": [], "error": str(error)}
+            entry |= {**dict.fromkeys(unknown), "guidance": [], "models": [], "masked": []}
+            entry["error"] = str(error)
         listed.append(entry)
     return listed
 
@@ -224,6 +226,14 @@ def print_backbones(registry: Registry) -> None:
                 *(
                     [Text(f"  models    {', '.join(backbone['models'])}")]
                     * bool(backbone["models"])
+                ),
+                *(
+                    [
+                        Text(
+                            f"  masked    rows, attention and mask in {'; '.join(backbone['masked'])}"
+                        )
+                    ]
+                    * bool(backbone["masked"])
                 ),
                 Text(f"  carries   {carried}" + (f"; not {lacking}" if lacking else "")),
                 Text(

@@ -210,6 +210,14 @@ class DiffusersModels(Backbone):
         return tuple(sorted(model.name for model in described_models().values()))
 
     @property
+    def masked(self) -> tuple[str, ...]:
+        """Pipelines with a mask: what is computed in every partial step, and how guidance runs."""
+        found = (each for model in described_models().values() for each in model.masked)
+        return tuple(
+            sorted(f"{each.name} (always {each.pinned}; {each.guidance})" for each in found)
+        )
+
+    @property
     def random_models(self) -> RandomModels:
         """What makes a loop around a small model of each described class."""
         from hetcache_backends.diffusers.samples.models import SampleModels

@@ -38,7 +38,7 @@ POLICY_KEYS = {
 SETTING_KEYS = {"name", "type", "default", "doc", "allowed", "required", "pieces"}
 BACKBONE_KEYS = {
     "name", "summary", "library", "library_version", "library_supported", "features", "guidance",
-    "geometry", "models", "error",
+    "geometry", "models", "masked", "error",
 }  # fmt: skip
 DOCTOR_KEYS = {
     "hetcache", "python", "executable", "platform", "cpu_count", "torch", "cuda_devices",
