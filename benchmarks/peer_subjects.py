@@ -42,6 +42,9 @@ DESCRIBED: Final[Mapping[str, str]] = {
 }
 """Described classes that cache-dit carries as well, whose blocks lie in one list."""
 
+MODELS: Final = ("transformer", "dit")
+"""What pipelines of diffusers and of DiffSynth call their transformer."""
+
 SHIFT: Final = 5.0
 """Of Wan's noise levels. Source: DiffSynth 2.1.12, ``FlowMatchScheduler("Wan")``."""
 
@@ -177,7 +180,10 @@ class Subject:
 
     def attributes(self) -> frozenset[str]:
         """Name everything that hangs on the pipeline and on the modules of its transformer."""
-        parts = {"pipeline": self.pipeline, **dict(self.pipeline.transformer.named_modules())}
+        models = (getattr(self.pipeline, name, None) for name in MODELS)
+        parts = {"pipeline": self.pipeline}
+        for model in models:
+            parts |= dict(model.named_modules()) if model is not None else {}
         own = {f"{name}.{key}" for name, part in parts.items() for key in vars(part)}
         return frozenset(own | {f"class {key}" for key in vars(type(self.pipeline))})
 

@@ -24,6 +24,7 @@ def test_every_cell_runs_and_shows_what_the_stored_one_shows(
     monkeypatch.setenv(
         "PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     )
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # a notebook draws into itself
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     stored = nbformat.read(NOTEBOOK, as_version=4)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
