@@ -140,13 +140,13 @@ def compare(config: CompareConfig, registry: Registry) -> Compared:
 
 
 def _crew(config: CompareConfig, settings: BenchSettings) -> Crew:
-    if config.on_ray:
+    if config.work.on_ray:
         from hetcache.comparison.work.ray import RayCrew
 
-        return RayCrew(settings, config.side_by_side, config.ray_address)
+        return RayCrew(settings, config.work.count, config.work.ray_address)
     from hetcache.comparison.work.processes import Processes, devices_for
 
-    return Processes(settings, devices_for(config.place.device, config.side_by_side))
+    return Processes(settings, devices_for(config.place.device, config.work.count))
 
 
 def _bench_settings(config: CompareConfig) -> BenchSettings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final, Literal, final
 
 from attrs import frozen
@@ -10,7 +9,13 @@ from attrs import frozen
 from hetcache.media.options import MaskConfig
 from hetcache.quality.weights import WeightsConfig
 from hetcache.running.device import PlaceConfig
-from hetcache.running.groups import MOST_FRAMES, MOST_STEPS, JsonConfig, PictureConfig
+from hetcache.running.groups import (
+    MOST_FRAMES,
+    MOST_STEPS,
+    JsonConfig,
+    PictureConfig,
+    WorkersConfig,
+)
 from hetcache.running.limits import CacheConfig
 from hetcache.running.options import written
 from hetcache_core import ConfigError, setting
@@ -24,8 +29,6 @@ GridName = Literal[
 
 REPEAT: Final = 3
 """Of three clocks the middle one is told from a disturbed one."""
-
-WORKERS: Final = re.compile(r"(?P<ray>ray)(:(?P<of_ray>[1-9]\d*))?|(?P<here>[1-9]\d*)")
 
 
 @final
@@ -85,17 +88,7 @@ class CompareConfig:
     weights: WeightsConfig = group(WeightsConfig())
     cache: CacheConfig = group(CacheConfig())
     place: PlaceConfig = group(PlaceConfig())
-    workers: str | None = setting(
-        None,
-        doc="how many runs are made side by side by processes of this machine; or ray, or ray:N, for N on "
-        "a Ray cluster",
-        metadata=written(metavar="N|ray|ray:N", unset="one for each CUDA device, else 1"),
-    )
-    ray_address: str | None = setting(
-        None,
-        doc="a Ray cluster that is there",
-        metadata=written(unset="one is started on this machine"),
-    )
+    work: WorkersConfig = group(WorkersConfig())
     resume: bool = setting(default=False, doc="go on with the comparison in the folder")
     answer: JsonConfig = group(JsonConfig())
 
@@ -118,23 +111,3 @@ class CompareConfig:
                 "no clips are named",
                 remedy="Give --video and --mask, or --clips FOLDER, or --clips builtin.",
             )
-        if self.workers is not None and WORKERS.fullmatch(self.workers) is None:
-            raise ConfigError(
-                f"workers must be a whole number, ray or ray:N, got {self.workers!r}",
-                setting="workers",
-                given=self.workers,
-            )
-        if self.ray_address is not None and not self.on_ray:
-            raise ConfigError("--ray-address goes with --workers ray", setting="ray_address")
-
-    @property
-    def on_ray(self) -> bool:
-        """Whether the workers are on a Ray cluster."""
-        return self.workers is not None and self.workers.startswith("ray")
-
-    @property
-    def side_by_side(self) -> int | None:
-        """How many workers there are, or None for as many as there are devices."""
-        found = WORKERS.fullmatch(self.workers or "")
-        count = (found["of_ray"] or found["here"]) if found else None
-        return None if count is None else int(count)

@@ -16,6 +16,7 @@ from hetcache.running.groups import (
     ModelConfig,
     PictureConfig,
     PolicyConfig,
+    WorkersConfig,
 )
 from hetcache.running.limits import CacheConfig, LimitsConfig
 from hetcache.running.options import written
@@ -107,6 +108,7 @@ class EditConfig:
         doc="how many GPUs of this machine share the rows of the model (on a CPU: processes)",
         metadata=written(unset="one"),
     )
+    work: WorkersConfig = group(WorkersConfig())
     limits: LimitsConfig = group(LimitsConfig())
     cache: CacheConfig = group(CacheConfig())
     composite: bool = setting(

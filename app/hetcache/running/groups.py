@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from hetcache.running.run import PolicyChoice
     from hetcache_core import Backbone, LoadRequest, Registry
 
-__all__ = ["JsonConfig", "ModelConfig", "PictureConfig", "PolicyConfig", "Preset"]
+__all__ = ["JsonConfig", "ModelConfig", "PictureConfig", "PolicyConfig", "Preset", "WorkersConfig"]
 
 Preset = Literal["quality", "balanced", "fast", "paper", "code"]
 """``PRESETS`` and ``VARIANTS``."""
@@ -27,6 +28,8 @@ MOST_FRAMES: Final = 1 << 20
 LONGEST_SIDE: Final = 1 << 13
 """Far more than any model takes, and small enough that no size computed from them is out of range."""
 
+WORKERS: Final = re.compile(r"(?P<ray>ray)(:(?P<of_ray>[1-9]\d*))?|(?P<here>[1-9]\d*)")
+
 
 @final
 @frozen(kw_only=True)
@@ -34,6 +37,46 @@ class JsonConfig:
     """How a command answers."""
 
     json: bool = setting(default=False, doc="print JSON, and nothing else, on stdout")
+
+
+@final
+@frozen(kw_only=True)
+class WorkersConfig:
+    """Who works: processes of this machine, or a Ray cluster."""
+
+    workers: str | None = setting(
+        None,
+        doc="how many work side by side: N processes of this machine; or ray, or ray:N, on a Ray cluster",
+        metadata=written(metavar="N|ray|ray:N", unset="one for each CUDA device, else 1"),
+    )
+    ray_address: str | None = setting(
+        None,
+        doc="a Ray cluster that is there",
+        metadata=written(unset="one is started on this machine"),
+    )
+
+    def __attrs_post_init__(self) -> None:
+        """Make sure that both go together."""
+        if self.workers is not None and WORKERS.fullmatch(self.workers) is None:
+            raise ConfigError(
+                f"workers must be a whole number, ray or ray:N, got {self.workers!r}",
+                setting="workers",
+                given=self.workers,
+            )
+        if self.ray_address is not None and not self.on_ray:
+            raise ConfigError("--ray-address goes with --workers ray", setting="ray_address")
+
+    @property
+    def on_ray(self) -> bool:
+        """Whether the workers are on a Ray cluster."""
+        return self.workers is not None and self.workers.startswith("ray")
+
+    @property
+    def count(self) -> int | None:
+        """How many workers there are, or None for as many as there are devices."""
+        found = WORKERS.fullmatch(self.workers or "")
+        count = (found["of_ray"] or found["here"]) if found else None
+        return None if count is None else int(count)
 
 
 @final

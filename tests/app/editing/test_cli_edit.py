@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -582,6 +583,42 @@ def test_many_jobs_cost_one_model_and_a_failed_one_itself_alone(
     assert (tmp_path / "a.mp4").stat().st_size > 0
     assert (tmp_path / "c.mp4").stat().st_size > 0
     assert not (tmp_path / "b.mp4").exists()
+
+
+@pytest.mark.timeout(400)
+def test_jobs_on_a_ray_cluster_end_as_on_this_machine(
+    clip: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if importlib.util.find_spec("ray") is None:  # imported first by the command itself
+        pytest.skip("Ray is not installed")
+    listed = [
+        {**clip, "output": str(tmp_path / "a.mp4"), "seed": 1},
+        {**clip, "output": str(tmp_path / "b.mp4"), "mask": str(tmp_path / "gone.png")},
+        {**clip, "output": str(tmp_path / "c.mp4"), "video": str(tmp_path / "a.mp4")},  # after it
+    ]
+    (tmp_path / "jobs.yaml").write_text(json.dumps(listed))
+    options = ["--steps", "3", "--device", "cpu", "--cfg-scale", "1", "--json"]
+    jobs = str(tmp_path / "jobs.yaml")
+    assert main(["edit", "--jobs", jobs, *options, "--workers", "ray:2"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert [(each["job"], each["run"]["steps"]) for each in said["finished"]] == [
+        (1, 3),
+        (3, 3),
+    ]
+    assert "gone.png" in said["failed"][0]["error"]
+    assert (tmp_path / "a.mp4").stat().st_size > 0
+
+
+def test_workers_are_of_a_ray_cluster_and_for_many_jobs(
+    clip: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--video", clip["video"], "--mask", clip["mask"], "--output", str(tmp_path / "a.mp4")]
+    assert main(["edit", *files, "--workers", "ray"]) == 2
+    assert "Give --jobs" in capsys.readouterr().err
+    jobs = tmp_path / "jobs.yaml"
+    jobs.write_text(json.dumps([{**clip, "output": str(tmp_path / "a.mp4")}]))
+    assert main(["edit", "--jobs", str(jobs), "--workers", "2"]) == 2
+    assert "Take ray or ray:N" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

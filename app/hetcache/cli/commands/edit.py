@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from hetcache.cli.command import Command
 from hetcache.editing.config import EditConfig
 from hetcache.running.console import answer, loading, note, print_json
-from hetcache_core import HetCacheError
+from hetcache_core import ConfigError
 
 if TYPE_CHECKING:
     from hetcache.editing.report import Report
@@ -29,6 +29,8 @@ class EditCommand(Command):
 
     def run(self, config: EditConfig, registry: Registry) -> int:
         """Edit, and report what it cost."""
+        if config.work.workers is not None:
+            raise ConfigError("one edit has one worker", where="--workers", remedy="Give --jobs.")
         loading(config.model.backbone)
         from hetcache.editing.edit import edit
         from hetcache.editing.report import print_report
@@ -44,24 +46,21 @@ class EditCommand(Command):
         return 0
 
     def run_jobs(self, configs: Sequence[EditConfig], registry: Registry) -> int:
-        """Edit many; one that fails costs itself alone, and a model that several use is loaded once."""
+        """Edit many, and list those that failed."""
         loading(f"for {len(configs)} jobs")
-        from hetcache.editing.edit import edit
+        from hetcache.editing.jobs import run_jobs
         from hetcache.editing.report import print_report
 
-        loaded: dict[Any, Any] = {}
         finished, failed = [], []
-        for number, config in enumerate(configs, 1):
-            note(f"job {number} of {len(configs)}: {config.output}")
-            try:
-                report = edit(config, registry, loaded=loaded).report
-            except HetCacheError as error:
-                note(f"job {number}, {config.output}: {error}", kind="error")
-                failed.append({"job": number, "output": config.output, "error": str(error)})
+        for ended in run_jobs(configs, registry):
+            known = {"job": ended.job, "output": ended.output}
+            if ended.report is None:
+                note(f"job {ended.job}, {ended.output}: {ended.error}", kind="error")
+                failed.append({**known, "error": ended.error})
                 continue
-            finished.append({"job": number, **report.to_dict()})
-            if not config.answer.json:
-                print_report(report)
+            finished.append({**known, **ended.report.to_dict()})
+            if not configs[ended.job - 1].answer.json:
+                print_report(ended.report)
         if any(config.answer.json for config in configs):
             print_json({"finished": finished, "failed": failed})
         if failed:

@@ -19,6 +19,7 @@ from attrs import define, evolve, field
 from hetcache.comparison.work.bench import Bench, BenchSettings
 from hetcache.comparison.work.tasks import Task
 from hetcache.comparison.work.workers import Answer, Crew, Died, Worker, answer_to
+from hetcache.running.cluster import QUIET
 
 __all__ = ["Processes", "devices_for", "threads_for"]
 
@@ -27,9 +28,6 @@ LAST: Final = -1000
 
 PATIENCE: Final = 3.0
 """Seconds that a worker has to end by itself."""
-
-QUIET: Final = {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
-"""Environment of workers: what libraries advise at every run would bury everything else."""
 
 
 def devices_for(device: str, workers: int | None) -> list[str]:
