@@ -248,7 +248,7 @@ def test_all_backbones_in_one_command_and_what_one_cannot_carry_is_a_row(
     pytest.importorskip("diffusers")
     pytest.importorskip("transformers")
     names = ("wan-vace", "wan-vace-diffusers", "ltx-video")
-    described = ("sd3", "z-image")
+    described = ("sd3", "pixart")
     backbones = ",".join(
         (
             "tiny-vace",
@@ -264,7 +264,7 @@ def test_all_backbones_in_one_command_and_what_one_cannot_carry_is_a_row(
     assert len(every) == 6 * 5
     modes = {(row.key.model, row.key.policy): row.modes for row in every}
     assert modes["random:sd3", "hetcache"] == "ffrf"
-    assert not modes["random:z-image", "hetcache"]
+    assert not modes["random:pixart", "hetcache"]
     table = (output / "table.md").read_text(encoding="utf-8")
     assert "15 pairs of a policy and a model ran, 9 were refused (6 models and sizes)." in table
     assert "| `hetcache` | 5 | 1 | lacks: attention, mask, rows (1) |" in table
