@@ -12,7 +12,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TextIO
 
 from hetcache.extra import needs_app
 from hetcache_core import HetCacheError
@@ -67,12 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted(ended[-1])
     except BrokenPipeError:
-        _forget_stdout()
+        _forget(sys.stdout)
         return UNREAD
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        _forget_stdout()
+        _forget(sys.stdout)
         return _fail(f"{error.filename or 'stdout'} cannot be written: {error.strerror}")
 
 
@@ -103,9 +103,9 @@ def _open_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
-def _forget_stdout() -> None:
+def _forget(stream: TextIO) -> None:
     """Let go what a buffer still holds: it would fail once more when the interpreter leaves."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
@@ -159,10 +159,12 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _fail(message: str) -> int:
-    with contextlib.suppress(OSError):  # the disk that holds the log may be full
+    try:
         if os.environ.get(DEBUG) == "1":
             traceback.print_exc()
         sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    except OSError:  # the disk that holds the log may be full
+        _forget(sys.stderr)
     return USAGE
 
 
