@@ -98,6 +98,7 @@ def _on_ray(configs: Sequence[EditConfig], work: WorkersConfig) -> Iterator[Ende
                 report, error = cluster.ray.get(answer)
             except cluster.ray.exceptions.RayError as ended:
                 report, error = None, f"the worker {cluster.died(ended)}"
+                cluster.ray.kill(actor)  # one that lives would hold the place of the next
                 actor = _editor(cluster)
             idle.append(actor)
             yield Ended(number, config.output, report, error)

@@ -62,8 +62,10 @@ class Cluster:
 
     def died(self, error: BaseException) -> str:
         """Say in a line how an actor ended."""
-        lines = str(error).strip().splitlines()
-        return f"ended: {lines[0] if lines else type(error).__name__}"
+        # Of what was raised in an actor, Ray says the whole traceback, and has the cause beside it.
+        cause = getattr(error, "cause", None) or error
+        lines = str(cause).strip().splitlines()
+        return f"ended: {lines[0] if lines else type(cause).__name__}"
 
 
 @contextmanager
